@@ -1,0 +1,134 @@
+"""What schemes lower to: a handful of forms, where N schemes and M kernels meet.
+
+Each form comes in two halves. The static half (`OffsetTable`, `Separable`) is hashable and is all that a planner
+may read; the tensors (`OffsetValues`, `SeparableValues`) are what a kernel reads. Offsets are query - key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locant.grid import Grid, Tokens
+
+
+@dataclass(frozen=True)
+class OffsetTable:
+    """A bias that depends on the offset alone: one number per head and offset, O(N) in all.
+
+    `values[head, r_0 + dt, r_1 + dy, r_2 + dx]` is read at the offset (query - key), `reach` being r: its centre is
+    the zero offset. `prefix` says that tokens without a place have learned rows; else their bias is 0.
+    """
+
+    heads: int
+    reach: tuple[int, ...]
+    prefix: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(2 * r + 1 for r in self.reach)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the form holds."""
+        return self.heads * (math.prod(self.sizes) + 3 * self.prefix)
+
+
+@dataclass(frozen=True)
+class OffsetValues:
+    """The tensors of an `OffsetTable`.
+
+    `query_prefix` is added where the query is a prefix token and the key has a place, `key_prefix` where the key is
+    one and the query has a place, `both` where both are (BEiT's three extra rows, arXiv 2106.08254).
+    """
+
+    table: Float[Tensor, "heads *offsets"]
+    query_prefix: Float[Tensor, " heads"] | None = None
+    key_prefix: Float[Tensor, " heads"] | None = None
+    both: Float[Tensor, " heads"] | None = None
+
+    def at(self, queries: Tokens, keys: Tokens) -> Float[Tensor, "heads groups queries keys"]:
+        """The bias of chosen pairs. Pairs out of reach read the table's edge: only a mask may leave them there."""
+        sizes = self.table.shape[1:]
+        index = torch.zeros((), dtype=torch.int64, device=self.table.device)
+        for axis, size in enumerate(sizes):
+            offset = queries.coordinates[..., axis, None] - keys.coordinates[..., None, :, axis]
+            index = index * size + (offset + size // 2).clamp(0, size - 1)
+        bias = self.table.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)
+        if self.query_prefix is None or self.key_prefix is None or self.both is None:
+            placed = queries.placed[..., None] & keys.placed[..., None, :]
+            return torch.where(placed, bias, 0.0)
+        both, from_prefix, to_prefix = (
+            row[:, None, None, None] for row in (self.both, self.query_prefix, self.key_prefix)
+        )
+        bias = torch.where(queries.placed[..., None], bias, from_prefix)
+        without = torch.where(queries.placed[..., None], to_prefix, both)
+        return torch.where(keys.placed[..., None, :], bias, without)
+
+    def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "heads queries keys"]:
+        """The whole bias: O(N²)."""
+        device = self.table.device
+        return self.at(grid.select(device=device), key_grid.select(device=device))[:, 0]
+
+
+def add_tables(forms: Sequence[OffsetTable]) -> OffsetTable:
+    """Biases add up. All were lowered for the same grids and mask, so all have the same reach."""
+    first = forms[0]
+    for form in forms[1:]:
+        if form.heads != first.heads:
+            raise ValueError(
+                f"biases that are added need the same number of heads; got {first.heads} and {form.heads}. "
+                "Build them for the attention's heads."
+            )
+    assert all(form.reach == first.reach for form in forms), "tables were lowered for different grids"
+    return OffsetTable(first.heads, first.reach, any(form.prefix for form in forms))
+
+
+def add_values(values: Sequence[OffsetValues]) -> OffsetValues:
+    """The tensors of `add_tables`."""
+
+    def total(rows: list[Tensor | None]) -> Tensor | None:
+        there = [row for row in rows if row is not None]
+        return sum(there[1:], there[0]) if there else None
+
+    return OffsetValues(
+        sum((v.table for v in values[1:]), values[0].table),
+        total([v.query_prefix for v in values]),
+        total([v.key_prefix for v in values]),
+        total([v.both for v in values]),
+    )
+
+
+@dataclass(frozen=True)
+class Separable:
+    """A map of probabilities from position alone, which is a product of one small softmax per axis.
+
+    softmax over keys of sum_a L_a(i_a, j_a) = prod_a softmax over j_a of L_a(i_a, j_a), exactly, as long as the keys
+    that a query may see are a box: the whole grid, or a cell of a window.
+    """
+
+    heads: int
+
+
+@dataclass(frozen=True)
+class SeparableValues:
+    """The tensors of a `Separable`: logits per axis, and how much of the mixture is position's, per head."""
+
+    logits: tuple[Float[Tensor, "heads queries_of_axis keys_of_axis"], ...]
+    share: Float[Tensor, " heads"]
+
+    def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "heads queries keys"]:
+        """The logits of the whole map, O(N²); prefix tokens have 0."""
+        heads, axes = self.share.shape[0], len(self.logits)
+        total = torch.zeros((), dtype=self.share.dtype, device=self.share.device)
+        for axis, line in enumerate(self.logits):
+            shape = [1] * (2 * axes)
+            shape[axis], shape[axes + axis] = line.shape[1], line.shape[2]
+            total = total + line.reshape(heads, *shape)
+        total = total.reshape(heads, grid.cells, key_grid.cells)
+        return torch.nn.functional.pad(total, (key_grid.prefix, 0, grid.prefix, 0))

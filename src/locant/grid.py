@@ -1,0 +1,172 @@
+"""Where tokens are: integer coordinates on a grid of one, two or three dimensions.
+
+A grid is a value: frozen integers, hashable, safe inside `torch.compile` and `torch.export`.
+Token order is prefix tokens first, then the cells in row-major order; axes are (time, row, column),
+so a sequence is `Grid(196)`, an image `Grid(14, 14)` and a clip `Grid(8, 14, 14)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils import _pytree
+
+AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
+
+
+class Tokens(NamedTuple):
+    """A choice of tokens of a grid, in equal groups: what masks and tables are asked about.
+
+    The whole grid is one group; under windows each cell is a group. `placed` is False for prefix tokens, whose
+    coordinates are zeros without meaning.
+    """
+
+    index: Int[Tensor, "groups count"]
+    coordinates: Int[Tensor, "groups count axes"]
+    placed: Bool[Tensor, "groups count"]
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Grid:
+    """Tokens at integer coordinates `origin + index * stride`, after `prefix` tokens without a place.
+
+    Args:
+        *shape: one to three sizes, in the order time, row, column. A size may be 0.
+        prefix: how many tokens without a place (class tokens, registers) come first.
+        origin: coordinate of the first cell, per axis; a slice of a grid has one. Default zeros.
+        stride: distance between neighbouring cells, per axis; pooled keys have one. Default ones.
+
+    Raises:
+        ValueError: if a size, prefix, origin or stride is not a whole number in range.
+
+    >>> Grid(14, 14)[2:4]                    # two rows of an image, which know that they are rows 2 and 3
+    Grid(2, 14, origin=(2, 0))
+    >>> Grid(1024)[1023:1024].tokens         # one new query against a cache of 1,024 keys
+    1
+    >>> Grid(14, 14).pooled(2)               # keys pooled two by two
+    Grid(7, 7, stride=(2, 2))
+    """
+
+    shape: tuple[int, ...]
+    prefix: int
+    origin: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __init__(
+        self,
+        *shape: int,
+        prefix: int = 0,
+        origin: tuple[int, ...] | None = None,
+        stride: tuple[int, ...] | None = None,
+    ) -> None:
+        axes = len(shape)
+        if axes not in AXES:
+            raise ValueError(
+                f"Grid needs one, two or three sizes (time, row, column); it got {axes}: {shape}. "
+                "Write Grid(196), Grid(14, 14) or Grid(8, 14, 14)."
+            )
+        origin = (0,) * axes if origin is None else tuple(origin)
+        stride = (1,) * axes if stride is None else tuple(stride)
+        _check("sizes", shape, axes, 0)
+        _check("prefix", (prefix,), 1, 0)
+        _check("origin", origin, axes, None)
+        _check("stride", stride, axes, 1)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "prefix", prefix)
+        object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "stride", stride)
+
+    @property
+    def axes(self) -> int:
+        """Number of dimensions: 1, 2 or 3."""
+        return len(self.shape)
+
+    @property
+    def cells(self) -> int:
+        """Number of tokens that have a place."""
+        return math.prod(self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, the prefix included."""
+        return self.prefix + self.cells
+
+    def along(self, axis: int) -> range:
+        """The coordinates on one axis, as a range."""
+        first, step = self.origin[axis], self.stride[axis]
+        return range(first, first + self.shape[axis] * step, step)
+
+    def coordinates(self, device: torch.device | str | None = None) -> Int[Tensor, "cells axes"]:
+        """Coordinates of every cell (the prefix has none), row-major, as int64."""
+        index = torch.arange(self.cells, device=device)
+        steps = [math.prod(self.shape[axis + 1 :]) for axis in range(self.axes)]
+        lines = [
+            index // max(step, 1) % max(size, 1) * stride + origin
+            for step, size, stride, origin in zip(steps, self.shape, self.stride, self.origin, strict=True)
+        ]
+        return torch.stack(lines, dim=-1)
+
+    def select(self, index: Int[Tensor, "groups count"] | None = None, device: torch.device | str | None = None) -> Tokens:
+        """The tokens at `index` (prefix included in the count), by default all of them as one group."""
+        index = torch.arange(self.tokens, device=device)[None] if index is None else index
+        places = self.coordinates(index.device)
+        places = torch.cat([places.new_zeros(self.prefix, self.axes), places])
+        return Tokens(index, places[index], index >= self.prefix)
+
+    def pooled(self, stride: int | tuple[int, ...]) -> Grid:
+        """The grid of every `stride`-th coordinate per axis, as pooled keys have it. The prefix stays."""
+        steps = (stride,) * self.axes if isinstance(stride, int) else tuple(stride)
+        _check("stride", steps, self.axes, 1)
+        shape = tuple(-(-n // s) for n, s in zip(self.shape, steps, strict=True))
+        stride = tuple(a * b for a, b in zip(self.stride, steps, strict=True))
+        return Grid(*shape, prefix=self.prefix, origin=self.origin, stride=stride)
+
+    def without_prefix(self) -> Grid:
+        """The same cells without the prefix tokens."""
+        return Grid(*self.shape, origin=self.origin, stride=self.stride)
+
+    def __getitem__(self, cut: slice) -> Grid:
+        """Cut the first axis. The slice remembers its origin, and keeps the prefix only if it starts at 0."""
+        if not isinstance(cut, slice):
+            raise ValueError(
+                f"a grid is cut by a slice of its first axis; it got {cut!r}. Write grid[{cut!r}:{cut!r} + 1]."
+            )
+        start, stop, step = cut.indices(self.shape[0])
+        if step < 1:
+            raise ValueError(f"a grid is cut in rising order; it got step {step}. Use a step of 1 or more.")
+        return Grid(
+            max(0, -(-(stop - start) // step)),
+            *self.shape[1:],
+            prefix=self.prefix if start == 0 else 0,
+            origin=(self.origin[0] + start * self.stride[0], *self.origin[1:]),
+            stride=(self.stride[0] * step, *self.stride[1:]),
+        )
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __repr__(self) -> str:
+        parts = [str(n) for n in self.shape]
+        parts += [f"prefix={self.prefix}"] if self.prefix else []
+        parts += [f"origin={self.origin}"] if any(self.origin) else []
+        parts += [f"stride={self.stride}"] if any(s != 1 for s in self.stride) else []
+        return f"Grid({', '.join(parts)})"
+
+
+def _check(what: str, values: tuple[int, ...], count: int, least: int | None) -> None:
+    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if len(values) == count and whole and (least is None or all(v >= least for v in values)):
+        return
+    bound = "" if least is None else f" of at least {least}"
+    raise ValueError(
+        f"the {what} of a Grid must be {count} whole number{'s' * (count > 1)}{bound}; "
+        f"got {values}. Pass plain ints, in the order time, row, column."
+    )
+
+
+_pytree.register_constant(Grid)

@@ -1,0 +1,213 @@
+"""torch's scaled_dot_product_attention, with the bias expanded per group of equal cells.
+
+Identity: keys outside a query's window have weight 0, so attention under windows is attention cell by cell; a table
+read at query - key gives every cell of the same size the same bias. There are at most three sizes per axis (first,
+middle, last), so a picture needs at most nine small biases, never one of N × N. Prefix tokens join every cell as
+keys, and as queries form one more group that sees everything.
+
+A gate's positional map is a product of one small softmax per axis, so its half is two or three small matrix products
+on v: O(N·(H + W)) per channel instead of O(N²), and once for the whole batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from locant.forms import SeparableValues
+from locant.grid import Grid, Tokens
+from locant.masks import Cell, Every, Structure, Windows, cells
+from locant.problem import Cost, Inputs, Problem
+
+name = "sdpa"
+
+
+def refuses(problem: Problem) -> str | None:
+    if problem.lse:
+        return "torch's scaled_dot_product_attention keeps its log-sum-exp to itself, and return_lse asks for it"
+    if problem.gate is None:
+        return None
+    beyond = problem.mask.beyond_windows()
+    if beyond is not None:
+        return f"under {beyond} the positional map no longer factorises by axis, so the gate needs its dense form"
+    if problem.dropout:
+        return "dropout acts on the mixed map, so the gate needs its dense form"
+    if problem.grid.prefix or problem.key_grid.prefix:
+        return "prefix tokens have no place on the axes, so the gate needs its dense form"
+    return None
+
+
+def cost(problem: Problem) -> Cost:
+    groups = _groups(problem.mask.windows, problem.grid, problem.key_grid)
+    scores = problem.batch * problem.heads * sum(g.count * g.scores for g in groups)
+    flops = 2 * scores * (problem.head_dim + problem.value_dim)
+    held, notes = 0, []
+    if problem.bias is not None:
+        held = problem.heads * sum(g.scores for g in groups) * problem.width
+        plural = "s" * (len(groups) != 1)
+        notes.append(f"expands the bias for {len(groups)} group{plural} of equal cells: {held:,} bytes")
+        if problem.bias_grad and problem.device == "cpu":
+            held += 2 * scores * problem.width
+            notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
+    if problem.gate is not None:
+        weights = sum(q * k for q, k in zip(problem.grid.shape, problem.key_grid.shape, strict=True))
+        flops += 2 * problem.batch * problem.heads * problem.value_dim * problem.queries * sum(problem.key_grid.shape)
+        notes.append(f"the positional half runs axis by axis: {problem.heads * weights:,} weights for the whole batch")
+    if problem.exporting:
+        notes.append("under export these are torch's own operators")
+    copies = 3 if problem.mask.windows else 1  # cells are gathered before the call and put back after it
+    return Cost(flops, copies * problem.stream + held, held, tuple(notes))
+
+
+def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, None]:
+    k, v = inputs.grouped()
+    if 0 in (problem.batch, problem.heads, problem.queries, problem.keys, problem.head_dim, problem.value_dim):
+        return inputs.q @ k.transpose(-1, -2) @ v, None  # nothing to attend to: zeros, with gradients of zeros
+    grouped = replace(inputs, k=k, v=v)
+    out = _windowed(problem, grouped) if problem.mask.windows else _whole(problem, grouped)
+    if inputs.gate is None:
+        return out, None
+    share = inputs.gate.share[:, None, None]
+    return ((1 - share) * out + share * _by_axis(problem, inputs.gate, v)).to(out.dtype), None
+
+
+def _whole(problem: Problem, inputs: Inputs) -> Tensor:
+    """One call on all tokens. Order on one 1-D grid without prefix is torch's own `is_causal`."""
+    sequence = problem.grid == problem.key_grid and problem.grid.axes == 1 and not problem.grid.prefix
+    if sequence and problem.bias is None and problem.mask == Structure(causal=problem.mask.causal[:1]):
+        return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None, causal=bool(problem.mask.causal))
+    device = inputs.q.device
+    extra = _extra(inputs, problem.grid.select(device=device), problem.key_grid.select(device=device))
+    return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None if extra is None else extra[:, 0])
+
+
+def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
+    """Cell by cell: gather a group of equal cells as a batch, attend, put the rows back in order."""
+    outs, order = [], []
+    for group in _groups(problem.mask.windows, problem.grid, problem.key_grid):
+        queries, keys = group.tokens(problem.grid, problem.key_grid, inputs.q.device)
+        q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
+        extra = _extra(inputs, queries, keys)
+        if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
+            extra = extra.expand(problem.batch, group.count, *extra.shape[2:])
+        out = _sdpa(inputs, q, k, v, None if extra is None else extra.flatten(0, 1))
+        outs.append(out.unflatten(0, (problem.batch, group.count)).transpose(1, 2).flatten(2, 3))
+        order.append(queries.index.flatten())
+    return torch.cat(outs, dim=2).index_select(2, torch.argsort(torch.cat(order)))
+
+
+def _sdpa(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None, causal: bool = False) -> Tensor:
+    if extra is not None:  # a 3-D mask would silently take torch's unfused path: always four axes, fully spelled out
+        extra = extra.expand(*extra.shape[:2], q.shape[2], k.shape[2])
+    return scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
+
+
+def _extra(inputs: Inputs, queries: Tokens, keys: Tokens) -> Tensor | None:
+    """What is added to the logits besides the content, `[batch or 1, cells or 1, heads or 1, queries, keys]`.
+
+    Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell.
+    """
+    rest = tuple(m for m in (() if inputs.mask is None else inputs.mask.members()) if not isinstance(m, Windows))
+    allowed = Every(rest).pairs(queries, keys).transpose(1, 2) if rest else None
+    if inputs.bias is None:
+        return allowed
+    first = (Tokens(*(t[:1] for t in queries)), Tokens(*(t[:1] for t in keys)))
+    bias = inputs.bias.at(*first).to(inputs.q.dtype)[:, 0][None, None]
+    return bias if allowed is None else torch.where(allowed, bias, -torch.inf)
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x at `index [cells, count]`, the cells laid along the batch."""
+    return x.index_select(2, index.flatten()).unflatten(2, index.shape).transpose(1, 2).flatten(0, 1)
+
+
+def _by_axis(problem: Problem, gate: SeparableValues, v: Tensor) -> Tensor:
+    """The positional map times v, one axis after the other; under windows each axis keeps to its own cells."""
+    v = v.unflatten(2, problem.key_grid.shape)
+    for axis, logits in enumerate(gate.logits):
+        allowed = torch.ones((), dtype=torch.bool, device=v.device)
+        for windows in problem.mask.windows:
+            q, k = (
+                torch.tensor([windows.cell_of(axis, c) for c in g.along(axis)], device=v.device)
+                for g in (problem.grid, problem.key_grid)
+            )
+            allowed = allowed & (q[:, None] == k)
+        p = torch.softmax(logits.masked_fill(~allowed, torch.finfo(logits.dtype).min), -1) * allowed
+        p = p.to(v.dtype).reshape(problem.heads, *(1,) * (problem.grid.axes - 1), *p.shape[1:])
+        v = (p @ v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)
+    return v.flatten(2, 1 + problem.grid.axes)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cells of equal shape: per axis, the cells that take part (all of one size). Empty axes: the prefix queries."""
+
+    axes: tuple[tuple[Cell, ...], ...]
+    prefix: int  # prefix tokens among the keys
+
+    @property
+    def count(self) -> int:
+        return math.prod(len(line) for line in self.axes)
+
+    @property
+    def scores(self) -> int:
+        queries = math.prod(line[0].queries[1] - line[0].queries[0] for line in self.axes)
+        keys = math.prod(line[0].keys[1] - line[0].keys[0] for line in self.axes)
+        return queries * (keys + self.prefix)
+
+    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tokens, Tokens]:
+        queries = _flat([[c.queries for c in line] for line in self.axes], grid, device)
+        keys = _flat([[c.keys for c in line] for line in self.axes], key_grid, device)
+        prefix = torch.arange(key_grid.prefix, device=device).expand(len(keys), -1)
+        return grid.select(queries), key_grid.select(torch.cat([prefix, keys], dim=1))
+
+
+@dataclass(frozen=True)
+class _PrefixGroup:
+    """The prefix queries, which see everything."""
+
+    queries: int
+    keys: int
+    count: int = 1
+
+    @property
+    def scores(self) -> int:
+        return self.queries * self.keys
+
+    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tokens, Tokens]:
+        return grid.select(torch.arange(grid.prefix, device=device)[None]), key_grid.select(device=device)
+
+
+def _flat(lines: list[list[tuple[int, int]]], grid: Grid, device: torch.device) -> Tensor:
+    """Token numbers `[cells, tokens of a cell]`, both row-major, from index ranges per axis."""
+    axes = len(lines)
+    total = torch.full((1,) * (2 * axes), grid.prefix, device=device)
+    for axis, ranges in enumerate(lines):
+        first, last = ranges[0]
+        starts = torch.tensor([start for start, _ in ranges], device=device)
+        index = (starts[:, None] + torch.arange(last - first, device=device)) * math.prod(grid.shape[axis + 1 :])
+        shape = [1] * (2 * axes)
+        shape[axis], shape[axes + axis] = index.shape
+        total = total + index.reshape(shape)
+    return total.flatten(axes).flatten(0, axes - 1)
+
+
+@lru_cache(maxsize=256)
+def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
+    """Cells gathered by shape, and by where their keys lie from their queries: at most three kinds per axis."""
+    kinds: list[list[tuple[Cell, ...]]] = []
+    for axis in range(grid.axes):
+        queries, keys, found = grid.along(axis), key_grid.along(axis), {}
+        for cell in cells(windows, axis, grid, key_grid):
+            (q0, q1), (k0, k1) = cell.queries, cell.keys
+            kind = (q1 - q0, k1 - k0, queries[q0] - keys[k0] if k1 > k0 else 0)
+            found.setdefault(kind, []).append(cell)
+        kinds.append([tuple(line) for line in found.values()])
+    groups: list[_Group | _PrefixGroup] = [_Group(axes, key_grid.prefix) for axes in itertools.product(*kinds)]
+    return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens)] if grid.prefix else []))

@@ -1,0 +1,1 @@
+"""How position acts: one file per mathematical idea."""

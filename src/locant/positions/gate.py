@@ -1,0 +1,84 @@
+"""A map from position alone, mixed with the content's by a gate per head (ConViT)."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import nn
+
+from locant.forms import Separable, SeparableValues
+from locant.grid import Grid
+from locant.masks import Mask
+from locant.positions.position import Gate
+
+
+@final
+class GatedPosition(Gate):
+    """A = (1 - g) · softmax_j(content) + g · softmax_j(R),  g = sigmoid(gate) per head.
+
+    R[head, i, j] = Σ_axis direction[head, axis] · o_axis + spread[head] · |o|², with o = i - j (query - key). R has no
+    term that mixes two axes, so its softmax is a product of one small softmax per axis: cost O(N·(H + W)), once for
+    the whole batch. It works on any rectangle, and under `Windows`. The published code takes sqrt(N) for both sides
+    and expands R to batch × N × N.
+
+    With `local_init`, head h starts looking at the offset Δ (key - query) of a k × k neighbourhood, k = ⌊heads^(1/axes)⌋,
+    the first axis changing fastest: R = -α·(|j - i - Δ|² - |Δ|²), so spread = -α and direction = -2αΔ. Heads past
+    k^axes keep a random start scaled by α. The gate starts at 1, a share of sigmoid(1) = 0.7311.
+
+    The published `pos_proj.weight [heads, 3]` acts on (dx, dy, dx² + dy²) of key - query: direction is
+    -pos_proj.weight[:, (1, 0)], spread is pos_proj.weight[:, 2]; its bias cancels in the softmax and has no counterpart.
+    Source: ConViT (arXiv 2103.10697, eqs. 5 to 8).
+
+    Args:
+        heads: one direction, spread and gate each.
+        axes: dimension of the grids that it will meet.
+        locality: α, how narrow the local start is.
+        local_init: whether to start local; else all of direction and spread start as a normal of `init_std`.
+        init_std: of the random start.
+    """
+
+    def __init__(
+        self, heads: int, *, axes: int = 2, locality: float = 1.0, local_init: bool = True, init_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.heads, self.axes = heads, axes
+        self.direction = nn.Parameter(torch.empty(heads, axes))
+        self.spread = nn.Parameter(torch.empty(heads))
+        self.gate = nn.Parameter(torch.ones(heads))
+        nn.init.trunc_normal_(self.direction, std=init_std)
+        nn.init.trunc_normal_(self.spread, std=init_std)
+        if local_init:
+            self._look_nearby(locality)
+
+    def _look_nearby(self, locality: float) -> None:
+        side = int(math.floor(self.heads ** (1 / self.axes) + 1e-9))
+        centre = (side - 1) / 2 if side % 2 == 0 else side // 2
+        with torch.no_grad():
+            self.direction *= locality
+            self.spread *= locality
+            for head in range(side**self.axes):
+                offset = [head // side**axis % side - centre for axis in range(self.axes)]
+                self.direction[head] = torch.tensor([-2 * locality * o for o in offset])
+                self.spread[head] = -locality
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> Separable:
+        if grid.axes != self.axes:
+            raise ValueError(
+                f"GatedPosition was built for grids of {self.axes} axes; got {grid}. Build it with axes={grid.axes}."
+            )
+        return Separable(self.heads)
+
+    def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
+        kind = torch.promote_types(self.spread.dtype, torch.float32)  # bfloat16 is exact only to 256
+        direction, spread = self.direction.to(kind), self.spread.to(kind)[:, None, None]
+        logits = []
+        for axis in range(self.axes):
+            q, k = (torch.tensor(g.along(axis), dtype=kind, device=spread.device) for g in (grid, key_grid))
+            offset = q[:, None] - k
+            logits.append(direction[:, axis, None, None] * offset + spread * offset**2)
+        return SeparableValues(tuple(logits), torch.sigmoid(self.gate.to(kind)))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, axes={self.axes}"

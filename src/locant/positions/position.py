@@ -1,0 +1,85 @@
+"""The contract of a position scheme: one abstract class per entrance, members final.
+
+A scheme says how coordinates enter attention. It never attends itself: it hands over a small static form
+(what the planner reads) and the tensors of that form (what a kernel reads). The five entrances are
+embed, rotate, bias, content and gate (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.forms import OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.grid import Grid
+from locant.masks import Mask
+
+Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
+
+
+class Position(nn.Module):
+    """How position acts. `entrance` says where it enters; the state dict holds learned tensors only."""
+
+    entrance: ClassVar[Entrance]
+
+
+class Embedding(Position):
+    """Acts on tokens, or on q and k in every layer (never on v): a vector per token, added."""
+
+    entrance = "embed"
+
+    @abstractmethod
+    def forward(self, grid: Grid, mask: Mask | None = None) -> Float[Tensor, "*batch tokens dim"]:
+        """The vectors of the tokens of `grid`, prefix rows included, in the embedding's own dtype."""
+
+
+class Rotation(Position):
+    """Acts on q and k: turns pairs of channels by angles that depend on the token's coordinates."""
+
+    entrance = "rotate"
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "batch heads tokens head_dim"], grid: Grid
+    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        """`x` (queries or keys on `grid`), rotated. Prefix tokens are left as they are."""
+
+
+class Bias(Position):
+    """Acts on logits: a number per head and offset, added after scaling and not scaled itself."""
+
+    entrance = "bias"
+    heads: int
+
+    @abstractmethod
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+        """The static description, or a ValueError that names what would reach far enough."""
+
+    @abstractmethod
+    def values(self, form: OffsetTable) -> OffsetValues:
+        """The tensors of `form`: the part of the table that it needs, and the rows of prefix tokens."""
+
+    def forward(
+        self, grid: Grid, key_grid: Grid | None = None, mask: Mask | None = None
+    ) -> Float[Tensor, "heads queries keys"]:
+        """The bias, dense: for looking at it. Attention never calls this."""
+        key_grid = grid if key_grid is None else key_grid
+        return self.values(self.form(grid, key_grid, mask)).dense(grid, key_grid)
+
+
+class Gate(Position):
+    """Acts on probabilities: a map from position alone, mixed with the content map by a gate per head."""
+
+    entrance = "gate"
+    heads: int
+
+    @abstractmethod
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> Separable:
+        """The static description."""
+
+    @abstractmethod
+    def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
+        """The logits per axis on these grids, and the share of position per head."""

@@ -1,0 +1,86 @@
+"""A learned bias per offset: one class for sequences, pictures and clips."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import nn
+
+from locant.forms import OffsetTable, OffsetValues
+from locant.grid import Grid
+from locant.masks import Mask, reach
+from locant.positions.position import Bias
+from locant.resizing import resize_table
+
+
+@final
+class RelativeTable(Bias):
+    """bias[head, i, j] = table[head, (i - j) + reach], `table [heads, 2T-1, 2H-1, 2W-1]`, i the query, j the key.
+
+    `RelativeTable(Grid(16), heads)` is AIM's temporal table, `RelativeTable(Grid(7, 7), heads)` Swin's, and
+    `RelativeTable(Grid(8, 7, 7), heads)` Video Swin's. Its grid is its reach: when the attention's grid, key grid and
+    mask need less, the centre is read; when they need more, the error names `resized`. It starts as a normal of
+    standard deviation `init_std`. If the grid has a prefix, three learned rows per head say what holds between prefix
+    tokens and the others (BEiT); without, their bias is 0.
+
+    Published tables are flat, `[(2H-1)(2W-1), heads]`, row-major over the same query - key offset: `table.flatten(1).T`.
+    Source: Swin (arXiv 2103.14030, eq. 4), AIM (arXiv 2302.03024, `temporal_position_bias_table`), BEiT (2106.08254).
+
+    Args:
+        grid: how far it reaches: offsets of up to size - 1 along each axis; `prefix > 0` adds the prefix rows.
+        heads: one table each.
+        init_std: of the normal that it starts from.
+    """
+
+    def __init__(self, grid: Grid, heads: int, *, init_std: float = 0.02) -> None:
+        super().__init__()
+        if 0 in grid.shape:
+            raise ValueError(f"RelativeTable needs a grid with at least one cell; got {grid}. Give sizes of 1 or more.")
+        self.grid, self.heads = grid, heads
+        self.table = nn.Parameter(torch.empty(heads, *(2 * size - 1 for size in grid.shape)))
+        rows = ("query_prefix", "key_prefix", "both")
+        for row in rows:
+            self.register_parameter(row, nn.Parameter(torch.empty(heads)) if grid.prefix else None)
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter, std=init_std) if init_std > 0 else nn.init.zeros_(parameter)
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+        if grid.axes != self.grid.axes:
+            raise ValueError(
+                f"RelativeTable on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
+                "Add axes of size 1, or build the table for this kind of grid."
+            )
+        needed = reach(grid, key_grid, mask)
+        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
+            size = ", ".join(str(n + 1) for n in needed)
+            raise ValueError(
+                f"this attention needs offsets up to {needed}; the RelativeTable on {self.grid} reaches "
+                f"{tuple(size - 1 for size in self.grid.shape)}. Use position.resized(Grid({size})), or a smaller window."
+            )
+        return OffsetTable(self.heads, needed, self.query_prefix is not None)
+
+    def values(self, form: OffsetTable) -> OffsetValues:
+        centre = self.table
+        for axis, (size, needed) in enumerate(zip(self.grid.shape, form.reach, strict=True), start=1):
+            centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
+        return OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)
+
+    def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:
+        """A new module that reaches over `grid`: its table interpolated, its prefix rows kept (locant.resizing)."""
+        if bool(grid.prefix) != bool(self.grid.prefix):
+            raise ValueError(
+                f"a table is resized to a grid with prefix rows exactly if it has them; it is on {self.grid} and "
+                f"got {grid}. Give the new grid prefix={self.grid.prefix}."
+            )
+        new = RelativeTable(grid, self.heads).to(self.table)
+        sizes = tuple(2 * size - 1 for size in grid.shape)
+        with torch.no_grad():
+            new.table.copy_(resize_table(self.table, sizes, method))
+            for row in ("query_prefix", "key_prefix", "both"):
+                if getattr(self, row) is not None:
+                    getattr(new, row).copy_(getattr(self, row))
+        return new
+
+    def extra_repr(self) -> str:
+        return f"{self.grid}, heads={self.heads}"

@@ -1,0 +1,87 @@
+"""One attention problem: what is static about it (a planner's key), its tensors (a kernel's input), its cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from locant.forms import OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.grid import Grid
+from locant.masks import Mask, Structure
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that choosing a kernel may depend on: shapes, dtypes and descriptions, never values."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    grid: Grid
+    key_grid: Grid
+    dtype: str = "float32"
+    device: str = "cpu"
+    bias: OffsetTable | None = None
+    bias_grad: bool = False
+    gate: Separable | None = None
+    mask: Structure = Structure()
+    dropout: bool = False
+    lse: bool = False
+    exporting: bool = False
+
+    @property
+    def queries(self) -> int:
+        return self.grid.tokens
+
+    @property
+    def keys(self) -> int:
+        return self.key_grid.tokens
+
+    @property
+    def width(self) -> int:
+        """Bytes of one number."""
+        return BYTES[self.dtype]
+
+    @property
+    def stream(self) -> int:
+        """Bytes of q, k, v and the output, each once: what any kernel has to move."""
+        rows = self.heads * self.queries * (self.head_dim + self.value_dim)
+        rows += self.kv_heads * self.keys * (self.head_dim + self.value_dim)
+        return self.batch * rows * self.width
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a problem. `mask` is bound: checked and laid out by token. q and k are rotated already."""
+
+    q: Float[Tensor, "batch heads queries head_dim"]
+    k: Float[Tensor, "batch kv_heads keys head_dim"]
+    v: Float[Tensor, "batch kv_heads keys value_dim"]
+    scale: float
+    bias: OffsetValues | None = None
+    gate: SeparableValues | None = None
+    mask: Mask | None = None
+    dropout: float = 0.0
+
+    def grouped(self) -> tuple[Tensor, Tensor]:
+        """k and v with every query head's own: grouped-query heads repeated."""
+        groups = self.q.shape[1] // max(self.k.shape[1], 1)
+        if groups == 1:
+            return self.k, self.v
+        return self.k.repeat_interleave(groups, 1), self.v.repeat_interleave(groups, 1)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs (two per multiply-add) and bytes moved or held, forward only; `held` is the largest extra tensor."""
+
+    flops: int
+    bytes: int
+    held: int
+    notes: tuple[str, ...] = ()
