@@ -12,7 +12,7 @@ from locant import planner
 from locant.forms import OffsetTable, Separable, add_tables, add_values
 from locant.grid import Grid
 from locant.kernels import reference
-from locant.masks import Mask, Padding, Structure
+from locant.masks import Mask, Padding, Pairs, Structure
 from locant.positions.position import Bias, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
@@ -245,6 +245,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
             "attention needs one batch, as many keys as values, and one head_dim for q and k; "
             f"got {shapes}. Make these agree."
         )
+    if q.shape[3] == 0:
+        raise ValueError(f"attention needs a head_dim of at least 1; got {shapes}. Give heads some channels.")
     if k.shape[1] == 0 and q.shape[1] > 0 or k.shape[1] > 0 and q.shape[1] % k.shape[1]:
         raise ValueError(
             f"the heads of q must be a multiple of the heads of k and v; got {q.shape[1]} and {k.shape[1]}. "
@@ -272,6 +274,11 @@ def _check_heads(heads: int, *forms: OffsetTable | Separable) -> None:
 
 def _check_mask_batch(mask: Mask | None, q: Tensor) -> None:
     for member in () if mask is None else mask.members():
+        if isinstance(member, Pairs) and member.allowed_pairs.shape[1] not in (1, q.shape[1]):
+            raise ValueError(
+                f"Pairs needs {q.shape[1]} heads (or 1); got {member.allowed_pairs.shape[1]}. "
+                "Lay it out as [batch, heads, queries, keys], or leave the heads out."
+            )
         for value in vars(member).values():
             if isinstance(value, Tensor) and (value.shape[0] not in (1, q.shape[0]) or value.device != q.device):
                 raise ValueError(

@@ -119,7 +119,7 @@ class Separable:
 class SeparableValues:
     """The tensors of a `Separable`: logits per axis, and how much of the mixture is position's, per head."""
 
-    logits: tuple[Float[Tensor, "heads queries_of_axis keys_of_axis"], ...]
+    logits: tuple[Float[Tensor, "heads _ _"], ...]  # queries and keys of each axis
     share: Float[Tensor, " heads"]
 
     def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "heads queries keys"]:

@@ -120,7 +120,7 @@ class Grid:
 
     def pooled(self, stride: int | tuple[int, ...]) -> Grid:
         """The grid of every `stride`-th coordinate per axis, as pooled keys have it. The prefix stays."""
-        steps = (stride,) * self.axes if isinstance(stride, int) else tuple(stride)
+        steps = tuple(stride) if isinstance(stride, (tuple, list)) else (stride,) * self.axes
         _check("stride", steps, self.axes, 1)
         shape = tuple(-(-n // s) for n, s in zip(self.shape, steps, strict=True))
         stride = tuple(a * b for a, b in zip(self.stride, steps, strict=True))

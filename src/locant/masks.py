@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -99,8 +100,8 @@ class Windows(Mask):
     shift: tuple[int, ...]
 
     def __init__(self, size: int | tuple[int, ...], shift: int | tuple[int, ...] | None = None) -> None:
-        size = (size,) if isinstance(size, int) else tuple(size)
-        shift = (0,) * len(size) if shift is None else (shift,) if isinstance(shift, int) else tuple(shift)
+        size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+        shift = (0,) * len(size) if shift is None else tuple(shift) if isinstance(shift, (tuple, list)) else (shift,)
         whole = all(isinstance(n, int) for n in (*size, *shift))
         if not whole or len(size) != len(shift) or not size or min(size) < 1:
             raise ValueError(
@@ -168,6 +169,11 @@ class Padding(Mask):
     @classmethod
     def from_additive(cls, mask: Float[Tensor, "batch ... tokens"]) -> Padding:
         """0 = keep, a large negative number = padding, `[batch, 1, 1, tokens]` (BERT adds (1 - m) * -10000)."""
+        if mask.ndim < 2 or any(size != 1 for size in mask.shape[1:-1]):
+            raise ValueError(
+                "Padding.from_additive needs a mask [batch, tokens] or [batch, 1, 1, tokens]; "
+                f"got {list(mask.shape)}. If it differs by query or head, use Pairs.from_additive."
+            )
         return cls(_not_blocked(mask).reshape(mask.shape[0], mask.shape[-1]))
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 groups 1 keys"]:
@@ -210,7 +216,8 @@ class Segments(Mask):
         ids, literal = _by_token("Segments", "ids", self.ids, grid, fill=0)
         key_ids, key_literal = _by_token("Segments", "key_ids", self.key_ids, key_grid, fill=0)
         bound = Segments(ids, key_ids)
-        bound._literal = (literal, key_literal)
+        # a mask that was bound before is laid out by token, and still knows that the prefix had no ids
+        bound._literal = (literal and self._literal[0], key_literal and self._literal[1])
         return bound
 
 
@@ -331,21 +338,29 @@ class Cell:
     keys: tuple[int, int]
 
 
+@lru_cache(maxsize=256)
 def cells(windows: tuple[Windows, ...], axis: int, grid: Grid, key_grid: Grid) -> tuple[Cell, ...]:
     """The cells on one axis that hold a query, in order; without windows there is one."""
-    labels = [tuple(w.cell_of(axis, c) for w in windows) for c in grid.along(axis)]
-    key_labels = [tuple(w.cell_of(axis, c) for w in windows) for c in key_grid.along(axis)]
-    found = []
-    for label in dict.fromkeys(labels):
-        first, count = labels.index(label), labels.count(label)
-        key_first = key_labels.index(label) if label in key_labels else 0
-        found.append(Cell((first, first + count), (key_first, key_first + key_labels.count(label))))
-    return tuple(found)
+    keys = _runs(windows, axis, key_grid)
+    return tuple(Cell(run, keys.get(label, (0, 0))) for label, run in _runs(windows, axis, grid).items())
+
+
+def _runs(windows: tuple[Windows, ...], axis: int, grid: Grid) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Which indices lie in each cell of one axis: coordinates rise, so that a cell is one run."""
+    runs: dict[tuple[int, ...], tuple[int, int]] = {}
+    for index, coordinate in enumerate(grid.along(axis)):
+        label = tuple(w.cell_of(axis, coordinate) for w in windows)
+        runs[label] = (runs[label][0] if label in runs else index, index + 1)
+    return runs
 
 
 def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
     """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
-    windows = Structure.of(mask).windows
+    return _reach(grid, key_grid, Structure.of(mask).windows)
+
+
+@lru_cache(maxsize=256)
+def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
     found = []
     for axis in range(grid.axes):
         queries, keys = grid.along(axis), key_grid.along(axis)

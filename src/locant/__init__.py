@@ -1,0 +1,82 @@
+"""Position-aware attention for sequences, images and video.
+
+Say where tokens are (`Grid`), how position should act (`RelativeTable`, `Rotary`, ...) and who may attend
+(`Windows`, `Causal`, ...): `attention` runs the cheapest exact way to compute it, and `plan` says which and why.
+
+Names are resolved when they are first used (PEP 562): importing this package loads nothing, torch included.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALiBi",
+    "Causal",
+    "GatedPosition",
+    "Grid",
+    "Learned",
+    "MaskedSine",
+    "Padding",
+    "Pairs",
+    "RelativeTable",
+    "Rotary",
+    "Segments",
+    "Sinusoid",
+    "Windows",
+    "attention",
+    "attention_packed",
+    "compare",
+    "nn",
+    "plan",
+    "weights",
+]
+
+_MODULES = {
+    "ALiBi": "locant.positions.slopes",
+    "Causal": "locant.masks",
+    "GatedPosition": "locant.positions.gate",
+    "Grid": "locant.grid",
+    "Learned": "locant.positions.learned",
+    "MaskedSine": "locant.positions.masked_sine",
+    "Padding": "locant.masks",
+    "Pairs": "locant.masks",
+    "RelativeTable": "locant.positions.table",
+    "Rotary": "locant.positions.rotary",
+    "Segments": "locant.masks",
+    "Sinusoid": "locant.positions.sinusoid",
+    "Windows": "locant.masks",
+    "attention": "locant.attend",
+    "attention_packed": "locant.attend",
+    "plan": "locant.attend",
+    "weights": "locant.attend",
+}
+
+if TYPE_CHECKING:
+    from locant import compare, nn
+    from locant.attend import attention, attention_packed, plan, weights
+    from locant.grid import Grid
+    from locant.masks import Causal, Padding, Pairs, Segments, Windows
+    from locant.positions.gate import GatedPosition
+    from locant.positions.learned import Learned
+    from locant.positions.masked_sine import MaskedSine
+    from locant.positions.rotary import Rotary
+    from locant.positions.sinusoid import Sinusoid
+    from locant.positions.slopes import ALiBi
+    from locant.positions.table import RelativeTable
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'locant' has no attribute {name!r}")
+    module = import_module(_MODULES.get(name, f"locant.{name}"))
+    found = getattr(module, name) if name in _MODULES else module
+    globals()[name] = found  # the next look-up finds it at once
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,13 @@
+"""Which position scheme should my model use? The same small transformer, trained with each, on real data.
+
+`run(...)` is what `locant compare` does; `load(path)` rebuilds the best model that it saved.
+"""
+
+from __future__ import annotations
+
+from locant.compare.result import Result
+from locant.compare.run import run
+from locant.compare.summary import load
+from locant.compare.task import Refusal
+
+__all__ = ["Refusal", "Result", "load", "run"]

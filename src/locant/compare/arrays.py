@@ -1,0 +1,227 @@
+"""An `.npz` file with `x` and `y`, read without pickle and without loading `x`.
+
+An uncompressed member is mapped where it lies in the zip; a compressed one is streamed once into a temporary file,
+which goes away with the last reader. One pass over `x` finds its range, NaN, copies and the fingerprint.
+
+Values are mapped linearly so that they lie within 0 to 1: v ↦ (v - low) / (high - low), with low = min(0, smallest)
+and high = largest; what lies there already stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+import weakref
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, Integer, Shaped
+
+from locant.compare.task import Examples, Refusal
+
+CHUNK = 16 << 20  # bytes of x looked at together
+COLOURS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array of examples is to be read: its kind, and the order of axes that makes channels come where they do."""
+
+    kind: str
+    order: tuple[int, ...]  # axes of one example, as stored, in the order of Task
+    sentence: str
+    added: bool = False  # a channel axis has to be added
+
+    def shape(self, item: tuple[int, ...]) -> tuple[int, ...]:
+        moved = tuple(item[axis] for axis in self.order)
+        if not self.added:
+            return moved
+        return (*moved, 1) if self.kind == "sequences" else (*moved[:-2], 1, *moved[-2:])
+
+
+class StoredExamples(Examples):
+    """Rows of an array on disk, brought into shape as they are read."""
+
+    def __init__(
+        self,
+        x: Shaped[np.ndarray, "stored *item"],
+        rows: Integer[np.ndarray, " count"],
+        labels: Integer[np.ndarray, " count"],
+        layout: Layout,
+        low: float,
+        high: float,
+    ) -> None:
+        self.x, self.rows, self.layout, self.low, self.high = x, rows, layout, low, high
+        self.labels = np.asarray(labels, np.int64)
+        self.shape = layout.shape(x.shape[1:])
+
+    def read(self, index: Integer[np.ndarray, " chosen"]) -> Float32[np.ndarray, "chosen *shape"]:
+        taken = np.asarray(self.x[self.rows[index]], np.float64)
+        taken = (taken - self.low) / (self.high - self.low)
+        taken = taken.transpose(0, *(axis + 1 for axis in self.layout.order))
+        return np.ascontiguousarray(taken.reshape(-1, *self.shape), np.float32)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over x found."""
+
+    low: float
+    high: float
+    digests: tuple[bytes, ...]
+
+
+def open_member(path: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
+    """The array `name` of an .npz, on disk. Raises Refusal for whatever is not a plain array there."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+            if name not in names:
+                raise Refusal(
+                    f"an .npz needs arrays x and y; {path.name!r} has {', '.join(names) or 'nothing'} and no {name!r}. "
+                    "Save it with numpy.savez(path, x=x, y=y)."
+                )
+            return _mapped(path, archive, archive.infolist()[names.index(name)])
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise Refusal(f"DATA needs a whole .npz file; {path.name!r} is broken: {error}. Save it again.") from None
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        shape, order, dtype = _header(path, info, member)
+        start = member.tell()
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted != info.file_size - start:
+            raise Refusal(
+                f"{info.filename} in {path.name!r} needs {wanted} bytes for {dtype} {shape}; it has "
+                f"{info.file_size - start}. Save it again."
+            )
+        if not wanted:
+            return np.empty(shape, dtype, order)
+        if info.compress_type == zipfile.ZIP_STORED:
+            return np.memmap(path, dtype, "r", _offset(path, info) + start, shape, order)
+        return _unpacked(member, info.file_size - start, dtype, shape, order)
+
+
+def _header(path: Path, info: zipfile.ZipInfo, member: IO[bytes]) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
+    """Shape, memory order and type of a member, checked."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        version = np.lib.format.read_magic(member)
+        if version not in readers:
+            raise ValueError("its header is of a kind for structured arrays")
+        shape, fortran, dtype = readers[version](member)
+    except ValueError as error:
+        raise Refusal(
+            f"{info.filename} in {path.name!r} needs to be a plain numpy array; {error}. Save it with numpy.savez."
+        ) from None
+    if dtype.hasobject or dtype.names is not None:
+        raise Refusal(
+            f"{info.filename} in {path.name!r} needs plain numbers or strings; its type is {dtype}, which would have "
+            "to be unpickled, and that can run code. Save it as numbers or as fixed-length strings (astype(str))."
+        )
+    return shape, "F" if fortran else "C", dtype
+
+
+def _offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes begin: its local header is 30 bytes, a name and extras of their own lengths."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+    return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+def _unpacked(member: IO[bytes], size: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """A compressed member, streamed into a temporary file that lives as long as the array."""
+    folder = tempfile.mkdtemp(prefix="locant-")
+    try:
+        if shutil.disk_usage(folder).free < size:
+            raise Refusal(
+                f"a compressed .npz needs {size} bytes of temporary space; {tempfile.gettempdir()} has less. Free some, "
+                "point TMPDIR elsewhere, or save with numpy.savez, which is read in place."
+            )
+        file = Path(folder) / "x.raw"
+        with file.open("wb") as out:
+            shutil.copyfileobj(member, out, CHUNK)
+        array = np.memmap(file, dtype, "r", 0, shape, order)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(array, shutil.rmtree, folder, ignore_errors=True)
+    return array
+
+
+def layout_of(shape: tuple[int, ...], kind: str | None) -> Layout:
+    """How x of this shape is read, as `kind` or as what its axes say. Raises Refusal if it cannot be."""
+    item, axes = shape[1:], len(shape) - 1
+    kind = _guess(item) if kind is None else kind
+    if kind == "sequences" and axes in (1, 2):
+        what = "[n, length, channels]" if axes == 2 else "[n, length] with one channel"
+        return Layout(kind, tuple(range(axes)), f"x is read as sequences {what}", added=axes == 1)
+    if kind == "images" and axes == 2:
+        return Layout(kind, (0, 1), "x is read as grey images [n, H, W]", added=True)
+    if kind == "images" and axes == 3:
+        if item[0] not in COLOURS and item[2] in COLOURS:
+            return Layout(kind, (2, 0, 1), "x is read as images [n, H, W, C]")
+        return Layout(kind, (0, 1, 2), "x is read as images [n, C, H, W]")
+    if kind == "clips" and axes == 3:
+        return Layout(kind, (0, 1, 2), "x is read as grey clips [n, T, H, W]", added=True)
+    if kind == "clips" and axes == 4:
+        if item[1] not in COLOURS and item[3] in COLOURS:
+            return Layout(kind, (0, 3, 1, 2), "x is read as clips [n, T, H, W, C]")
+        return Layout(kind, (0, 1, 2, 3), "x is read as clips [n, T, C, H, W]")
+    raise Refusal(
+        f"x needs to be images [n, H, W] or [n, C, H, W], clips [n, T, C, H, W] or [n, T, H, W], or sequences "
+        f"[n, length, channels]; read as {kind}, its shape {shape} is none of those. Reshape it, or say another --task."
+    )
+
+
+def _guess(item: tuple[int, ...]) -> str:
+    if len(item) == 3:
+        return "images" if item[0] in (1, 3) or item[2] in COLOURS else "clips"
+    return {1: "sequences", 2: "images"}.get(len(item), "clips")
+
+
+def survey(x: Shaped[np.ndarray, "count *item"], name: str) -> Survey:
+    """Range and a digest of every row, in one pass. Raises Refusal for NaN, infinities and types without order."""
+    if x.dtype.kind not in "biuf":
+        raise Refusal(f"x in {name!r} needs numbers; its type is {x.dtype}. Save it as float32 or uint8.")
+    if x.size == 0:
+        raise Refusal(f"x in {name!r} needs examples with values in them; its shape is {x.shape}. Add some.")
+    digests: list[bytes] = []
+    low, high = math.inf, -math.inf
+    step = max(1, CHUNK // max(1, x[0].nbytes))
+    for first in range(0, len(x), step):
+        rows = np.ascontiguousarray(x[first : first + step])
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            bad = first + int(np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))[0])
+            raise Refusal(
+                f"x in {name!r} needs finite values; example {bad} has NaN or infinity. Fill those in or leave it out."
+            )
+        low, high = min(low, float(rows.min())), max(high, float(rows.max()))
+        digests += [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    if low >= 0 and high <= 1 and high > 0:
+        return Survey(0.0, 1.0, tuple(digests))
+    low = min(0.0, low)
+    return Survey(low, high if high > low else low + 1, tuple(digests))
+
+
+def read_labels(y: Shaped[np.ndarray, "..."], count: int, name: str) -> tuple[Int64[np.ndarray, " count"], tuple[str, ...]]:
+    """Labels as indices, and the names of the classes in order. Raises Refusal."""
+    if y.ndim != 1 or y.dtype.kind not in "biuUS":
+        raise Refusal(
+            f"y in {name!r} needs one whole number or string for each example; it is {y.dtype} of shape {y.shape}. "
+            "Save y.astype(int), or y.argmax(1) if each row marks its class."
+        )
+    if len(y) != count:
+        raise Refusal(f"y in {name!r} needs one label for each of {count} examples; it has {len(y)}. Cut both alike.")
+    if y.dtype.kind == "S":
+        y = np.char.decode(y, "utf-8", "backslashreplace")
+    values, labels = np.unique(y, return_inverse=True)
+    return labels.astype(np.int64), tuple(str(value) for value in values)

@@ -1,0 +1,366 @@
+"""One chapter of the report per task: the question, the tables, the charts, the comparisons and the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from locant.compare import charts, markup, pictures
+from locant.compare.charts import Line, Mark
+from locant.compare.markup import NOTHING, listed, percent, points, probability, sizes, text, user, whole
+from locant.compare.statistics import seeds_dominate
+
+FEW = 12  # classes named in the sentence; the rest stand in the table of classes
+Json = Mapping[str, Any]
+
+
+def chapter(
+    task: Json, number: int, measured: Json, styles: Mapping[str, str], cards: str, batch: int | None = None
+) -> str:
+    """The whole chapter. `measured` maps a scheme's name to what was measured of it, `batch` examples at a time."""
+    parts = (
+        _opening(task, number),
+        _accuracy_table(task, styles),
+        _notes(task),
+        _accuracy_chart(task, styles),
+        _comparisons(task, styles),
+        _shift_charts(task, styles),
+        _learning(task, styles),
+        _cost_table(task, measured, styles, batch),
+        _cost_charts(task, measured, styles),
+        _maps(task, number, cards),
+    )
+    return f'<section class="task" id="task-{number}" aria-labelledby="task-{number}-name">{"".join(parts)}</section>'
+
+
+def _opening(task: Json, number: int) -> str:
+    finding = "".join(f"<p>{text(line)}</p>" for line in task.get("finding") or [])
+    count = task.get("sizes") or {}
+    parts = listed([f"{whole(n)} {text(part)}" for part, n in count.items()])
+    patch = f", patches of {sizes(task['patch'])}" if task.get("patch") else ""
+    grid = f" Each example is a grid of {sizes(task['grid'])} = {whole(task.get('tokens'))} tokens{patch}."
+    classes = task.get("classes") or []
+    return (
+        f'<h2 id="task-{number}-name">{text(task["kind"]).capitalize()}</h2>'
+        f'<p class="question">{text(task.get("question") or "")}</p><div class="task-finding">{finding}</div>'
+        f"<p>Data: {user(task.get('source') or 'not named')}. {parts} examples, {whole(len(classes))} "
+        f"class{'es' * (len(classes) != 1)}: {_few(classes)}.{grid if task.get('grid') else ''}</p>{_classes(task)}"
+    )
+
+
+def _few(classes: Sequence[str]) -> str:
+    rest = len(classes) - FEW
+    names = [user(name) for name in classes[:FEW]]
+    return ", ".join([*names, f"and {whole(rest)} more"]) if rest > 0 else ", ".join(names)
+
+
+def _classes(task: Json) -> str:
+    counts = task.get("class_counts") or {}
+    if not counts:
+        return ""
+    head = "".join(f'<th scope="col">{text(part)}</th>' for part in counts)
+    rows = "".join(
+        f'<tr><th scope="row">{user(name)}</th>{"".join(f"<td>{whole(c[i])}</td>" for c in counts.values())}</tr>'
+        for i, name in enumerate(task.get("classes") or [])
+    )
+    table = (
+        f'<table class="plain"><thead><tr><th scope="col">Class</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+    return f'<details><summary>Examples of each class</summary><div class="wide">{table}</div></details>'
+
+
+def _who(scheme: Json, styles: Mapping[str, str]) -> str:
+    sentence = f"<small>{text(scheme['sentence'])}</small>" if scheme.get("sentence") else ""
+    mark = f'<i class="mark {styles[scheme["name"]]}"></i>'
+    return f'<th scope="row">{mark}<span>{text(scheme["label"])}{sentence}</span></th>'
+
+
+def _table(name: str, head: Sequence[str], rows: Sequence[str]) -> str:
+    first, *others = head
+    cells = f'<th scope="col">{first}</th>' + "".join(f'<th scope="col" class="n">{cell}</th>' for cell in others)
+    return (
+        f'<div class="wide" role="region" aria-label="{text(name)}" tabindex="0"><table><caption>{text(name)}</caption>'
+        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
+    shifts = [shift["name"] for shift in task.get("shifts") or []]
+    rows = []
+    for scheme in task["schemes"]:
+        cells = [_accuracy(scheme.get("accuracy"))]
+        cells += [_shifted((scheme.get("shifts") or {}).get(name)) for name in shifts]
+        rows.append(f"<tr>{_who(scheme, styles)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = ["Scheme", "Test set", *(text(name) for name in shifts)]
+    words = "".join(f"<li><b>{text(s['name'])}</b>: {_shift(s)}</li>" for s in task.get("shifts") or [])
+    words = f'<p class="note">Not trained for:</p><ul class="note">{words}</ul>' if words else ""
+    caption = "Accuracy in percent, ± standard deviation over seeds, and the 95 % interval"
+    if _seeds(task) == 1:
+        caption = "Accuracy in percent. One seed: no ranking"
+    return f"<h3>What each scheme gets right</h3>{_table(caption, head, rows)}{words}"
+
+
+def _shift(shift: Json) -> str:
+    grid = f" ({sizes(shift['grid'])} = {whole(shift.get('tokens'))} tokens)" if shift.get("grid") else ""
+    return f"{text(shift.get('sentence') or '').rstrip('.')}{grid}."
+
+
+def _accuracy(accuracy: Json | None) -> str:
+    if not accuracy or accuracy.get("mean") is None:
+        return NOTHING
+    spread = f" ± {percent(accuracy['spread'])}" if accuracy.get("spread") is not None else ""
+    known = accuracy.get("low") is not None
+    interval = f"<small>{percent(accuracy['low'])} to {percent(accuracy['high'])}</small>" if known else ""
+    return f"<b>{percent(accuracy['mean'])}</b>{spread}{interval}"
+
+
+def _shifted(shift: Json | None) -> str:
+    if shift is None:
+        return NOTHING
+    if shift.get("why_not"):
+        return f'<small class="instead">{text(shift["why_not"])}</small>'
+    how = f"<small>{text(shift['how'])}</small>" if shift.get("how") else ""
+    return f"{_accuracy(shift)}{how}"
+
+
+def _notes(task: Json) -> str:
+    """What must be known to read the numbers: blindness by construction, and seeds that differ too much."""
+    notes = []
+    mirror = [s["label"] for s in task["schemes"] if s.get("tells_direction") is False and s["name"] != "none"]
+    timeless = [s["label"] for s in task["schemes"] if s.get("tells_time") is False]
+    if mirror:
+        notes.append(
+            f"Mirror-blind: {listed([text(name) for name in mirror])}. An offset and its opposite look alike, so left "
+            "cannot be told from right, nor before from after, however long it trains."
+        )
+    if timeless and task["kind"] == "clips":
+        notes.append(f"Blind to the order of frames: {listed([text(name) for name in timeless])}.")
+    n = (task.get("sizes") or {}).get("test")
+    known = [s["accuracy"] for s in task["schemes"] if s.get("accuracy") and s["accuracy"].get("spread") is not None]
+    wide = [a for a in known if n and seeds_dominate(a["mean"], a["spread"], n)]
+    if len(wide) > len(known) / 2:
+        notes.append(
+            "Seeds differ by more than this test set explains. With so few seeds a small difference may be their "
+            "luck: repeat with more of them before relying on one."
+        )
+    return "".join(f'<p class="heed">{note}</p>' for note in notes)
+
+
+def _seeds(task: Json) -> int:
+    return max((len(scheme.get("trials") or []) for scheme in task["schemes"]), default=0)
+
+
+def _figure(body: str, caption: str) -> str:
+    return f"<figure>{body}<figcaption>{caption}</figcaption></figure>"
+
+
+def _side_by_side(panels: Sequence[str]) -> str:
+    return f'<div class="pair-up">{"".join(panels)}</div>'
+
+
+def _accuracy_chart(task: Json, styles: Mapping[str, str]) -> str:
+    rows = [_mark(scheme, styles) for scheme in task["schemes"]]
+    chance = 1 / len(task["classes"]) if task.get("classes") else None
+    seeds = _seeds(task)
+    words = "One seed: no ranking. The dot is that seed."
+    if seeds > 1:
+        words = (
+            f"Large dot: the mean of {seeds} seeds. Small dots: each seed. Band: one standard deviation either side. "
+            "Line: the 95 % interval, from a bootstrap over seeds and test examples. "
+            "The order is that of the run; it is no ranking."
+        )
+    return f"<h3>Accuracy on the test set, percent</h3>{_figure(charts.marks(rows, _scale(rows), chance), words)}"
+
+
+def _scale(rows: Sequence[Mark]) -> charts.Scale:
+    values = [v for r in rows for v in (r.mean, r.low, r.high, r.before, *r.seeds) if v is not None]
+    return charts.scale_of(values or [0.0, 1.0])
+
+
+def _mark(scheme: Json, styles: Mapping[str, str]) -> Mark:
+    known = scheme.get("accuracy") or {}
+    seeds = tuple(t["test"] for t in scheme.get("trials") or [] if t.get("test") is not None)
+    seeds = seeds if len(seeds) > 1 else ()
+    return Mark(
+        styles[scheme["name"]], scheme["label"], known.get("mean"), known.get("spread"), known.get("low"),
+        known.get("high"), seeds,
+    )  # fmt: skip
+
+
+def _shift_charts(task: Json, styles: Mapping[str, str]) -> str:
+    panels = []
+    for shift in task.get("shifts") or []:
+        rows = [_shift_mark(scheme, shift["name"], styles) for scheme in task["schemes"]]
+        panels.append(f"<div><h4>{text(shift['name'])}</h4>{charts.marks(rows, _scale(rows))}</div>")
+    if not panels:
+        return ""
+    words = (
+        "Ring: accuracy on the test set. Dot: the same trained models on what they were not trained for, with its "
+        "interval where one is known; the number is that accuracy, and how far it lies from the ring in points."
+    )
+    title = "<h3>What they were not trained for, accuracy in percent</h3>"
+    return title + _figure(_side_by_side(panels), words)
+
+
+def _shift_mark(scheme: Json, name: str, styles: Mapping[str, str]) -> Mark:
+    known = (scheme.get("shifts") or {}).get(name) or {}
+    before = (scheme.get("accuracy") or {}).get("mean")
+    style, label = styles[scheme["name"]], scheme["label"]
+    if known.get("mean") is None:
+        return Mark(style, label, None, instead=known.get("why_not") or "not measured")
+    return Mark(style, label, known["mean"], None, known.get("low"), known.get("high"), (), before)
+
+
+def _learning(task: Json, styles: Mapping[str, str]) -> str:
+    lines, seeds = [], []
+    for scheme in task["schemes"]:
+        runs = [
+            [(float(p["epoch"]), p["validation"]) for p in trial.get("curve") or [] if p.get("validation") is not None]
+            for trial in scheme.get("trials") or []
+        ]
+        runs = [run for run in runs if run]
+        if runs:
+            lines.append(Line(styles[scheme["name"]], scheme["label"], _mean(runs)))
+            seeds.append(runs if len(runs) > 1 else [])
+    if not lines:
+        return ""
+    words = "Accuracy on the validation set after each epoch. Strong: the mean; thin: each seed; grey: other schemes."
+    return f"<h3>Learning curves, percent</h3>{_figure(charts.curves(lines, seeds), words)}"
+
+
+def _mean(runs: Sequence[Sequence[charts.Point]]) -> tuple[charts.Point, ...]:
+    found: dict[markup.Number, list[markup.Number]] = {}
+    for run in runs:
+        for epoch, value in run:
+            found.setdefault(epoch, []).append(value)
+    return tuple((epoch, sum(values) / len(values)) for epoch, values in sorted(found.items()))
+
+
+def _comparisons(task: Json, styles: Mapping[str, str]) -> str:
+    title = "<h3>Which differences are shown</h3>"
+    if _seeds(task) == 1:
+        return f"{title}<p>One seed: no ranking. Repeat with three seeds or more to compare.</p>"
+    found = [_turned(c) for c in task.get("comparisons") or []]
+    if not found:
+        return f"{title}<p>There is nothing to compare.</p>"
+    labels = {scheme["name"]: scheme["label"] for scheme in task["schemes"]}
+    shown = [c for c in found if c["verdict"] != "no difference shown"]
+    silent = [c for c in found if c["verdict"] == "no difference shown"]
+    words = (
+        "Dot: the difference in points, paired over the same seeds and test examples. Line: its interval, corrected "
+        f"for {len(found)} comparisons (Holm). Where the line touches zero, no difference is shown."
+    )
+    parts = [f"<p>Of {len(found)} pairs, {len(shown) or 'none'} show{'s' * (len(shown) < 2)} a difference.</p>"]
+    if shown:
+        parts.append("<h4>A difference is shown</h4>" + charts.differences([_pair(c, labels, styles) for c in shown]))
+    if silent:
+        parts.append("<h4>No difference shown</h4>" + charts.differences([_pair(c, labels, styles) for c in silent]))
+    return f"{title}{_figure(''.join(parts), words)}{_pair_table(found, labels)}"
+
+
+def _turned(c: Json) -> Json:
+    """The comparison said from its better side: a lower b is b higher than a."""
+    if c["difference"] >= 0:
+        return c
+    verdict = {"higher": "lower", "lower": "higher"}.get(c["verdict"], c["verdict"])
+    turned = {"a": c["b"], "b": c["a"], "difference": -c["difference"], "verdict": verdict}
+    return {**c, **turned, "low": -c["high"], "high": -c["low"]}
+
+
+def _pair(c: Json, labels: Mapping[str, str], styles: Mapping[str, str]) -> Mark:
+    names = f"{labels.get(c['a'], c['a'])} − {labels.get(c['b'], c['b'])}"
+    style = "quiet" if c["verdict"] == "no difference shown" else styles[c["a"]]
+    return Mark(style, names, c["difference"], None, c["low"], c["high"])
+
+
+def _pair_table(found: Sequence[Json], labels: Mapping[str, str]) -> str:
+    rows = "".join(f"<li>{_said(c, labels)}</li>" for c in found)
+    return f'<details><summary>Every comparison in words</summary><ul class="note">{rows}</ul></details>'
+
+
+def _said(c: Json, labels: Mapping[str, str]) -> str:
+    a, b = (text(labels.get(c[side], c[side])) for side in "ab")
+    numbers = f"{points(c['difference'])} points ({points(c['low'])} to {points(c['high'])})"
+    p = f"; p {probability(c['p_holm'])} after Holm" if c.get("p_holm") is not None else ""
+    if c["verdict"] == "no difference shown":
+        return f"<b>{a}</b> and <b>{b}</b>: no difference shown, {numbers}{p}."
+    return f"<b>{a}</b> is {c['verdict']} than <b>{b}</b>: {numbers}{p}."
+
+
+def _cost_table(task: Json, measured: Json, styles: Mapping[str, str], batch: int | None) -> str:
+    rows = []
+    for scheme in task["schemes"]:
+        spent, cost = scheme.get("parameters") or {}, measured.get(scheme["name"]) or {}
+        total = f"<small>of {whole(spent['total'])}</small>" if spent.get("total") is not None else ""
+        cells = [f"{whole(spent.get('position'))}{total}", markup.flops((scheme.get("flops") or {}).get("forward"))]
+        cells += [_cost(cost, "forward"), _cost(cost, "step")]
+        rows.append(f"<tr>{_who(scheme, styles)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = ["Scheme", "Parameters on position", "FLOPs, forward", "Forward", "Training step"]
+    size = f" for a batch of {batch}" if batch else ""
+    caption = f"Time (median and range) and peak memory{size}, as measured on one machine"
+    return f"<h3>What each scheme costs</h3>{_table(caption, head, rows)}"
+
+
+def _cost(cost: Json, what: str) -> str:
+    taken, held = cost.get(f"{what}_ms"), cost.get(f"{what}_bytes")
+    if not taken and held is None:
+        return '<span class="instead">not measured</span>'
+    taken = taken or {}
+    known = taken.get("low") is not None and taken.get("high") is not None
+    span = f"<small>{markup.time(taken['low'])} to {markup.time(taken['high'])}</small>" if known else ""
+    return f"{markup.time(taken.get('median'))}{span}<small>{markup.memory(held)}</small>"
+
+
+def _cost_charts(task: Json, measured: Json, styles: Mapping[str, str]) -> str:
+    wanted = (
+        ("forward_ms", "Time of a forward pass", markup.time),
+        ("step_ms", "Time of a training step", markup.time),
+        ("forward_bytes", "Peak memory of a forward pass", markup.memory),
+        ("step_bytes", "Peak memory of a training step", markup.memory),
+    )
+    panels = []
+    for field, title, unit in wanted:
+        lines = [line for scheme in task["schemes"] if (line := _line(scheme, measured, field, styles)).points]
+        panels += [charts.growth(title, lines, unit)] if lines else []
+    if not panels:
+        return ""
+    stops = _stops(task, measured)
+    words = "Per example. Both axes are logarithmic: equal steps are equal factors."
+    words += f" ✕: stopped there.{stops}" if stops else ""
+    return "<h4>Cost against the number of tokens</h4>" + _figure(_side_by_side(panels), words)
+
+
+def _line(scheme: Json, measured: Json, field: str, styles: Mapping[str, str]) -> Line:
+    steps = (measured.get(scheme["name"]) or {}).get("growth") or []
+    places = tuple((float(s["tokens"]), float(s[field])) for s in steps if (s.get(field) or 0) > 0)
+    return Line(styles[scheme["name"]], scheme["label"], places, any(s.get("stopped") for s in steps))
+
+
+def _stops(task: Json, measured: Json) -> str:
+    said: dict[tuple[int, str], list[str]] = {}
+    for scheme in task["schemes"]:
+        for step in (measured.get(scheme["name"]) or {}).get("growth") or []:
+            if step.get("stopped"):
+                said.setdefault((step["tokens"], step["stopped"]), []).append(text(scheme["label"]))
+    return "".join(f" {listed(names)} at {whole(n)} tokens: {text(why)}" for (n, why), names in said.items())
+
+
+def _maps(task: Json, number: int, cards: str) -> str:
+    if not cards:
+        return ""
+    drawn = [s for s in task["schemes"] if pictures.drawable(s.get("picture") or {})]
+    bare = [f" {text(s['label'])}: {text((s.get('picture') or {}).get('what') or 'nothing to draw.')}"
+            for s in task["schemes"] if s not in drawn]  # fmt: skip
+    query = next(iter(drawn))["picture"]["query"]
+    axes = {1: ("token",), 2: ("row", "column"), 3: ("frame", "row", "column")}[len(query)]
+    where = ", ".join(f"{axis} {at + 1}" for axis, at in zip(axes, query, strict=True))
+    frames = " Frames stand side by side, first to last." if len(query) == 3 else ""
+    return (
+        "<h3>What each trained scheme looks like</h3>"
+        "<p>Each square is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
+        f"centred at zero and share one scale per scheme.{frames}{''.join(bare)}</p>"
+        f'<p class="static">Shown for the query at {where}.</p>'
+        f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'
+        "<small>Click a cell, here or on any map.</small></p><div data-board></div></div>"
+        f'<div class="cards">{cards}</div>'
+    )

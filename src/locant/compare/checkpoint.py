@@ -1,0 +1,65 @@
+"""Files that are whole or not there: tensors and their JSON in one safetensors file, written atomically.
+
+Nothing is pickled. A file is written beside its name as `.tmp-…`, flushed to disk, renamed over it, and the folder
+flushed: a kill at any moment leaves the last good file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from locant.compare.task import Refusal
+
+
+def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors and what is said about them."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_bytes(path, save(plain, {"about": json.dumps(about)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write` wrote. Raises Refusal if the file is none of ours."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise Refusal(
+            f"a checkpoint of locant compare was needed; {str(path)!r} is not one, or is damaged: {error}. "
+            "Remove it, and --resume trains that trial again."
+        ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The atomic write itself. A full disk or a read-only folder is said in one sentence."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Refusal(
+            f"{str(path)!r} must be writable; it is not: {error.strerror}. Free space or choose another --out; "
+            "what was saved before is whole, and --resume goes on from it."
+        ) from None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written."""
+    for leftover in folder.glob(".tmp-*"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""Built-in tasks on real data that needs no download: scikit-learn's 1,797 scanned digits of 8 × 8 pixels.
+
+`images` asks which digit, `clips` which way a digit moves, `sequences` which digit from its scan line. All is
+generated from fixed seeds, so that everyone compares on the same data. The scans are split 60/20/20, each digit
+alike, before anything is made of them: no scan is in two splits.
+
+Clips are built so that what a scheme can tell is known beforehand. A digit steps by its own width over a canvas of
+cells in one of eight compass directions, and each clip comes with its reversal in time, which bears the opposite
+label. Patches as large as a cell (or that divide it) see the same patches in every class:
+
+- without position, the chance is 1/8;
+- with space alone, the line of motion is known but not its sense: a model that cannot tell the order of frames
+  answers both clips of a pair alike, so that it is right on at most 1/2;
+- with space and time, all is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from locant.compare.splits import NAMES, divide
+from locant.compare.task import ArrayExamples, Refusal, Shift, Task, fingerprint
+
+SIDE = 8  # pixels of a scan, each way
+DIGITS = tuple(str(digit) for digit in range(10))
+SOURCE = "scikit-learn's handwritten digits (1,797 scans of 8 × 8 pixels)"
+# (down, right) of one step; a direction and its opposite are neighbours
+DIRECTIONS = {
+    "right": (0, 1),
+    "left": (0, -1),
+    "down": (1, 0),
+    "up": (-1, 0),
+    "down and right": (1, 1),
+    "up and left": (-1, -1),
+    "down and left": (1, -1),
+    "up and right": (-1, 1),
+}
+SPLIT_NOTE = "the scans are split 60/20/20, each digit alike; no scan is in two splits"
+
+Scans = Float32[np.ndarray, "count height width"]
+Labels = Int64[np.ndarray, " count"]
+
+
+def _scans() -> dict[str, tuple[Scans, Labels]]:
+    """The scans of each split with their digits, values 0 to 1."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    scans = (data.images / 16).astype(np.float32)
+    digits = data.target.astype(np.int64)
+    parts = divide(digits, DIGITS, seed=0, digests=[scan.tobytes() for scan in scans])
+    return {name: (scans[index], digits[index]) for name, index in parts.items()}
+
+
+def _generator(*words: str) -> np.random.Generator:
+    """A stream of its own for each use, so that changing one leaves the others as they were."""
+    return np.random.default_rng(list("/".join(words).encode()))
+
+
+def images(size: int | None = None, patch: int | None = None) -> Task:
+    """Which digit is it? Examples `[1, size, size]`.
+
+    Args:
+        size: side of the pictures; scans are resized to it (bilinear). Default 8, as scanned.
+        patch: side of a patch; the larger canvas is cut to whole patches. Default 2.
+
+    Raises:
+        Refusal: if `size` is below 4 or is not a whole number of patches.
+    """
+    size = SIDE if size is None else size
+    patch = 2 if patch is None else patch
+    if size < 4 or patch < 1 or size % patch:
+        raise Refusal(
+            f"size and patch need to be a side of 4 or more in whole patches; they are {size} and {patch}. "
+            f"Take --size {max(4, -(-size // max(1, patch)) * max(1, patch))} or another --patch."
+        )
+    scans = {name: (_resized(x, size), y) for name, (x, y) in _scans().items()}
+    parts = {name: ArrayExamples(x[:, None], y) for name, (x, y) in scans.items()}
+    x, y = scans["test"]
+    wide, reach = -(-size * 3 // 2 // patch) * patch, max(1, size // 4)
+    shifts = (
+        Shift(
+            "larger canvas",
+            f"the same digits at a random place on an empty canvas of {wide} × {wide} pixels",
+            ArrayExamples(_scattered(x, wide, _generator("images", "larger canvas"))[:, None], y),
+        ),
+        Shift(
+            "off centre",
+            f"the same digits moved by up to {reach} pixels each way; what leaves the picture is lost",
+            ArrayExamples(_moved(x, reach, _generator("images", "off centre"))[:, None], y),
+        ),
+    )
+    question = "Which digit was written?"
+    return _task("images", question, DIGITS, parts, shifts, (SPLIT_NOTE,), {"size": size, "patch": patch})
+
+
+def clips(size: int | None = None, frames: int | None = None) -> Task:
+    """Which way does the digit move? Examples `[frames, 1, size, size]`, two for each scan: one and its reversal.
+
+    Args:
+        size: side of the canvas, in whole steps of 8 pixels. Default 24: 3 × 3 cells, 27 tokens with patches of 8.
+        frames: frames of a clip, one step each; a canvas of n cells a side has room for n. Default 3.
+
+    Raises:
+        Refusal: if the canvas is not a whole number of cells, or has no room for so many frames.
+    """
+    size = 3 * SIDE if size is None else size
+    frames = 3 if frames is None else frames
+    cells = size // SIDE
+    if size % SIDE or not 2 <= frames <= cells:
+        raise Refusal(
+            f"clips of moving digits need a size in whole steps of {SIDE} pixels and 2 to size/{SIDE} frames; "
+            f"they have size {size} and {frames} frames. Take --size {SIDE * max(2, frames, cells)} "
+            f"--frames {max(2, frames)}."
+        )
+    scans = _scans()
+    parts = {name: _motion(*scans[name], cells, frames, 0, _generator("clips", name)) for name in NAMES}
+    longer, wider = frames + 2, cells + 2
+    shifts = (
+        Shift(
+            "longer clips",
+            f"{longer} frames instead of {frames}: the digit waits before it sets off, or after it arrives, or both",
+            _motion(*scans["test"], cells, frames, longer - frames, _generator("clips", "longer clips")),
+        ),
+        Shift(
+            "larger canvas",
+            f"the same motion anywhere on a canvas of {wider * SIDE} × {wider * SIDE} pixels",
+            _motion(*scans["test"], wider, frames, 0, _generator("clips", "larger canvas")),
+        ),
+    )
+    notes = (
+        SPLIT_NOTE,
+        "each clip comes with its reversal in time, which bears the opposite label: a model that cannot tell the "
+        "order of frames is right on at most half, and one without position on one in eight by chance",
+    )
+    question = "Which way does the digit move: one of eight compass directions?"
+    return _task("clips", question, tuple(DIRECTIONS), parts, shifts, notes, {"size": size, "frames": frames})
+
+
+def sequences(size: int | None = None) -> Task:
+    """Which digit is it, from its scan line? Examples `[size, 64 / size]`: runs of pixels in reading order.
+
+    Args:
+        size: length of the line: 8 whole rows of 8 pixels, 16 half rows, 32 quarter rows, or 64 single pixels.
+            Default 16: without position, half rows cannot even be told left from right.
+
+    Raises:
+        Refusal: if `size` is none of those.
+    """
+    size = 16 if size is None else size
+    if size not in (8, 16, 32, 64):
+        raise Refusal(f"a scan line needs --size 8, 16, 32 or 64 (of the 64 pixels of a scan); it got {size}. Pick one.")
+    scans = {name: (x.reshape(len(x), size, 64 // size), y) for name, (x, y) in _scans().items()}
+    parts = {name: ArrayExamples(x, y) for name, (x, y) in scans.items()}
+    x, y = scans["test"]
+    longer = size * 3 // 2
+    shift = Shift(
+        "longer sequence",
+        f"{longer} steps instead of {size}: the same lines with blank steps before and after, divided at random",
+        ArrayExamples(_padded(x, longer, _generator("sequences", "longer sequence")), y),
+    )
+    question = "Which digit was written, read from its scan line?"
+    return _task("sequences", question, DIGITS, parts, (shift,), (SPLIT_NOTE,), {"size": size})
+
+
+TASKS: dict[str, Callable[..., Task]] = {"images": images, "clips": clips, "sequences": sequences}
+
+
+def _task(
+    kind: str,
+    question: str,
+    classes: tuple[str, ...],
+    parts: dict[str, ArrayExamples],
+    shifts: tuple[Shift, ...],
+    notes: tuple[str, ...],
+    settings: dict[str, int],
+) -> Task:
+    held = [*parts.values(), *(shift.examples for shift in shifts)]
+    arrays = [array for examples in held for array in (examples.x, examples.labels)]
+    mark = fingerprint({"kind": kind, **settings}, *arrays)
+    return Task(kind, SOURCE, question, classes, *(parts[name] for name in NAMES), shifts, notes, (), mark)
+
+
+def _resized(scans: Scans, size: int) -> Scans:
+    """The scans at another size, bilinear; as they are when it is their own."""
+    if size == scans.shape[1]:
+        return scans
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) for scan in scans])
+
+
+def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Scans:
+    """Each scan at a random place on an empty canvas."""
+    size = scans.shape[1]
+    out = np.zeros((len(scans), side, side), np.float32)
+    for canvas, scan, (y, x) in zip(out, scans, rng.integers(0, side - size + 1, (len(scans), 2)), strict=True):
+        canvas[y : y + size, x : x + size] = scan
+    return out
+
+
+def _moved(scans: Scans, reach: int, rng: np.random.Generator) -> Scans:
+    """Each scan moved by up to `reach` pixels each way, and by one at least; blanks come in."""
+    size, span = scans.shape[1], 2 * reach + 1
+    places = rng.integers(1, span * span, len(scans))  # 0 would be: not moved
+    wide = np.pad(scans, ((0, 0), (reach, reach), (reach, reach)))
+    steps = (np.stack(np.divmod(places, span), axis=1) + reach) % span  # place 0 is (reach, reach): the middle
+    return np.stack([scan[y : y + size, x : x + size] for scan, (y, x) in zip(wide, steps, strict=True)])
+
+
+def _motion(
+    scans: Scans, digits: Labels, cells: int, frames: int, wait: int, rng: np.random.Generator
+) -> ArrayExamples:
+    """Each scan in motion, then the same clip backwards; the four lines of motion equally often for each digit.
+
+    With `wait`, that many more frames show the digit at rest, divided at random between start and end.
+    """
+    names = list(DIRECTIONS)
+    turn = np.empty(len(scans), np.int64)  # which line of motion
+    for digit in np.unique(digits):
+        members = rng.permutation(np.flatnonzero(digits == digit))
+        turn[members] = np.arange(len(members)) % 4
+    out = np.zeros((len(scans), 2, frames + wait, 1, cells * SIDE, cells * SIDE), np.float32)
+    for pair, scan, line in zip(out, scans, turn, strict=True):
+        before = rng.integers(0, wait + 1)
+        step = np.clip(np.arange(frames + wait) - before, 0, frames - 1)
+        y, x = (SIDE * _path(by, step, cells, frames, rng) for by in DIRECTIONS[names[2 * line]])
+        for t in range(frames + wait):
+            pair[0, t, 0, y[t] : y[t] + SIDE, x[t] : x[t] + SIDE] = scan
+        pair[1] = pair[0, ::-1]
+    labels = np.stack([2 * turn, 2 * turn + 1], axis=1).reshape(-1)
+    return ArrayExamples(out.reshape(-1, *out.shape[2:]), labels)
+
+
+def _path(
+    by: int, step: Int64[np.ndarray, " frames"], cells: int, frames: int, rng: np.random.Generator
+) -> Int64[np.ndarray, " frames"]:
+    """Cells on one axis after each step of -1, 0 or 1, from a random start that stays on the canvas."""
+    travel = by * (frames - 1)
+    start = rng.integers(max(0, -travel), cells - max(0, travel))
+    return start + by * step
+
+
+def _padded(
+    x: Float32[np.ndarray, "count length channels"], length: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "count longer channels"]:
+    """Each sequence at a random place in a longer blank one."""
+    out = np.zeros((len(x), length, x.shape[2]), np.float32)
+    for blank, row, start in zip(out, x, rng.integers(0, length - x.shape[1] + 1, len(x)), strict=True):
+        blank[start : start + x.shape[1]] = row
+    return out

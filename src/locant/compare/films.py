@@ -1,0 +1,130 @@
+"""One clip: evenly spaced frames from a folder of pictures or from a video file.
+
+Frame i of F is frame round(i (n - 1) / (F - 1)) of n: the first and the last are always among them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from locant.compare import stills
+from locant.compare.stills import PIXEL_LIMIT, Decoded, Unusable, read_still, reason_of, require_file, square
+
+if TYPE_CHECKING:
+    import av
+
+VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp .ts .gif".split())
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that counts: frame2 comes before frame10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts if part]
+
+
+def spaced(count: int, frames: int) -> Int64[np.ndarray, " frames"]:
+    """Which of `count` frames to take."""
+    return np.round(np.linspace(0, count - 1, frames)).astype(np.int64)
+
+
+def frame_files(folder: str | Path) -> list[str]:
+    """The frames of a clip folder in natural order: files with a picture's suffix, hidden ones left out."""
+    names = [e.name for e in os.scandir(folder) if not e.name.startswith(".") and not os.path.isdir(e.path)]
+    pictures = [name for name in names if os.path.splitext(name)[1].lower() in stills.SUFFIXES]
+    return [os.path.join(folder, name) for name in sorted(pictures, key=natural)]
+
+
+def read_clip(path: str | Path, size: int, frames: int) -> Decoded:
+    """`uint8 [frames, size, size, 1 or 3]` from a folder of frames or a video file.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    return _from_folder(path, size, frames) if os.path.isdir(path) else _from_video(path, size, frames)
+
+
+def _from_folder(folder: str | Path, size: int, frames: int) -> Decoded:
+    try:
+        files = frame_files(folder)
+    except OSError as error:
+        raise Unusable(f"cannot be read: {reason_of(error)}") from None
+    if not files:
+        raise Unusable("a folder without frames")
+    remarks: set[str] = {"short"} if len(files) < frames else set()
+    pixels: list[np.ndarray] = []
+    for place in spaced(len(files), frames):
+        try:
+            still = read_still(files[place], size)
+        except Unusable as error:
+            raise Unusable(f"frame {place + 1} of {len(files)}: {error}") from None
+        remarks |= still.remarks
+        pixels.append(still.pixels)
+    channels = max(p.shape[-1] for p in pixels)
+    same = [np.broadcast_to(p, (size, size, channels)) for p in pixels]
+    return Decoded(np.stack(same), frozenset(remarks))
+
+
+def _from_video(path: str | Path, size: int, frames: int) -> Decoded:
+    require_file(path)
+    import av
+
+    try:
+        count = _count(path)
+        taken, seen = _take(path, size, spaced(max(1, count), frames))
+        if 0 < seen < count:  # the container promised more than it holds
+            count = seen
+            taken, seen = _take(path, size, spaced(count, frames))
+    except Unusable:
+        raise
+    except av.error.FFmpegError as error:
+        raise Unusable(f"broken video: {error.strerror or type(error).__name__}") from None
+    except Exception as error:  # as in stills: what a decoder raises on a broken file is not ours to list
+        raise Unusable(f"broken video: {reason_of(error)}") from None
+    if not taken:
+        raise Unusable("a video without frames")
+    return Decoded(np.stack(taken), frozenset({"short"} if count < frames else ()))
+
+
+def _count(path: str | Path) -> int:
+    """Frames of a video by its packets, without decoding."""
+    import av
+
+    with av.open(str(path)) as video:
+        if not video.streams.video:
+            raise Unusable("not a video: no moving picture in it")
+        stream = video.streams.video[0]
+        if stream.width * stream.height > PIXEL_LIMIT:
+            raise Unusable(f"more than {PIXEL_LIMIT // 1_000_000} million pixels a frame")
+        return sum(packet.size > 0 for packet in video.demux(stream))
+
+
+def _take(
+    path: str | Path, size: int, places: Int64[np.ndarray, " frames"]
+) -> tuple[list[UInt8[np.ndarray, "size size channels"]], int]:
+    """The frames at these rising places, and how many there were up to the last that was looked at."""
+    import av
+
+    wanted, seen = places.tolist(), 0
+    taken: list[np.ndarray] = []
+    with av.open(str(path)) as video:
+        for seen, frame in enumerate(video.decode(video=0), start=1):
+            here = wanted.count(seen - 1)
+            taken += [_square(frame, size)] * here
+            if len(taken) == len(wanted):
+                break
+    return taken, seen
+
+
+def _square(frame: av.VideoFrame, size: int) -> UInt8[np.ndarray, "size size channels"]:
+    """A frame, turned as it asks to be shown."""
+    from PIL import Image
+
+    grey = frame.format.name.startswith("gray")
+    pixels = np.rot90(frame.to_ndarray(format="gray" if grey else "rgb24"), round(frame.rotation / 90))
+    return square(Image.fromarray(np.ascontiguousarray(pixels)), size)

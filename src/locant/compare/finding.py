@@ -1,0 +1,117 @@
+"""What may be said of the results, in plain words: differences that are shown, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from locant.compare.statistics import seeds_dominate
+
+LIMITS = (
+    "These models have some ten thousands of parameters and see some thousand examples. Large models learn from data "
+    "what small ones need to be told, so differences usually shrink with scale, and may change sign.",
+    "Each scheme got the same budget, the same data order and the same learning rates to choose from. With more time, "
+    "other rates or other sizes the order may be another.",
+    "Intervals speak of new test examples of the same kind and of new seeds. They say nothing of other data.",
+    "Three seeds bound what luck of the start can do only roughly; --seeds 5 or more narrows it.",
+)
+
+
+def of_task(task: dict[str, Any]) -> list[str]:
+    """The sentences of one task, the most useful first."""
+    schemes = task["schemes"]
+    labels = {s["name"]: s["label"] for s in schemes}
+    means = {s["name"]: s["accuracy"]["mean"] for s in schemes}
+    if not task["comparisons"]:
+        return [
+            f"{_kind(task)}: one seed, so no ranking. Accuracies run from {_percent(min(means.values()))} "
+            f"to {_percent(max(means.values()))}."
+        ]
+    best = max(means, key=lambda name: means[name])
+    level = [c for c in task["comparisons"] if best in (c["a"], c["b"])]
+    tied = [_other(c, best) for c in level if c["verdict"] == "no difference shown"]
+    beaten = [_other(c, best) for c in level if c["verdict"] != "no difference shown"]
+    said = [_lead(task, best, tied, labels, means)]
+    if beaten:
+        said.append(f"Shown to be below {labels[best]}: {_list([labels[n] for n in beaten])}.")
+    said += _against_none(task, labels)
+    said += _beyond(task, labels)
+    blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none" and s.get("mirror")]
+    if blind:
+        said.append(f"{_list(blind)} is mirror-blind: to it, left is right and before is after.")
+    wide = [
+        s["label"]
+        for s in schemes
+        if seeds_dominate(s["accuracy"]["mean"], s["accuracy"]["spread"], task["sizes"]["test"])
+    ]
+    if wide:
+        said.append(f"Seeds differ by more than the test examples explain for {_list(wide)}: use more seeds there.")
+    return said
+
+
+def of_all(tasks: list[dict[str, Any]]) -> list[str]:
+    """The first thing a reader sees: one sentence per task."""
+    return [sentence for task in tasks for sentence in task["finding"][:1]]
+
+
+def _lead(task: dict[str, Any], best: str, tied: list[str], labels: dict[str, str], means: dict[str, float]) -> str:
+    start = f"{_kind(task)}: {labels[best]} answers {_percent(means[best])} of the test examples"
+    if not tied:
+        return f"{start}, shown to be more than every other scheme."
+    return f"{start}; no difference is shown to {_list([f'{labels[n]} ({_percent(means[n])})' for n in tied])}."
+
+
+def _against_none(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    gains, unshown = [], []
+    for c in task["comparisons"]:
+        if "none" not in (c["a"], c["b"]):
+            continue
+        name = _other(c, "none")
+        low = c["low"] if c["b"] == "none" else -c["high"]
+        if low > 0:
+            gains.append((low, name))
+        else:
+            unshown.append(labels[name])
+    said = []
+    if gains:
+        low, _ = min(gains)
+        said.append(
+            f"Saying where tokens are is worth at least {100 * low:.0f} points here for "
+            f"{_list([labels[n] for _, n in sorted(gains, reverse=True)])} (corrected interval, against no position)."
+        )
+    if unshown:
+        said.append(f"No gain over no position is shown for {_list(unshown)}.")
+    return said
+
+
+def _beyond(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    said = []
+    for shift in task["shifts"]:
+        scored = {
+            s["name"]: s["shifts"][shift["name"]]["mean"]
+            for s in task["schemes"]
+            if s["shifts"].get(shift["name"], {}).get("mean") is not None
+        }
+        if len(scored) > 1:
+            top = max(scored, key=lambda name: scored[name])
+            worst = min(scored, key=lambda name: scored[name])
+            said.append(
+                f"Not trained for, {shift['name']}: from {_percent(scored[worst])} ({labels[worst]}) "
+                f"to {_percent(scored[top])} ({labels[top]})."
+            )
+    return said
+
+
+def _other(comparison: dict[str, Any], name: str) -> str:
+    return str(comparison["a"] if comparison["b"] == name else comparison["b"])
+
+
+def _kind(task: dict[str, Any]) -> str:
+    return str(task["kind"]).capitalize()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

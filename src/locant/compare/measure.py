@@ -1,0 +1,177 @@
+"""What position costs: time and peak memory of a forward pass and of a training step, and how they grow.
+
+A pass of its own, in one process: every scheme in turn, round after round, so that a slow minute of the machine hits
+all alike. Times are medians over rounds; memory is what a call takes beyond what there was before it, output included.
+These figures are the only ones that differ from run to run, and stand in a block of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from locant.attend import plan
+from locant.compare.model import Classifier, grid_of
+from locant.compare.schemes import mask_of
+from locant.compare.settings import Recipe
+from locant.compare.task import Task
+from locant.compare.trial import Job, build
+
+ROUNDS = 5
+GROWTH = (1, 2, 4, 8)  # each axis of the grid this many times as long (sequences: squared, to match)
+TOKENS_AT_ONCE = 2048  # examples × tokens of one call while growing
+CEILING = 1 << 30  # bytes: a call that would hold more scores than this is not made, and says so
+
+
+def machine() -> str:
+    """The processor, the cores and the memory in words."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], device: str) -> dict[str, Any]:
+    """Every scheme of one task: its time and memory at the trained size, and at larger ones."""
+    models = {name: build(Job(kind, name, 0, 0.0), task, recipe).to(device) for name in schemes}
+    item = tuple(task.train.shape)
+    at_size = _in_turn(models, item, recipe.batch, device)
+    found: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
+    for factor in GROWTH:
+        larger = _grown(item, models[schemes[0]].patch, factor)
+        tokens = grid_of(larger, models[schemes[0]].patch).tokens
+        batch = max(1, TOKENS_AT_ONCE // tokens)
+        fitting, stopped = {}, {}
+        for name, model in models.items():
+            moved, _ = model.moved_to(larger)
+            why = _too_much(moved, larger, batch)
+            if why is None:
+                fitting[name] = moved
+            else:
+                stopped[name] = why
+        figures = _in_turn(fitting, larger, batch, device)
+        for name in schemes:
+            row = _per_example(figures[name], batch) if name in figures else {}
+            found[name]["growth"].append({"tokens": tokens, "stopped": stopped.get(name), **row})
+    return found
+
+
+def _in_turn(models: dict[str, Classifier], item: tuple[int, ...], batch: int, device: str) -> dict[str, Any]:
+    x = torch.rand(batch, *item, device=device)
+    calls = {name: (_forward(model, x), _step(model, x)) for name, model in models.items()}
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
+    for name in models:  # the first call warms up, and is the one whose memory is read
+        calls[name][0](), calls[name][1]()
+    bytes_ = {name: tuple(_extra_bytes(call, device) for call in calls[name]) for name in models}
+    for _ in range(ROUNDS):
+        for name in models:
+            for call, seen in zip(calls[name], times[name], strict=True):
+                seen.append(_milliseconds(call, device))
+    return {
+        name: {
+            "forward_ms": _summary(times[name][0]),
+            "step_ms": _summary(times[name][1]),
+            "forward_bytes": bytes_[name][0],
+            "step_bytes": bytes_[name][1],
+        }
+        for name in models
+    }
+
+
+def _forward(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
+    def call() -> None:
+        with torch.no_grad():
+            model(x)
+
+    return call
+
+
+def _step(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
+    labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+    def call() -> None:
+        model.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(x), labels).backward()
+
+    return call
+
+
+def _milliseconds(call: Callable[[], None], device: str) -> float:
+    _settle(device)
+    start = time.perf_counter()
+    call()
+    _settle(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _settle(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _extra_bytes(call: Callable[[], None], device: str) -> int | None:
+    """The rise of resident memory during a call; None where the system does not tell."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return int(torch.cuda.max_memory_allocated() - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls freed, or this one's use of it stays unseen
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):
+        return None
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def _summary(times: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(times), "low": min(times), "high": max(times)}
+
+
+def _per_example(figures: dict[str, Any], batch: int) -> dict[str, Any]:
+    """One example's share of a call."""
+    share: dict[str, Any] = {name: figures[name]["median"] / batch for name in ("forward_ms", "step_ms")}
+    for name in ("forward_bytes", "step_bytes"):
+        share[name] = None if figures[name] is None else figures[name] // batch
+    return share
+
+
+def _grown(item: tuple[int, ...], patch: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    """A larger example: pictures and frames grow on both sides, sequences by the square of it."""
+    if len(patch) == 1:
+        return (item[0] * factor**2, *item[1:])
+    return (*item[:-2], item[-2] * factor, item[-1] * factor)
+
+
+def _too_much(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
+    """A sentence if a training step would hold too many scores."""
+    grid = grid_of(item, model.patch)
+    held = 0
+    for layer in model.layers:
+        heads = layer.attention.heads
+        q = torch.empty(batch, heads, grid.tokens, 2, device="meta")
+        for reach, position in layer.passes():
+            held += plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)).cost.held
+    if held <= CEILING:
+        return None
+    return f"stopped: a step on {grid.tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"

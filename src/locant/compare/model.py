@@ -1,0 +1,172 @@
+"""The small transformer that every scheme is tried in: patches, layers, mean, classes.
+
+    tokens = patches W + Σ embeddings
+    x ← x + attention(norm₁ x)     once per pass: same norm, same qkv, same projection
+    x ← x + MLP(norm₂ x)
+    logits = mean(norm x) W_out
+
+The mean over tokens has no position of its own, so without a scheme the model sees a bag of patches.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import locant.nn
+from locant.attend import plan
+from locant.compare.schemes import Reach, Scheme, Shape, mask_of
+from locant.grid import Grid
+from locant.positions.position import Position
+
+MLP_RATIO = 2
+
+
+class Layer(nn.Module):
+    """A pre-norm layer whose attention runs once per pass; all passes share norm, qkv and projection (AIM)."""
+
+    def __init__(self, scheme: Scheme, shape: Shape) -> None:
+        super().__init__()
+        passes = scheme.passes(shape)
+        self.norm1 = nn.LayerNorm(shape.dim)
+        self.attention = locant.nn.Attention(shape.dim, shape.heads)
+        self.norm2 = nn.LayerNorm(shape.dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(shape.dim, MLP_RATIO * shape.dim), nn.GELU(), nn.Linear(MLP_RATIO * shape.dim, shape.dim)
+        )
+        self.reaches: tuple[Reach, ...] = tuple(reach for reach, _ in passes)
+        self.positions = nn.ModuleList([nn.Identity() if p is None else p for _, p in passes])
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch tokens dim"]:
+        for reach, position in self.passes():
+            x = x + self.attention(self.norm1(x), grid=grid, position=position, mask=mask_of(reach, grid))
+        return x + self.mlp(self.norm2(x))
+
+    def passes(self) -> list[tuple[Reach, Position | None]]:
+        return [
+            (reach, p if isinstance(p, Position) else None)
+            for reach, p in zip(self.reaches, self.positions, strict=True)
+        ]
+
+
+class Classifier(nn.Module):
+    """The model of one scheme.
+
+    Args:
+        scheme: where position enters.
+        item: shape of one example: images `(C, H, W)`, clips `(T, C, H, W)`, sequences `(L, C)`.
+        patch: size of a patch, per axis of the grid.
+        classes, dim, depth, heads: as usual.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        item: tuple[int, ...],
+        patch: tuple[int, ...],
+        classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.scheme, self.patch = scheme, patch
+        self.grid = grid_of(item, patch)
+        channels = item[{1: 1, 2: 0, 3: 1}[len(patch)]]
+        shape = Shape(self.grid, dim, heads)
+        numbers = channels
+        for size in patch:
+            numbers *= size
+        self.embed = nn.Linear(numbers, dim)
+        self.layers = nn.ModuleList([Layer(scheme, shape) for _ in range(depth)])
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
+        self.tokens = nn.ModuleList(scheme.tokens(shape))
+        self._start()
+
+    def _start(self) -> None:
+        """All weights but positions' start as normals of 1/sqrt(inputs), from a stream of their own: the seed gives
+        every scheme the same start, however many numbers its positions drew."""
+        stream = torch.Generator().manual_seed(torch.initial_seed())
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=stream)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        grid = grid_of(tuple(x.shape[1:]), self.patch)
+        x = self.embed(patches(x, self.patch))
+        for embedding in self.tokens:
+            x = x + embedding(grid)
+        for layer in self.layers:
+            x = layer(x, grid)
+        return self.head(self.norm(x).mean(1))
+
+    def positions(self) -> list[Position]:
+        """Every scheme inside, tokens' first, then layer by layer."""
+        inside = [p for layer in self.layers for _, p in layer.passes() if p is not None]
+        return [*self.tokens, *inside]
+
+    def position_parameters(self) -> int:
+        return sum(p.numel() for position in self.positions() for p in position.parameters())
+
+    def moved_to(self, item: tuple[int, ...]) -> tuple[Classifier, str]:
+        """A copy that takes examples of another size, and how it does so."""
+        grid = grid_of(item, self.patch)
+        moved, how = copy.deepcopy(self), "its own reach"
+        if grid.shape == self.grid.shape:
+            return moved, "the same grid"
+        for modules in (moved.tokens, *(layer.positions for layer in moved.layers)):
+            for index, position in enumerate(modules):
+                if hasattr(position, "resized"):
+                    modules[index] = position.resized(_stretched(position.grid, self.grid, grid))
+                    how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized (linear)"
+        moved.grid = grid
+        return moved, how
+
+    def flops(self, item: tuple[int, ...]) -> int:
+        """FLOPs of a forward pass on one example: two per multiply-add, projections and attention."""
+        grid = grid_of(item, self.patch)
+        total = 2 * self.head.weight.numel() + 2 * grid.tokens * self.embed.weight.numel()
+        for layer in self.layers:
+            attention = layer.attention
+            q = torch.empty(1, attention.heads, grid.tokens, self.norm.weight.numel() // attention.heads, device="meta")
+            for reach, position in layer.passes():
+                total += 2 * grid.tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
+                total += plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)).cost.flops
+            total += 2 * grid.tokens * sum(m.weight.numel() for m in layer.mlp if isinstance(m, nn.Linear))
+        return total
+
+
+def grid_of(item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:
+    """The grid of an example's patches."""
+    sizes = _sizes(item, len(patch))
+    if any(size % p or size < p for size, p in zip(sizes, patch, strict=True)):
+        raise ValueError(
+            f"patches of {patch} must divide examples of {sizes}; they don't. Choose --patch or --size so that they do."
+        )
+    return Grid(*(size // p for size, p in zip(sizes, patch, strict=True)))
+
+
+def patches(x: Float[Tensor, "batch ..."], patch: tuple[int, ...]) -> Float[Tensor, "batch tokens numbers"]:
+    """Cut examples into patches, row-major, channels first inside each."""
+    if len(patch) == 1:
+        return x.unflatten(1, (-1, patch[0])).flatten(2)
+    if len(patch) == 2:
+        x = x[:, None]
+    t, rows, columns = (1, *patch) if len(patch) == 2 else patch
+    x = x.unflatten(1, (-1, t)).unflatten(4, (-1, rows)).unflatten(6, (-1, columns))
+    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)
+
+
+def _sizes(item: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return {1: item[:1], 2: item[1:], 3: (item[0], *item[2:])}[axes]
+
+
+def _stretched(own: Grid, old: Grid, new: Grid) -> Grid:
+    """`own` grown as the model's grid grows, axis by axis; axes of size 1 that the scheme ignores stay so."""
+    sizes = [n if mine == o else mine for mine, o, n in zip(own.shape, old.shape, new.shape, strict=True)]
+    return Grid(*sizes, prefix=own.prefix)

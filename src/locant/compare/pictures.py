@@ -1,0 +1,175 @@
+"""What each trained scheme looks like: for one query, the map over all keys, per layer and head.
+
+The page carries every map once, as one signed byte per query and key on the scheme's own scale (0 stays exactly 0),
+and a picture of the default query for readers without scripts. Both are coloured by the same stops.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int8, UInt8
+
+from locant.compare.markup import sizes, text
+
+# blue to warm through a light grey, equally light on both sides; safe for the common forms of colour blindness
+STOPS = ((11, 60, 108), (46, 116, 175), (146, 190, 219), (242, 240, 235), (240, 182, 134), (205, 98, 40), (120, 42, 10))
+LEVELS = 127
+MOST_BYTES = 600_000  # of one scheme's maps; beyond it the page carries the default query alone
+GAP = 0.5  # between the frames of a clip, in cells
+KINDS = {
+    "bias": "bias",
+    "embedding": "cosine similarity",
+    "rotation": "mean cosine",
+    "gate": "weight",
+}
+
+Maps = Float[np.ndarray, "layers heads queries keys"]
+
+
+def gallery(task: Mapping[str, Any], number: int, styles: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The cards of a task, and what the script needs to redraw them for another query."""
+    cards, carried = [], {}
+    for index, scheme in enumerate(task["schemes"]):
+        picture = scheme.get("picture") or {}
+        maps = _maps(picture)
+        if maps is None:
+            continue
+        scale = float(np.abs(maps).max()) or 1.0
+        levels = np.rint(maps * (LEVELS / scale)).astype(np.int8)
+        key = f"{number}.{index}"
+        whole = levels.size <= MOST_BYTES
+        if whole:
+            carried[key] = {
+                "task": number,
+                "grid": picture["grid"],
+                "query": picture["query"],
+                "scale": scale,
+                "maps": [[_packed(head) for head in layer] for layer in levels],
+            }
+        cards.append(_card(scheme, picture, levels, scale, key, styles[scheme["name"]], whole))
+    return "".join(cards), carried
+
+
+def script_data(carried: Mapping[str, Any]) -> str:
+    """JSON that is safe inside a script element."""
+    data = json.dumps({"stops": STOPS, "gap": GAP, "maps": carried}, separators=(",", ":"), sort_keys=True)
+    return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def gradients() -> str:
+    """The legend's colours: from the lowest to the highest, and their upper half alone."""
+    out = []
+    for name, stops in (("diverging", STOPS), ("rising", STOPS[len(STOPS) // 2 :])):
+        marks = "".join(
+            f'<stop offset="{i / (len(stops) - 1):.4f}" stop-color="rgb{stop}"/>' for i, stop in enumerate(stops)
+        )
+        out.append(f'<linearGradient id="{name}">{marks}</linearGradient>')
+    return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>{"".join(out)}</defs></svg>'
+
+
+def drawable(picture: Mapping[str, Any]) -> bool:
+    """Whether there is anything to draw."""
+    return picture.get("kind") not in (None, "none") and bool(picture.get("layers"))
+
+
+def _maps(picture: Mapping[str, Any]) -> Maps | None:
+    """All maps of a scheme, or None where there is nothing to draw."""
+    if not drawable(picture):
+        return None
+    maps = np.array(
+        [layer["heads"] for layer in picture["layers"]], dtype=np.float64
+    )  # null, from a blocked key, becomes nan
+    return np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _card(
+    scheme: Mapping[str, Any], picture: Mapping[str, Any], levels: Int8[np.ndarray, "layers heads queries keys"],
+    scale: float, key: str, style: str, whole: bool,
+) -> str:  # fmt: skip
+    grid, query = picture["grid"], picture["query"]
+    place = int(np.ravel_multi_index(tuple(query), tuple(grid)))
+    rows = []
+    for number, (layer, heads) in enumerate(zip(picture["layers"], levels, strict=True)):
+        shown = "".join(
+            f"<figure>{_map(head[place], grid, query, f'{key}.{number}.{h}', _words(layer, h, len(heads)))}"
+            + (f"<figcaption>head {h + 1}</figcaption></figure>" if len(heads) > 1 else "</figure>")
+            for h, head in enumerate(heads)
+        )
+        title = f'<p class="layer">layer {layer["layer"]}</p>' if len(levels) > 1 else ""
+        rows.append(f'<div class="layer-row">{title}<div class="heads">{shown}</div></div>')
+    note = "" if whole else '<p class="note">Too large to carry for every query; the page shows one.</p>'
+    return (
+        f'<article class="card axes{len(grid)} {style}" data-card="{key}"><h5><i class="mark"></i>'
+        f"{text(scheme['label'])}</h5><p>{text(picture.get('what') or scheme.get('sentence') or '')}</p>"
+        f"{''.join(rows)}{_legend(picture['kind'], scale)}<output></output>{note}</article>"
+    )
+
+
+def _words(layer: Mapping[str, Any], head: int, heads: int) -> str:
+    return f"layer {layer['layer']}" + (f", head {head + 1}" if heads > 1 else "")
+
+
+def _map(row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[int], key: str, words: str) -> str:
+    """One map: a frame is one image of as many pixels as cells, the query a ring about its own cell."""
+    frames, rows, columns = _as_frames(grid)
+    at = (*([0] * (3 - len(grid))), *query)
+    cells = row.reshape(frames, rows, columns)
+    images = "".join(
+        f'<image x="{t * (columns + GAP):g}" y="0" width="{columns}" height="{rows}" preserveAspectRatio="none" '
+        f'href="{_png(colours(cells[t]))}"/>'
+        for t in range(frames)
+    )
+    ring = f'<rect class="query" x="{at[0] * (columns + GAP) + at[2]:g}" y="{at[1]}" width="1" height="1"/>'
+    box = f"0 0 {frames * (columns + GAP) - GAP:g} {rows}"
+    stretch = ' preserveAspectRatio="none"' if len(grid) == 1 else ""
+    label = f"{words}: map over {sizes(grid)} keys"
+    named = f'role="img" aria-label="{label}" data-map="{key}"'
+    return f'<svg class="map" viewBox="{box}"{stretch} {named}>{images}{ring}</svg>'
+
+
+def _as_frames(grid: Sequence[int]) -> tuple[int, int, int]:
+    frames, rows, columns = (*([1] * (3 - len(grid))), *grid)
+    return frames, rows, columns
+
+
+def _legend(kind: str, scale: float) -> str:
+    signed = kind != "gate"
+    most = f"{scale:.2g}"
+    ends = (f"−{most}", "0", most) if signed else ("0", "", most)
+    return (
+        f'<p class="legend"><span>{KINDS.get(kind, text(kind))}</span><span>{ends[0]}</span>'
+        f'<svg width="100" height="10" aria-hidden="true"><rect width="100" height="10" '
+        f'fill="url(#{"diverging" if signed else "rising"})"/></svg><span>{ends[2]}</span></p>'
+    )
+
+
+def colours(levels: Int8[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Levels -127..127 to colours, straight lines between the stops; 0 is the middle stop."""
+    at = (levels.astype(np.float64) / LEVELS + 1) / 2 * (len(STOPS) - 1)
+    stops = np.array(STOPS, dtype=np.float64)
+    low = np.clip(np.floor(at).astype(int), 0, len(STOPS) - 2)
+    part = (at - low)[..., None]
+    return np.rint(stops[low] * (1 - part) + stops[low + 1] * part).astype(np.uint8)
+
+
+def _png(pixels: UInt8[np.ndarray, "rows columns 3"]) -> str:
+    """A data address of an RGB PNG, written by hand: a few cells need no library, and the bytes never change."""
+    rows, columns, _ = pixels.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
+    )
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def _packed(head: Int8[np.ndarray, "queries keys"]) -> str:
+    return base64.b64encode(head.tobytes()).decode()

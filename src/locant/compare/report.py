@@ -1,0 +1,196 @@
+"""The page that `locant compare` leaves behind: one self-contained HTML file, made from results.json alone.
+
+It loads nothing, and its Content-Security-Policy lets it load nothing: the one style sheet and the one script are
+named by their hashes. Without scripts it shows the same charts and the maps of one query. What a clock or an allocator
+said is read from the `measured` block and shown as such; nothing else on the page depends on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from locant.compare import chapters, pictures
+from locant.compare.markup import NOTHING, code, listed, text, user, whole
+
+FORMAT = 1
+COLOURS = 10  # `s0` is grey and belongs to "none"; `s1` … `s10` go round
+MOST_FILES = 200  # skipped files on the page; results.json has all
+Json = Mapping[str, Any]
+
+
+def write(results: Json, path: Path) -> None:
+    """Write the report of `results` (the contents of results.json) to `path`, whole or not at all.
+
+    Raises:
+        ValueError: if the results are of another format.
+        OSError: if the folder cannot be written.
+    """
+    page = render(results).encode()
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=".html", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's file is for its owner alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def render(results: Json) -> str:
+    """The page as text. The same results give the same bytes."""
+    if results.get("format") != FORMAT:
+        raise ValueError(
+            f"the report needs results of format {FORMAT}; got {results.get('format')!r}. "
+            "Make them with this version: run `locant compare` again."
+        )
+    tasks = results.get("tasks") or []
+    styles = _styles(tasks)
+    measured = (results.get("measured") or {}).get("tasks") or {}
+    seeds = max((len(s.get("trials") or []) for t in tasks for s in t["schemes"]), default=0)
+    shown, carried = [], {}
+    for number, task in enumerate(tasks):
+        cards, maps = pictures.gallery(task, number, styles)
+        batch = ((results.get("settings") or {}).get(task["kind"]) or {}).get("batch")
+        shown.append(chapters.chapter(task, number, measured.get(task["kind"]) or {}, styles, cards, batch))
+        carried.update(maps)
+    style, script = _file("report.css"), _file("report.js")
+    return Template(_file("report.html")).substitute(
+        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        title=f"Locant compare: {text(listed([task['kind'] for task in tasks]))}",
+        style=style,
+        script=script,
+        gradients=pictures.gradients(),
+        finding="".join(f"<p>{text(line)}</p>" for line in results.get("finding") or ["There is no finding."])
+        + ("<p>One seed: no ranking.</p>" if seeds == 1 else ""),
+        contents=_contents(tasks),
+        tasks="".join(shown),
+        closing=_closing(results, tasks),
+        maps=pictures.script_data(carried),
+    )
+
+
+def _styles(tasks: Sequence[Json]) -> dict[str, str]:
+    """One colour per scheme on the whole page, in order of appearance."""
+    names = dict.fromkeys(scheme["name"] for task in tasks for scheme in task["schemes"])
+    names.pop("none", None)
+    return {"none": "s0", **{name: f"s{1 + i % COLOURS}" for i, name in enumerate(names)}}
+
+
+def _contents(tasks: Sequence[Json]) -> str:
+    links = [(f"task-{i}", text(task["kind"]).capitalize()) for i, task in enumerate(tasks)]
+    links += [("limits", "What this cannot tell"), ("data", "Data"), ("settings", "Settings"), ("model", "Best model")]
+    return "".join(f'<a href="#{target}">{name}</a>' for target, name in links)
+
+
+def _closing(results: Json, tasks: Sequence[Json]) -> str:
+    return "".join((_limits(results), _data(tasks), _settings(results), _model(results), _again(results)))
+
+
+def _limits(results: Json) -> str:
+    lines = "".join(f"<li>{text(line)}</li>" for line in results.get("limits") or [])
+    body = f"<ul>{lines}</ul>" if lines else "<p>Nothing was noted.</p>"
+    return f'<section id="limits"><h2>What small models cannot tell about large ones</h2>{body}</section>'
+
+
+def _data(tasks: Sequence[Json]) -> str:
+    parts = []
+    for task in tasks:
+        notes = "".join(f"<li>{text(note)}</li>" for note in task.get("notes") or [])
+        notes = f"<ul>{notes}</ul>" if notes else ""
+        print_ = f"<p>Fingerprint of data and split: <code>{text(task.get('fingerprint') or NOTHING)}</code></p>"
+        parts.append(f"<h3>{text(task['kind']).capitalize()}</h3>{notes}{print_}{_skipped(task.get('skipped') or [])}")
+    return f'<section id="data"><h2>Data</h2>{"".join(parts)}</section>'
+
+
+def _skipped(files: Sequence[Json]) -> str:
+    if not files:
+        return "<p>No file was skipped.</p>"
+    rows = "".join(
+        f'<tr><th scope="row">{user(file["path"])}</th><td>{text(file["reason"])}</td></tr>'
+        for file in files[:MOST_FILES]
+    )
+    rest = len(files) - MOST_FILES
+    more = f"<p>… and {whole(rest)} more, listed in results.json.</p>" if rest > 0 else ""
+    name = f"{whole(len(files))} file{'s' * (len(files) != 1)} skipped"
+    head = '<thead><tr><th scope="col">File</th><th scope="col">Why</th></tr></thead>'
+    table = f'<div class="wide"><table class="plain">{head}<tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>{name}</summary>{table}{more}</details>"
+
+
+def _settings(results: Json) -> str:
+    tables = []
+    for name, values in (("Settings", results.get("settings")), ("Versions", results.get("versions"))):
+        rows = "".join(
+            f'<tr><th scope="row">{text(key)}</th><td>{user(_plain(value))}</td></tr>'
+            for key, value in _flat(values or {})
+        )
+        tables.append(
+            f'<h3>{name}</h3><div class="wide"><table class="plain"><tbody>{rows}</tbody></table></div>' if rows else ""
+        )
+    measured = results.get("measured") or {}
+    known = [("machine", ""), ("threads", " threads"), ("seconds", " s in all"), ("created", "")]
+    facts = [f"{measured[key]:.0f}{unit}" if key == "seconds" else f"{measured[key]}{unit}"
+             for key, unit in known if measured.get(key) is not None]  # fmt: skip
+    where = f"<h3>Measured on</h3><p>{text(', '.join(facts))}</p>" if facts else ""
+    body = f"<details><summary>Settings, seeds and versions</summary>{''.join(tables)}{where}</details>"
+    return f'<section id="settings"><h2>Settings, seeds and versions</h2>{body}</section>'
+
+
+def _model(results: Json) -> str:
+    best = results.get("best") or {}
+    if not best:
+        body = "<p>No model was saved.</p>"
+    else:
+        body = (
+            f"<p>The best model on validation: <b>{text(best.get('scheme'))}</b> on {text(best.get('task'))}, seed "
+            f"{text(best.get('seed'))}, saved as <code>{text(best.get('file'))}</code>. This rebuilds and loads it:</p>"
+            f'<pre tabindex="0"><code>{code(best.get("snippet") or "")}</code></pre>'
+        )
+    return f'<section id="model"><h2>Rebuild the best model</h2>{body}</section>'
+
+
+def _again(results: Json) -> str:
+    command = results.get("command") or "locant compare --config settings.toml"
+    return (
+        '<section id="again"><h2>Run it again</h2><p>settings.toml, beside this page, holds every setting. On the same '
+        "data, with the same versions and number of threads, it gives the same numbers, all but measured times and "
+        f'bytes.</p><pre tabindex="0"><code>{code(command)}</code></pre></section>'
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NOTHING if value is None else str(value)
+
+
+def _flat(values: Json) -> list[tuple[str, object]]:
+    """Settings of one task stand in a table of their own: images.epochs, images.lr, …"""
+    flat: list[tuple[str, object]] = []
+    for key, value in values.items():
+        inner = [(f"{key}.{name}", v) for name, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
+        flat += inner
+    return flat
+
+
+def _file(name: str) -> str:
+    return resources.files("locant.compare").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -1,0 +1,251 @@
+"""The whole comparison: trials, statistics, costs, pictures, report. Killed at any time, it goes on from there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import locant
+from locant.compare import checkpoint, finding, measure, report, settings, summary
+from locant.compare.result import Result
+from locant.compare.schemes import DEFAULT, QUICK, SCHEMES, Scheme, find
+from locant.compare.settings import Settings
+from locant.compare.task import Refusal, Task
+from locant.compare.tasks import open_tasks
+from locant.compare.terminal import Progress, estimate
+from locant.compare.trial import Job, build, train
+from locant.compare.worker import Pool
+from locant.compare.world import World
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def run(
+    data: str | Path | None = None,
+    *,
+    task: str | Sequence[str] | None = None,
+    positions: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    lr: float | Sequence[float] | None = None,
+    batch: int | None = None,
+    dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    size: int | tuple[int, ...] | None = None,
+    patch: int | tuple[int, ...] | None = None,
+    frames: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    quick: bool = False,
+    strict: bool = False,
+    config: str | Path | None = None,
+    quiet: bool = False,
+    progress: Tell | None = None,
+) -> Result:
+    """Train the same small transformer with each position scheme, and say what may be said of the differences.
+
+    Args:
+        data: a folder of class folders of images or clips, or an .npz with `x` and `y`; None is the built-in digits.
+        task: "images", "clips", "sequences", or several; guessed from `data`.
+        positions: schemes by name; default those of `locant.compare.schemes.DEFAULT`.
+        seeds: a count, or the seeds themselves. One seed gives no ranking.
+        epochs, lr, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every scheme. The rate
+            (of those in `lr`) and the epoch are chosen on validation data.
+        device, threads: where; on a CPU, `threads` trials run side by side with one thread each.
+        out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
+        quick: one seed, few schemes, few epochs: a first look.
+        strict: refuse a data folder with unusable files instead of listing them.
+        config: a TOML file with these names; arguments win over it.
+        quiet: no live progress.
+        progress: called with a dictionary at every epoch.
+
+    Raises:
+        Refusal: a ValueError with one sentence, for data, settings or folders that can't be used.
+    """
+    given = {
+        "data": data, "task": task, "positions": positions, "seeds": seeds, "epochs": epochs, "lr": lr,
+        "batch": batch, "dim": dim, "depth": depth, "heads": heads, "size": size, "patch": patch, "frames": frames,
+        "device": device, "threads": threads, "quick": quick, "strict": strict,
+    }  # fmt: skip
+    started = time.monotonic()
+    chosen = settings.resolve(given, config)
+    world = World.join(chosen.device)
+    folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
+    tasks = open_tasks(chosen)
+    schemes = {kind: _schemes(kind, chosen) for kind in tasks}
+    for kind in tasks:  # a size that doesn't fit is said before anything is written
+        build(Job(kind, schemes[kind][0].name, 0, 0.0), tasks[kind], chosen.recipes[kind])
+    if world.leads:
+        _open_folder(folder, chosen, tasks, resume)
+    world.wait()
+    with Progress(quiet or not world.leads, progress) as shown:
+        if world.leads and not quiet:
+            shown.announce(estimate(tasks, schemes, chosen))
+        trials = _train_all(tasks, schemes, chosen, folder, world, shown)
+        if not world.leads:
+            world.wait()
+            return Result(json.loads((folder / "results.json").read_text()), folder)
+        results = _assemble(tasks, schemes, chosen, trials, folder, shown)
+    results["measured"]["seconds"] = time.monotonic() - started
+    checkpoint.write_bytes(folder / "results.json", json.dumps(results, indent=1).encode())
+    report.write(results, folder / "report.html")
+    world.wait()
+    return Result(results, folder)
+
+
+def _schemes(kind: str, chosen: Settings) -> tuple[Scheme, ...]:
+    names = chosen.positions
+    if names is None:
+        names = (QUICK if chosen.quick else DEFAULT)[kind]
+    elif len(chosen.recipes) > 1:  # of several tasks, each takes the schemes that fit it
+        there = {scheme.name for scheme in SCHEMES if kind in scheme.kinds}
+        known = {scheme.name for scheme in SCHEMES}
+        names = tuple(name for name in names if name in there or name not in known)
+    try:
+        return find(kind, names)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+
+
+def _open_folder(folder: Path, chosen: Settings, tasks: dict[str, Task], resume: bool) -> None:
+    """A new folder with the resolved settings, or, to resume, one with the same settings and data."""
+    path = folder / "settings.toml"
+    about = {"settings": _identity(chosen), "fingerprints": {kind: task.fingerprint for kind, task in tasks.items()}}
+    try:
+        if path.exists() and not resume:
+            raise Refusal(
+                f"--out needs a new folder; {str(folder)!r} holds a comparison. Add --resume to go on with it, "
+                "or choose another folder."
+            )
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        checkpoint.sweep(folder)
+        checkpoint.sweep(folder / "trials")
+        if (folder / "identity.json").exists():
+            _same(json.loads((folder / "identity.json").read_text()), json.loads(json.dumps(about)), folder)
+        checkpoint.write_bytes(folder / "identity.json", json.dumps(about, indent=1).encode())
+        checkpoint.write_bytes(path, settings.toml(chosen).encode())
+    except OSError as error:
+        raise Refusal(
+            f"--out needs a folder that can be written; {str(folder)!r} can't: {error.strerror}. Choose another."
+        ) from None
+
+
+def _identity(chosen: Settings) -> dict[str, Any]:
+    """What must stay the same for a run to go on; the number of workers may change."""
+    return {name: value for name, value in chosen.flags().items() if name != "threads"}
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    changed = [name for name in new["settings"] if old["settings"].get(name) != new["settings"][name]]
+    if changed:
+        was = ", ".join(f"{name} was {old['settings'].get(name)!r}" for name in changed)
+        raise Refusal(
+            f"--resume needs the settings that {str(folder)!r} was started with; {was}. "
+            "Give the same again, or choose another --out."
+        )
+    if old["fingerprints"] != new["fingerprints"]:
+        raise Refusal(
+            f"--resume needs the data that {str(folder)!r} was started with; they have changed. "
+            "Restore them, or choose another --out."
+        )
+
+
+def _train_all(
+    tasks: dict[str, Task],
+    schemes: dict[str, tuple[Scheme, ...]],
+    chosen: Settings,
+    folder: Path,
+    world: World,
+    shown: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Every trial, by key. The first seed tries every rate; the other seeds take the one that validates best."""
+    first, *others = chosen.seeds
+    waiting = deque(
+        Job(kind, scheme.name, first, rate)
+        for kind in tasks
+        for scheme in schemes[kind]
+        for rate in chosen.recipes[kind].lr
+    )
+    count = sum(len(schemes[kind]) * (len(chosen.recipes[kind].lr) + len(others)) for kind in tasks)
+    shown.start(count)
+    trials: dict[str, dict[str, Any]] = {}
+
+    def ended(about: dict[str, Any]) -> None:
+        job = Job(**about["job"])
+        trials[job.key] = about
+        shown.ended(job.key, about)
+        tried = [trials.get(Job(job.kind, job.scheme, first, r).key) for r in chosen.recipes[job.kind].lr]
+        if job.seed == first and all(t is not None for t in tried):
+            rate = _best_rate([t for t in tried if t is not None])
+            waiting.extend(Job(job.kind, job.scheme, seed, rate) for seed in others)
+
+    if world.size > 1 or world.device != "cpu":
+        while waiting:
+            job = waiting.popleft()
+            ended(train(job, tasks[job.kind], chosen.recipes[job.kind], folder / "trials", world, shown.tell))
+        return trials
+    fingerprints = {kind: task.fingerprint for kind, task in tasks.items()}
+    pool = Pool(min(chosen.threads, count), chosen, folder / "trials", fingerprints)
+    try:
+        while len(trials) < count:
+            while waiting and pool.idle:
+                pool.submit(asdict(waiting.popleft()))
+            ended(pool.wait(shown.tell))
+    finally:
+        pool.close()
+    return trials
+
+
+def _best_rate(tried: list[dict[str, Any]]) -> float:
+    """The rate that validates best; of equals the smaller."""
+    return float(max(tried, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"])
+
+
+def _assemble(
+    tasks: dict[str, Task],
+    schemes: dict[str, tuple[Scheme, ...]],
+    chosen: Settings,
+    trials: dict[str, dict[str, Any]],
+    folder: Path,
+    shown: Progress,
+) -> dict[str, Any]:
+    """results.json: what was found, and in a block of its own what was measured."""
+    found, costs = [], {}
+    for kind, task in tasks.items():
+        found.append(summary.of_task(task, chosen, schemes[kind], trials, folder))
+        shown.say(f"measuring the cost of {kind}")
+        names = tuple(scheme.name for scheme in schemes[kind])
+        costs[kind] = measure.measure(kind, task, chosen.recipes[kind], names, chosen.device)
+    return {
+        "format": 1,
+        "finding": finding.of_all(found),
+        "limits": list(finding.LIMITS),
+        "settings": _identity(chosen),
+        "versions": {
+            "locant": locant.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "tasks": found,
+        "best": summary.best(found),
+        "measured": {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": measure.machine(),
+            "threads": chosen.threads,
+            "tasks": costs,
+        },
+    }

@@ -1,0 +1,153 @@
+"""The schemes that are compared, by name: what each puts on the tokens, and how its layers attend.
+
+Every scheme builds the same small transformer; they differ only in where position enters. A layer attends in one or
+more passes, each a (reach, position) pair: `JOINT` sees all tokens, `SPACE` the tokens of its own frame, `TIME` the
+tokens at its own place in all frames (AIM's two passes share one attention).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from locant.grid import Grid
+from locant.masks import Windows
+from locant.positions.gate import GatedPosition
+from locant.positions.learned import Learned
+from locant.positions.masked_sine import MaskedSine
+from locant.positions.position import Embedding, Position
+from locant.positions.rotary import Rotary
+from locant.positions.sinusoid import Sinusoid
+from locant.positions.slopes import ALiBi
+from locant.positions.table import RelativeTable
+
+Reach = Literal["joint", "space", "time"]
+Pass = tuple[Reach, Position | None]
+TABLE_STD = 0.5  # tables start wide enough to matter: from 0.02 they learn too little in a few hundred steps (LOG.md)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a scheme may depend on when it is built."""
+
+    grid: Grid
+    dim: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def only(self, *axes: int) -> Grid:
+        """The grid with every other axis shrunk to 1."""
+        return Grid(*(size if axis in axes else 1 for axis, size in enumerate(self.grid.shape)))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to tell a transformer where its tokens are.
+
+    `direction` says whether it can tell left from right (and, where it knows time, past from future) by position;
+    `time`, on clips, whether it knows the order of frames at all.
+    """
+
+    name: str
+    label: str
+    sentence: str
+    kinds: tuple[str, ...]
+    tokens: Callable[[Shape], tuple[Embedding, ...]] = field(default=lambda shape: ())
+    passes: Callable[[Shape], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
+    direction: bool = True
+    time: bool = True
+
+
+def mask_of(reach: Reach, grid: Grid) -> Windows | None:
+    """Who sees whom in a pass: a statement about coordinates on any grid."""
+    if reach == "joint":
+        return None
+    frame = grid.shape[1:]
+    return Windows((1, *frame)) if reach == "space" else Windows((grid.shape[0], *(1 for _ in frame)))
+
+
+def _joint(build: Callable[[Shape], Position]) -> Callable[[Shape], tuple[Pass, ...]]:
+    return lambda shape: (("joint", build(shape)),)
+
+
+def _table(grid: Grid, heads: int) -> RelativeTable:
+    return RelativeTable(grid, heads, init_std=TABLE_STD)
+
+
+def _shared_weights(shape: Shape) -> tuple[Pass, ...]:
+    time, space = shape.only(0), shape.only(1, 2)
+    return ("time", _table(time, shape.heads)), ("space", _table(space, shape.heads))
+
+
+ALL = ("images", "clips", "sequences")
+SCHEMES: tuple[Scheme, ...] = (
+    Scheme("none", "no position", "nothing says where a token is", ALL, direction=False, time=False),
+    Scheme(
+        "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)", ALL,
+        tokens=lambda s: (Learned(s.grid, s.dim),),
+    ),
+    Scheme(
+        "space", "space only", "a learned vector per place of the frame, the same in every frame", ("clips",),
+        tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)),), time=False,
+    ),
+    Scheme(
+        "time", "learned space + time", "a learned vector per place and one per frame, both added to the tokens",
+        ("clips",), tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)), Learned(s.grid, s.dim, axes=(0,))),
+    ),
+    Scheme(
+        "sinusoid", "sinusoid", "fixed waves per axis, added to the tokens (Vaswani et al.)", ALL,
+        tokens=lambda s: (Sinusoid(s.dim),),
+    ),
+    Scheme(
+        "masked-sine", "mask-aware sine", "waves over the valid part of the picture, added to the tokens (DETR)",
+        ("images",), tokens=lambda s: (MaskedSine(s.dim),),
+    ),
+    Scheme(
+        "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)", ALL,
+        passes=_joint(lambda s: _table(s.grid, s.heads)),
+    ),
+    Scheme(
+        "shared", "shared weights, two tables", "one attention over time, then over space, each with its table (AIM)",
+        ("clips",), passes=_shared_weights,
+    ),
+    Scheme(
+        "alibi", "ALiBi", "a fixed penalty for distance, the same on both sides: mirror-blind", ALL,
+        passes=_joint(lambda s: ALiBi(s.heads, distance="euclidean")), direction=False,
+    ),
+    Scheme(
+        "rotary", "rotary", "queries and keys turned by their coordinates, axis by axis (RoFormer)", ALL,
+        passes=_joint(lambda s: Rotary(s.head_dim, axes=s.grid.axes, base=100.0)),
+    ),
+    Scheme(
+        "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)", ALL,
+        passes=_joint(lambda s: GatedPosition(s.heads, axes=s.grid.axes)),
+    ),
+)  # fmt: skip
+
+DEFAULT = {
+    "images": ("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
+    "clips": ("none", "space", "time", "shared", "relative", "rotary"),
+    "sequences": ("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
+}
+QUICK = {
+    "images": ("none", "learned", "relative"),
+    "clips": ("none", "space", "relative"),
+    "sequences": ("none", "learned", "relative"),
+}
+
+
+def find(kind: str, names: tuple[str, ...]) -> tuple[Scheme, ...]:
+    """The schemes of these names that fit the task, in the order asked for."""
+    there = {scheme.name: scheme for scheme in SCHEMES if kind in scheme.kinds}
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise ValueError(
+            f"positions for {kind} must be among {', '.join(there)}; got {', '.join(unknown)}. "
+            "Name some of these, or leave --positions out."
+        )
+    return tuple(there[name] for name in dict.fromkeys(names))

@@ -1,0 +1,193 @@
+"""What is compared, on what, for how long: flags over the config file over defaults that are fixed here.
+
+Nothing is chosen by a clock: epochs and sizes stand in `DEFAULTS` and `QUICK`, and time is reported, not obeyed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from locant.compare.task import Refusal
+
+KINDS = ("images", "clips", "sequences")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one task's models are built and trained: the same for every scheme."""
+
+    epochs: int
+    lr: tuple[float, ...]
+    batch: int
+    dim: int
+    depth: int
+    heads: int
+    patch: int | None = None
+    size: int | None = None
+    frames: int | None = None
+
+
+DEFAULTS = {
+    "images": Recipe(epochs=30, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
+    "clips": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
+    "sequences": Recipe(epochs=40, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
+}
+QUICK = {
+    "images": replace(DEFAULTS["images"], epochs=15, lr=(0.006,)),
+    "clips": replace(DEFAULTS["clips"], epochs=8, lr=(0.006,)),
+    "sequences": replace(DEFAULTS["sequences"], epochs=15, lr=(0.006,)),
+}
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole run, resolved. `recipes` has one entry per task; None in positions means the task's default."""
+
+    task: tuple[str, ...]
+    recipes: dict[str, Recipe]
+    seeds: tuple[int, ...]
+    positions: tuple[str, ...] | None = None
+    data: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+    quick: bool = False
+    strict: bool = False
+
+    @property
+    def ranked(self) -> bool:
+        return len(self.seeds) > 1
+
+    def flags(self) -> dict[str, Any]:
+        """The settings under the names of the flags; what differs by task stands in a table of its own."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipes"}
+        return {**plain, **{kind: asdict(recipe) for kind, recipe in self.recipes.items()}}
+
+    @staticmethod
+    def of_flags(flags: dict[str, Any]) -> Settings:
+        """What `flags` gave, read back from JSON."""
+        lists = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
+        recipes = {k: Recipe(**{**flags[k], "lr": tuple(flags[k]["lr"])}) for k in KINDS if k in flags}
+        return Settings(**lists, recipes=recipes)
+
+
+def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
+    """Settings from the flags that were given (None = not given), the config file, and the defaults.
+
+    Raises:
+        Refusal: an unknown name in the config file, or a value out of range.
+    """
+    said = _read(config) if config is not None else {}
+    tables = {kind: said.pop(kind) for kind in KINDS if kind in said}
+    said.update({name: value for name, value in given.items() if value is not None and value is not False})
+    tasks = _texts("task", said.pop("task", ("images", "clips") if said.get("data") is None else ()), KINDS)
+    quick = bool(said.pop("quick", False))
+    base = QUICK if quick else DEFAULTS
+    common = {f.name: said.pop(f.name) for f in fields(Recipe) if f.name in said}
+    flags = {name for name, value in given.items() if value is not None}
+    recipes = {}
+    for kind in tasks or KINDS:
+        own = {name: value for name, value in tables.get(kind, {}).items() if name not in flags}
+        recipes[kind] = _recipe(base[kind], {**common, **own})
+    positions = said.pop("positions", None)
+    return Settings(
+        task=tasks,
+        recipes=recipes,
+        seeds=_seeds(said.pop("seeds", 1 if quick else len(SEEDS))),
+        positions=None if positions is None else _texts("positions", positions, None),
+        data=None if said.get("data") is None else str(said.pop("data")),
+        device=_device(str(said.pop("device", "cpu"))),
+        threads=_count("threads", said.pop("threads", os.cpu_count() or 1)),
+        quick=quick,
+        strict=bool(said.pop("strict", False)),
+    )
+
+
+def toml(settings: Settings) -> str:
+    """The resolved settings as TOML, which `--config` reads again."""
+    lines, tables = [], []
+    for name, value in settings.flags().items():
+        if isinstance(value, dict):
+            tables += ["", f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None)]
+        elif value is not None:
+            lines.append(f"{name} = {json.dumps(value)}")
+    return "\n".join([*lines, *tables, ""])
+
+
+def _read(config: str | Path) -> dict[str, Any]:
+    path = Path(config)
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Refusal(
+            f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as epochs = 30."
+        ) from None
+    recipe = {f.name for f in fields(Recipe)}
+    known = {f.name for f in fields(Settings) if f.name != "recipes"} | recipe | set(KINDS)
+    strange = [name for name in said if name not in known]
+    strange += [f"{k}.{n}" for k in KINDS for n in said.get(k, {}) if n not in recipe]
+    if strange:
+        raise Refusal(
+            f"the config file may name {', '.join(sorted(known))}; {str(path)!r} names {', '.join(strange)}. "
+            "Correct or remove that."
+        )
+    return said
+
+
+def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
+    values = dict(said)
+    if "lr" in values:
+        rates = values["lr"] if isinstance(values["lr"], (list, tuple)) else (values["lr"],)
+        if not rates or any(not isinstance(r, (int, float)) or not 0 < r < 10 for r in rates):
+            raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
+        values["lr"] = tuple(sorted({float(r) for r in rates}))
+    for name in values.keys() - {"lr"}:
+        values[name] = _count(name, values[name])
+    recipe = replace(base, **values)
+    if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
+        raise Refusal(
+            f"dim must be an even multiple of heads; got dim={recipe.dim}, heads={recipe.heads}. "
+            f"Use --dim {2 * recipe.heads * max(1, round(recipe.dim / 2 / recipe.heads))}."
+        )
+    return recipe
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
+    return value
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    """A count (3 = seeds 0, 1, 2) or the seeds themselves."""
+    seeds = tuple(range(_count("seeds", value))) if isinstance(value, int) else tuple(value)
+    if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds):
+        raise Refusal(
+            f"seeds needs a count, or different whole numbers from 0 to 2³¹ - 1; got {value!r}. "
+            "Write --seeds 3 or --seeds 0,1,2."
+        )
+    return seeds
+
+
+def _texts(name: str, value: Any, known: tuple[str, ...] | None) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    strange = [t for t in texts if not isinstance(t, str) or (known is not None and t not in known)]
+    if strange:
+        raise Refusal(f"{name} must be among {', '.join(known or ())}; got {strange}. Name one or more of these.")
+    return tuple(dict.fromkeys(texts))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise Refusal(f"--device needs a device that works here; {name!r} does not: {first}. Try --device cpu.") from None
+    return name

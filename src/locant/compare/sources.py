@@ -1,0 +1,225 @@
+"""A user's data as a task: a folder of class folders, or an .npz file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from locant.compare import arrays, films, folders, splits, stills
+from locant.compare.folders import Listing, shown
+from locant.compare.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
+from locant.compare.splits import NAMES
+from locant.compare.stills import Decoded
+from locant.compare.task import KINDS, Refusal, Task
+
+SIZE, FRAMES = 32, 8
+QUESTION = {
+    "images": "Which of {} classes does the picture belong to?",
+    "clips": "Which of {} classes does the clip belong to?",
+    "sequences": "Which of {} classes does the sequence belong to?",
+}
+Parts = dict[str, Int64[np.ndarray, " part"]]
+
+
+def open_task(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    size: int | None = None,
+    frames: int | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Task:
+    """The task of a folder or an .npz file.
+
+    Args:
+        path: class folders of images, or of clips (folders of frames, or video files), under train, val and test
+            if wanted; or an .npz with x and y.
+        kind: "images", "clips" or "sequences"; None guesses, and a note says what was guessed.
+        size: side of the pictures, resized and cut to the centre square. Default 32. Arrays stay as they are.
+        frames: frames of a clip, evenly spaced. Default 8. Arrays stay as they are.
+        strict: refuse if a file was skipped or had to be changed, or if an example stands in two splits.
+        seed: of the split, where there is none.
+        progress: called with (files looked at, files in all).
+
+    Raises:
+        Refusal: with a sentence that says what was needed, what came and what to do.
+    """
+    path = Path(path)
+    if kind is not None and kind not in KINDS:
+        raise Refusal(f"kind needs to be one of {', '.join(KINDS)}; it is {kind!r}. Pick one.")
+    for name, value in (("size", size), ("frames", frames)):
+        if value is not None and value < 1:
+            raise Refusal(f"{name} needs a whole number of at least 1; it is {value}. Write --{name} 8, for example.")
+    if path.is_dir():
+        if kind == "sequences":
+            raise Refusal("sequences need an .npz file; DATA is a folder. Save x [n, length, channels] and y.")
+        listing = folders.list_folder(path, kind)
+        return _of_folder(listing, kind, SIZE if size is None else size, frames or FRAMES, strict, seed, progress)
+    if not path.exists():
+        raise Refusal(f"DATA needs a folder or an .npz file; there is no {shown(str(path))!r}. Check the path.")
+    if path.suffix.lower() != ".npz":
+        raise Refusal(
+            f"DATA needs a folder of class folders or an .npz file; {shown(path.name)!r} is neither. "
+            "Save arrays with numpy.savez(path, x=x, y=y)."
+        )
+    ignored = [name for name, value in (("size", size), ("frames", frames)) if value is not None]
+    return _of_arrays(path, kind, ignored, strict, seed)
+
+
+def _of_folder(
+    listing: Listing,
+    asked: str | None,
+    size: int,
+    frames: int,
+    strict: bool,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Task:
+    _require_libraries(listing)
+    store = Store(_decoder(listing.kind, size, frames))
+    seen = inspect(listing, store, progress)
+    altered = changes(seen)
+    if strict:
+        refuse_strictly(listing, altered)
+    if not seen:
+        raise Refusal(
+            f"DATA needs usable files in its class folders; {shown(listing.root)!r} has none "
+            f"({_reasons(listing)}). Add some, or say another --task."
+        )
+    names = tuple(shown(name) for name in listing.classes)
+    number = {name: index for index, name in enumerate(listing.classes)}
+    labels = np.array([number[one.item.label] for one in seen], np.int64)
+    digests = [one.pixels for one in seen]
+    parts, notes = _parts(seen, labels, digests, names, seed)
+    notes += _overlap(parts, digests, labels, strict) + splits.balance(labels, names) + altered
+    if asked is None:
+        notes.append(f"the data is taken for {listing.kind}, by what lies in the class folders")
+    if listing.hidden:
+        notes.append(f"{listing.hidden} hidden files and litter of file managers were left out")
+    channels = 1 if all(one.grey for one in seen) else 3
+    shape = (channels, size, size) if listing.kind == "images" else (frames, channels, size, size)
+    paths = [one.item.path for one in seen]
+    made = [FileExamples([paths[i] for i in parts[n]], labels[parts[n]], store, shape) for n in NAMES]
+    mark = _fingerprint(
+        {"kind": listing.kind, "shape": shape, "classes": names},
+        {n: [os.fsencode(seen[i].item.name) + b"\0" + seen[i].content.encode() for i in parts[n]] for n in NAMES},
+    )
+    question = QUESTION[listing.kind].format(len(names))
+    source = shown(listing.root)
+    return Task(listing.kind, source, question, names, *made, (), tuple(notes), tuple(listing.skipped), mark)
+
+
+def _require_libraries(listing: Listing) -> None:
+    """Pillow always; PyAV only if there is a video."""
+    video = any(os.path.splitext(i.path)[1].lower() in films.VIDEO_SUFFIXES for i in listing.items)
+    needed = [("PIL", "pillow", "pictures")] + [("av", "av", "video files")] * (video and listing.kind == "clips")
+    for module, package, what in needed:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise Refusal(f"{what} need the package {package}; it can't be imported: {error}. Install it.") from None
+
+
+def _decoder(kind: str, size: int, frames: int) -> Callable[[str], Decoded]:
+    if kind == "images":
+        return lambda path: stills.read_still(path, size)
+    return lambda path: films.read_clip(path, size, frames)
+
+
+def _reasons(listing: Listing) -> str:
+    """What kept files out, by frequency."""
+    reasons = Counter(skip.reason for skip in listing.skipped)
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3)) or "no files at all"
+
+
+def _parts(
+    seen: Sequence[Seen], labels: Int64[np.ndarray, " count"], digests: Sequence[bytes], names: Sequence[str], seed: int
+) -> tuple[Parts, list[str]]:
+    """The splits, and a note on how they came about: as the folders say, the missing ones split off train."""
+    homes = np.array([one.item.split or "train" for one in seen])
+    given = {one.item.split for one in seen}
+    if given == {None}:
+        note = f"split 60/20/20 into train, validation and test, each class alike (seed {seed})"
+        return splits.divide(labels, names, seed, digests), [note]
+    missing = [name for name in NAMES if name not in given]
+    if "train" in missing:
+        raise Refusal("the folder train needs usable files; it has none. Add some.")
+    train = np.flatnonzero(homes == "train")
+    divided = splits.divide(labels[train], names, seed, [digests[i] for i in train], ["train", *missing])
+    parts = {name: train[index] for name, index in divided.items()}
+    parts |= {name: np.flatnonzero(homes == name) for name in NAMES if name not in parts}
+    notes = [f"the splits are the folders that were there: {', '.join(n for n in NAMES if n in given)}"]
+    if missing:
+        shares = " and ".join(f"{name} ({splits.SHARES[name]:.0%} of each class)" for name in missing)
+        notes.append(f"{shares} split off train, as it was not there (seed {seed})")
+    for name in NAMES[1:]:
+        absent = [names[c] for c in sorted(set(range(len(names))) - set(labels[parts[name]].tolist()))]
+        if absent:
+            notes.append(f"{name} has no examples of {', '.join(map(repr, absent[:8]))}")
+    return parts, notes
+
+
+def _overlap(
+    parts: Parts, digests: Sequence[bytes], labels: Int64[np.ndarray, " count"], strict: bool
+) -> list[str]:
+    """Notes on copies: within a split, across splits, and under different labels."""
+    notes = []
+    shared = splits.leaks({name: [digests[i] for i in parts[name]] for name in NAMES})
+    for (early, late), count in shared.items():
+        notes.append(f"{count} of the {len(parts[late])} {late} examples stand in {early} too, pixel for pixel")
+    if notes and strict:
+        raise Refusal(
+            f"--strict needs splits without common examples; {'; '.join(notes)}. Remove the copies, or leave out --strict."
+        )
+    copies = splits.copies(digests)
+    if copies and not shared:
+        notes.append(f"{copies} examples are copies of others; copies stand in one split")
+    torn = splits.contradictions(digests, labels)
+    if torn:
+        notes.append(f"{torn} different examples stand in more than one class")
+    return notes
+
+
+def _fingerprint(settings: dict[str, object], parts: dict[str, list[bytes]]) -> str:
+    """sha256 over settings and, split by split, what identifies each example in order."""
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, marks in parts.items():
+        whole.update(f"{name} {len(marks)}".encode())
+        for mark in marks:
+            whole.update(hashlib.sha256(mark).digest())
+    return whole.hexdigest()
+
+
+def _of_arrays(path: Path, kind: str | None, ignored: Sequence[str], strict: bool, seed: int) -> Task:
+    x, y = arrays.open_member(path, "x"), arrays.open_member(path, "y")
+    layout = arrays.layout_of(x.shape, kind)
+    labels, names = arrays.read_labels(y, len(x), shown(path.name))
+    found = arrays.survey(x, shown(path.name))
+    names = tuple(shown(name) for name in names)
+    parts = splits.divide(labels, names, seed, found.digests)
+    notes = [
+        f"split 60/20/20 into train, validation and test, each class alike (seed {seed})",
+        layout.sentence + (", by its shape" if kind is None else ", as asked"),
+        *_overlap(parts, found.digests, labels, strict),
+        *splits.balance(labels, names),
+    ]
+    if (found.low, found.high) != (0.0, 1.0):
+        notes.append(f"values from {found.low:g} to {found.high:g} are mapped linearly to 0 to 1")
+    notes += [f"{name} is for files; arrays are used as they are" for name in ignored]
+    made = [arrays.StoredExamples(x, parts[n], labels[parts[n]], layout, found.low, found.high) for n in NAMES]
+    mark = _fingerprint(
+        {"kind": layout.kind, "order": layout.order, "shape": x.shape[1:], "type": x.dtype.str, "classes": names},
+        {n: [found.digests[i] + labels[i].tobytes() for i in parts[n]] for n in NAMES},
+    )
+    question = QUESTION[layout.kind].format(len(names))
+    return Task(layout.kind, shown(str(path)), question, names, *made, (), tuple(notes), (), mark)

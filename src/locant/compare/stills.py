@@ -1,0 +1,157 @@
+"""One picture from one file: upright, square, 8 bits, grey or RGB, whatever the file holds.
+
+Files are hostile until decoded: only formats that Pillow decodes by itself are tried (PostScript would start another
+program), a picture of more than `PIXEL_LIMIT` pixels is refused from its header, and whatever a decoder raises
+becomes one reason.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PIXEL_LIMIT = 64_000_000
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "ICO")
+SUFFIXES = frozenset(
+    ".bmp .gif .jpg .jpeg .jpe .jp2 .png .pbm .pgm .ppm .pnm .tga .tif .tiff .webp .avif .ico".split()
+)
+# what is said of usable files that had to be changed
+REMARKS = {
+    "animated": "are animated or have several pages: the first is used",
+    "CMYK": "are CMYK: converted to RGB",
+    "16-bit": "have 16 bits a channel: rounded to 8",
+    "rotated": "are turned upright as their EXIF data says",
+    "transparent": "are transparent: laid on white",
+    "short": "have fewer frames than asked for: some are repeated",
+    "odd name": "have control characters or undecodable bytes in their names: shown escaped",
+}
+
+
+class Unusable(Exception):
+    """Why a file cannot be used, in a few words."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels (one channel if grey, else three) and what had to be done to get them, as keys of `REMARKS`."""
+
+    pixels: UInt8[np.ndarray, "*frames height width channels"]
+    remarks: frozenset[str]
+
+
+def read_still(path: str | Path, size: int) -> Decoded:
+    """The centre square of a picture at `size` × `size`, `uint8 [size, size, 1 or 3]`.
+
+    Raises:
+        Unusable: with the reason, for whatever cannot be decoded whole.
+    """
+    require_file(path)
+    from PIL import Image
+
+    try:
+        with _limited(), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            return _decoded(image, size)
+    except Unusable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unusable(f"more than {PIXEL_LIMIT // 1_000_000} million pixels") from None
+    except Image.UnidentifiedImageError:
+        raise Unusable("not an image that can be read") from None
+    except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, EOFError, ...
+        raise Unusable(f"broken image: {reason_of(error)}") from None
+
+
+def require_file(path: str | Path) -> None:
+    """Raises Unusable unless this is a regular file with something in it; never opens a pipe."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if os.path.islink(path):
+            raise Unusable("a symbolic link that leads nowhere, or in a circle") from None
+        raise Unusable(f"cannot be read: {reason_of(error)}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Unusable("not a regular file")
+    if found.st_size == 0:
+        raise Unusable("empty: 0 bytes")
+    if not os.access(path, os.R_OK):
+        raise Unusable("cannot be read: no permission")
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, without the path that the caller names anyway."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Pillow with its pixel limit lowered and the warning made an error; as before afterwards."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, which does not matter here
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decoded(image: Image.Image, size: int) -> Decoded:
+    from PIL import ImageOps
+
+    remarks: set[str] = set()
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph with previews
+        remarks.add("animated")
+    deep = ";16" in image.mode or ";16" in str(image.tile)  # Pillow itself cuts 16-bit RGB to 8
+    remarks |= {"16-bit"} if deep else set()
+    remarks |= {"CMYK"} if image.mode == "CMYK" else set()
+    remarks |= {"rotated"} if image.getexif().get(0x0112, 1) in range(2, 9) else set()
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
+        remarks.add("transparent")
+    return Decoded(square(_plain(upright), size), frozenset(remarks))
+
+
+def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size channels"]:
+    """The centre square of a picture in mode L or RGB, resized (bilinear, every pixel counted when it shrinks)."""
+    from PIL import Image
+
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    small = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(small, np.uint8).reshape(size, size, -1)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in mode L or RGB."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Unusable("32-bit pixels have no fixed range: save it with 8 or 16 bits")
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return image.convert("L" if grey else "RGB")

@@ -1,0 +1,149 @@
+"""From trials to results: accuracies with their uncertainty, what each scheme looks like, and the best model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from locant.compare import checkpoint, finding, statistics
+from locant.compare.looks import look
+from locant.compare.model import Classifier, grid_of
+from locant.compare.schemes import Scheme, find
+from locant.compare.settings import Recipe, Settings
+from locant.compare.task import Examples, Task
+from locant.compare.trial import Job, patch_of
+
+
+def of_task(
+    task: Task, chosen: Settings, schemes: tuple[Scheme, ...], trials: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """One task's part of results.json."""
+    recipe = chosen.recipes[task.kind]
+    patch = patch_of(task.kind, task.train.shape, recipe)
+    rows, answers = [], {}
+    for scheme in schemes:
+        row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
+        rows.append(row)
+    _keep_best(task, rows, folder)
+    found = {
+        "kind": task.kind,
+        "source": task.source,
+        "question": task.question,
+        "classes": list(task.classes),
+        "class_counts": {name: _counts(getattr(task, name), task) for name in ("train", "validation", "test")},
+        "sizes": {name: len(getattr(task, name)) for name in ("train", "validation", "test")},
+        "grid": list(grid_of(task.train.shape, patch).shape),
+        "tokens": grid_of(task.train.shape, patch).tokens,
+        "patch": list(patch),
+        "fingerprint": task.fingerprint,
+        "notes": list(task.notes),
+        "skipped": [asdict(s) for s in task.skipped],
+        "shifts": [
+            {"name": s.name, "sentence": s.sentence, "grid": list((g := grid_of(s.examples.shape, patch)).shape),
+             "tokens": g.tokens}
+            for s in task.shifts
+        ],
+        "schemes": rows,
+        "comparisons": [asdict(c) for c in statistics.compare(answers)] if chosen.ranked else [],
+    }  # fmt: skip
+    return {**found, "finding": finding.of_task(found)}
+
+
+def best(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the best model of each task lies, and the lines that rebuild and load it."""
+    files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in found}
+    lines = ["from locant.compare import load", ""]
+    lines += [f'{kind}, about = load("{file}")' for kind, file in files.items()]
+    first = found[0]
+    name, seed = _winner(first["schemes"])
+    return {"task": first["kind"], "scheme": name, "seed": seed, "files": files, "file": files[first["kind"]],
+            "snippet": "\n".join(lines)}  # fmt: skip
+
+
+def load(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
+    """The model that a comparison saved, rebuilt and loaded, and what is known of it. Raises Refusal."""
+    tensors, about = checkpoint.read(Path(path))
+    return _rebuilt(tensors, about), about
+
+
+def _rebuilt(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
+    kind, recipe, item = about["job"]["kind"], Recipe(**about["recipe"]), tuple(about["item"])
+    (scheme,) = find(kind, (about["job"]["scheme"],))
+    patch = patch_of(kind, item, recipe)
+    model = Classifier(scheme, item, patch, len(about["classes"]), recipe.dim, recipe.depth, recipe.heads)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    return model.eval()
+
+
+def _of_scheme(
+    task: Task, scheme: Scheme, chosen: Settings, recipe: Recipe, trials: dict[str, dict[str, Any]], folder: Path
+) -> tuple[dict[str, Any], np.ndarray]:
+    first = chosen.seeds[0]
+    sweep = [trials[Job(task.kind, scheme.name, first, rate).key] for rate in recipe.lr]
+    rate = max(sweep, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"]
+    jobs = [Job(task.kind, scheme.name, seed, rate) for seed in chosen.seeds]
+    saved = [checkpoint.read(folder / "trials" / f"{job.key}.safetensors")[0] for job in jobs]
+    model = _rebuilt(saved[0], trials[jobs[0].key])
+    answers = _answers(saved, "test")
+    row = {
+        "name": scheme.name,
+        "label": scheme.label,
+        "sentence": scheme.sentence,
+        "tells_direction": scheme.direction,
+        "tells_time": scheme.time if task.kind == "clips" else None,
+        "learning_rate": rate,
+        "sweep": [{"learning_rate": about["job"]["lr"], "validation": about["validation"]} for about in sweep],
+        "trials": [_of_trial(trials[job.key]) for job in jobs],
+        "accuracy": asdict(statistics.interval(answers)),
+        "shifts": {shift.name: _of_shift(shift.name, trials[jobs[0].key], saved) for shift in task.shifts},
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            "position": model.position_parameters(),
+        },
+        "flops": {"forward": model.flops(task.train.shape)},
+        "picture": look(model),
+    }
+    return row, answers
+
+
+def _of_trial(about: dict[str, Any]) -> dict[str, Any]:
+    kept = ("best_epoch", "validation", "test", "weights", "curve", "finite")
+    return {
+        "seed": about["job"]["seed"],
+        "learning_rate": about["job"]["lr"],
+        **{name: about[name] for name in kept},
+        "shifts": {name: shift["accuracy"] for name, shift in about["shifts"].items()},
+    }
+
+
+def _of_shift(name: str, about: dict[str, Any], saved: list[dict[str, Tensor]]) -> dict[str, Any]:
+    how = {key: about["shifts"][name][key] for key in ("how", "why_not")}
+    if how["why_not"] is not None:
+        return {"mean": None, "spread": None, "low": None, "high": None, **how}
+    return {**asdict(statistics.interval(_answers(saved, name))), **how}
+
+
+def _answers(saved: list[dict[str, Tensor]], name: str) -> np.ndarray:
+    return np.stack([tensors[f"correct.{name}"].numpy().astype(bool) for tensors in saved])
+
+
+def _counts(examples: Examples, task: Task) -> list[int]:
+    return np.bincount(np.asarray(examples.labels), minlength=len(task.classes)).tolist()
+
+
+def _winner(rows: list[dict[str, Any]]) -> tuple[str, int]:
+    """The scheme that validates best on average, and its best seed: chosen without a look at the test."""
+    row = max(rows, key=lambda r: float(np.mean([t["validation"] for t in r["trials"]])))
+    trial = max(row["trials"], key=lambda t: t["validation"])
+    return row["name"], trial["seed"]
+
+
+def _keep_best(task: Task, rows: list[dict[str, Any]], folder: Path) -> None:
+    name, seed = _winner(rows)
+    rate = next(row["learning_rate"] for row in rows if row["name"] == name)
+    source = folder / "trials" / f"{Job(task.kind, name, seed, rate).key}.safetensors"
+    checkpoint.write_bytes(folder / f"best-{task.kind}.safetensors", source.read_bytes())

@@ -1,0 +1,30 @@
+"""The tasks of a run: the built-in ones, or the user's data."""
+
+from __future__ import annotations
+
+from locant.compare.settings import Recipe, Settings
+from locant.compare.task import Task
+
+
+def open_tasks(settings: Settings) -> dict[str, Task]:
+    """Every task of the settings, by kind. Raises Refusal for data that can't be used."""
+    if settings.data is not None:
+        from locant.compare.sources import open_task
+
+        asked = settings.task[0] if settings.task else None
+        recipe = next(iter(settings.recipes.values()))
+        task = open_task(
+            settings.data, asked, size=recipe.size, frames=recipe.frames, strict=settings.strict, seed=0
+        )
+        return {task.kind: task}
+    return {kind: _built_in(kind, settings.recipes[kind]) for kind in settings.task}
+
+
+def _built_in(kind: str, recipe: Recipe) -> Task:
+    from locant.compare import digits
+
+    if kind == "images":
+        return digits.images(size=recipe.size, patch=recipe.patch)
+    if kind == "clips":
+        return digits.clips(size=recipe.size, frames=recipe.frames)
+    return digits.sequences(size=recipe.size)

@@ -1,0 +1,238 @@
+"""One trial: one scheme, one seed, one learning rate, trained and tested. The same trial gives the same bits.
+
+AdamW, a tenth of warm-up, then a cosine; the epoch is the one that validates best. Data order depends on (seed, epoch)
+alone, and nothing else is drawn after the start, so a checkpoint is the weights, the optimiser and three numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from locant.compare import checkpoint
+from locant.compare.model import Classifier
+from locant.compare.schemes import find
+from locant.compare.settings import Recipe
+from locant.compare.task import Examples, Task
+from locant.compare.world import World
+
+SAVE_EVERY = 50  # steps; an epoch's end is saved too
+EVALUATED = 256  # examples at once in evaluation
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What identifies a trial."""
+
+    kind: str
+    scheme: str
+    seed: int
+    lr: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}-{self.scheme}-seed{self.seed}-lr{self.lr:g}"
+
+
+def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
+    """The model of a trial as it starts, from its seed alone."""
+    (scheme,) = find(job.kind, (job.scheme,))
+    patch = patch_of(job.kind, task.train.shape, recipe)
+    torch.manual_seed(job.seed)
+    return Classifier(scheme, task.train.shape, patch, len(task.classes), recipe.dim, recipe.depth, recipe.heads)
+
+
+def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
+    """The patch per axis: square on pictures, one frame deep on clips, along a sequence."""
+    side = recipe.patch
+    if side is None:
+        side = 1 if kind == "sequences" else max(1, min(item[-2:]) // 4)
+    return {"images": (side, side), "clips": (1, side, side), "sequences": (side,)}[kind]
+
+
+def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell: Tell) -> dict[str, Any]:
+    """Train, test, save `<key>.safetensors`, and return what is said about it. Goes on from where a kill left it."""
+    done, part = folder / f"{job.key}.safetensors", folder / f"{job.key}.part.safetensors"
+    if done.exists():
+        return checkpoint.read(done)[1]
+    run = _Run(job, task, recipe, world)
+    if part.exists():
+        run.restore(*checkpoint.read(part))
+    while run.step < run.steps:
+        if not run.advance():
+            break
+        at_end = run.step % run.per_epoch == 0
+        if at_end:
+            run.close_epoch()
+            tell({"key": job.key, "epoch": len(run.curve), "epochs": recipe.epochs, **run.curve[-1]})
+        if world.leads and (at_end or run.step % SAVE_EVERY == 0):
+            checkpoint.write(part, *run.saved())
+    tensors, about = run.finish()
+    if world.leads:
+        checkpoint.write(done, tensors, about)
+        part.unlink(missing_ok=True)
+    world.wait()
+    return about
+
+
+class _Run:
+    """A trial under way."""
+
+    def __init__(self, job: Job, task: Task, recipe: Recipe, world: World) -> None:
+        self.job, self.task, self.recipe, self.world = job, task, recipe, world
+        self.model = build(job, task, recipe).to(world.device)
+        self.replica = world.wrap(self.model)
+        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=job.lr, betas=(0.9, 0.98))
+        self.per_epoch = -(-len(task.train) // recipe.batch)
+        self.steps = recipe.epochs * self.per_epoch
+        self.step, self.loss, self.order = 0, 0.0, np.empty(0, np.int64)
+        self.curve: list[dict[str, Any]] = []
+        self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
+        self.best_epoch, self.best_validation = 0, -1.0
+
+    def advance(self) -> bool:
+        """One step. False if the loss is no longer finite: the trial ends with its best epoch so far."""
+        epoch, place = divmod(self.step, self.per_epoch)
+        if place == 0 or not len(self.order):
+            self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
+        batch = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.job.lr * pace(self.step, self.steps)
+        loss = self.world.loss(self.losses(self.world.share(batch)), len(batch))
+        self.optimizer.zero_grad()
+        loss.backward()
+        total = float(self.world.total(loss.detach() / self.world.size))
+        if not math.isfinite(total):
+            return False
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.loss += total * len(batch)
+        self.step += 1
+        return True
+
+    def losses(self, index: np.ndarray) -> Float[Tensor, " batch"]:
+        x, y = load(self.task.train, index, self.world.device)
+        return nn.functional.cross_entropy(self.replica(x), y, reduction="none")
+
+    def close_epoch(self) -> None:
+        validation = float(correct(self.model, self.task.validation, self.world).mean())
+        epoch = len(self.curve) + 1
+        self.curve.append({"epoch": epoch, "loss": self.loss / len(self.task.train), "validation": validation})
+        self.loss = 0.0
+        if validation > self.best_validation:
+            self.best_epoch, self.best_validation = epoch, validation
+            self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        tensors |= {f"best.{n}": t for n, t in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
+        names = ("step", "loss", "curve", "best_epoch", "best_validation")
+        return tensors, {"fingerprint": self.task.fingerprint, **{name: getattr(self, name) for name in names}}
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        for name in ("step", "loss", "curve", "best_epoch", "best_validation"):
+            setattr(self, name, about[name])
+        self.model.load_state_dict(_below("model.", tensors))
+        self.best = _below("best.", tensors)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("optimizer.", tensors).items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = tensor
+        if state:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        epoch = self.step // self.per_epoch
+        self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
+
+    def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Test with the weights of the best epoch, on what was trained for and on what was not."""
+        self.model.load_state_dict(self.best)
+        right = {"test": correct(self.model, self.task.test, self.world)}
+        shifts: dict[str, Any] = {}
+        for shift in self.task.shifts:
+            try:
+                moved, how = self.model.moved_to(shift.examples.shape)
+                right[shift.name] = correct(moved, shift.examples, self.world)
+                shifts[shift.name] = {"accuracy": float(right[shift.name].mean()), "how": how, "why_not": None}
+            except ValueError as error:
+                shifts[shift.name] = {"accuracy": None, "how": None, "why_not": str(error)}
+        tensors = {f"model.{name}": t for name, t in self.best.items()}
+        tensors |= {f"correct.{name}": torch.from_numpy(hit.astype(np.uint8)) for name, hit in right.items()}
+        about = {
+            "job": asdict(self.job),
+            "fingerprint": self.task.fingerprint,
+            "best_epoch": self.best_epoch,
+            "validation": max(self.best_validation, 0.0),
+            "test": float(right["test"].mean()),
+            "weights": digest(self.best),
+            "curve": self.curve,
+            "shifts": shifts,
+            "finite": self.step == self.steps,
+            "recipe": asdict(self.recipe),
+            "item": list(self.task.train.shape),
+            "classes": list(self.task.classes),
+        }
+        return tensors, about
+
+
+def pace(step: int, steps: int) -> float:
+    """The share of the peak learning rate: a tenth of warm-up, then a cosine down to nothing."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def load(examples: Examples, index: np.ndarray, device: str) -> tuple[Float[Tensor, "batch ..."], Int[Tensor, " batch"]]:
+    """Some examples and their labels, on the device."""
+    x = torch.from_numpy(np.ascontiguousarray(examples.read(index), dtype=np.float32))
+    return x.to(device), torch.from_numpy(np.asarray(examples.labels)[index].astype(np.int64)).to(device)
+
+
+@torch.no_grad()
+def correct(model: nn.Module, examples: Examples, world: World) -> np.ndarray:
+    """Which examples are answered rightly, in order: each process answers its part, each example counts once."""
+    model.eval()
+    hits = torch.zeros(len(examples), dtype=torch.int64, device=world.device)
+    mine = world.share(np.arange(len(examples)))
+    for start in range(0, len(mine), EVALUATED):
+        index = mine[start : start + EVALUATED]
+        x, y = load(examples, index, world.device)
+        hits[torch.from_numpy(index).to(world.device)] = (model(x).argmax(1) == y).long()
+    model.train()
+    return world.total(hits).cpu().numpy().astype(bool)
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """A hash of weights: equal exactly when every bit is."""
+    total = sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def _groups(model: Classifier) -> list[dict[str, Any]]:
+    """Weight decay on matrices; none on biases, norms and whatever says where tokens are."""
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": 0.05},
+        {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,65 @@
+"""One process, or several under `torchrun`: the same data order, each example counted once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one model together."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @staticmethod
+    def join(device: str) -> World:
+        """The world that `torchrun` started, or this process alone."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return World(device=device)
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            torch.cuda.set_device(device)
+        return World(distributed.get_rank(), distributed.get_world_size(), device)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, index: np.ndarray) -> np.ndarray:
+        """This process's part of a batch: nearly equal runs, in order."""
+        return np.array_split(index, self.size)[self.rank]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+
+    def loss(self, losses: Tensor, whole: int) -> Tensor:
+        """The mean over the whole batch from this part's losses: gradients are averaged over processes, so each
+        part is weighted by its own size."""
+        return losses.sum() * (self.size / whole)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Summed over processes."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        if self.size > 1:
+            distributed.barrier()
+
+    def agree(self, text: str) -> str:
+        """What the leading process says."""
+        said: Sequence[str | None] = [text]
+        if self.size > 1:
+            distributed.broadcast_object_list(said)  # type: ignore[arg-type]
+        return str(said[0])

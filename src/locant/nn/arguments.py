@@ -1,0 +1,108 @@
+"""What every module of `locant.nn` asks of its arguments: sizes, probabilities, tokens on a grid, positions, masks."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.attend import Positions
+from locant.grid import Grid
+from locant.masks import Mask, Structure
+from locant.positions.position import Embedding, Position
+
+
+def check_heads(module: str, dim: int, heads: int) -> None:
+    """`heads` must divide `dim`."""
+    if heads < 1 or dim < 1 or dim % heads:
+        near = dim // heads * heads if 0 < heads <= dim else heads
+        raise ValueError(
+            f"{module} needs a `dim` that its `heads` divide, both at least 1; got dim={dim}, heads={heads}. "
+            f"Use dim={max(near, 1)}, or another number of heads."
+        )
+
+
+def check_probabilities(module: str, **given: float) -> None:
+    """Each must be at least 0 and below 1."""
+    for name, value in given.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{module} needs `{name}` of at least 0 and below 1; got {value}. Give a probability.")
+
+
+def check_mask(module: str, mask: Mask | None) -> None:
+    """A module may own a mask that holds for every batch."""
+    structure = Structure.of(mask)
+    if structure.padding or structure.segments or structure.pairs:
+        raise ValueError(
+            f"{module} keeps a `mask` without tensors (Causal, Windows); got one with {structure.beyond_windows()}, "
+            "which differs from batch to batch. Give that one at the call: module(x, mask=...)."
+        )
+
+
+def registered(module: str, position: Positions) -> nn.Module | None:
+    """`position` as a submodule: itself, or a list of several."""
+    members = position if isinstance(position, tuple) else () if position is None else (position,)
+    for member in members:
+        if not isinstance(member, Position):
+            raise ValueError(
+                f"{module} needs a `position` such as RelativeTable, a tuple of them, or None; "
+                f"got {type(member).__name__}. Build the scheme first, and name a mask with mask=."
+            )
+    return nn.ModuleList(position) if isinstance(position, tuple) else position
+
+
+def parted(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, Positions]:
+    """The embedding, which acts before projection, and the rest, which acts inside attention.
+
+    What was given at the call takes the place of the module's own; an empty tuple means no position at all.
+    """
+    there = own if given is None else given
+    several = tuple(there) if isinstance(there, tuple | nn.ModuleList) else () if there is None else (there,)
+    members = cast("tuple[Position, ...]", several)
+    embeddings = [p for p in members if isinstance(p, Embedding)]
+    if len(embeddings) > 1:
+        raise ValueError(
+            "`position` may hold one scheme per entrance (biases add up); got two that embed. "
+            "Keep one, and add the other to the tokens."
+        )
+    rest = tuple(p for p in members if not isinstance(p, Embedding))
+    return (embeddings[0] if embeddings else None), (rest or None)
+
+
+def placed(x: Tensor, dim: int, like: Tensor, grid: Grid | None, name: str = "x", where: str = "grid") -> Grid:
+    """The grid of tokens `x`, which must be `[batch, tokens, dim]` and fit the module's weights `like`."""
+    if x.ndim != 3 or x.shape[-1] != dim:
+        raise ValueError(
+            f"`{name}` must be [batch, tokens, {dim}]; got {list(x.shape)}. "
+            "Lay the cells of the grid along one axis: x.flatten(1, -2)."
+        )
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if x.device != like.device or (x.dtype != like.dtype and not autocast):
+        raise ValueError(
+            f"`{name}` must be {like.dtype} on {like.device}, as the weights are; got {x.dtype} on {x.device}. "
+            "Move one of them with .to(...), or run under autocast."
+        )
+    grid = Grid(x.shape[1]) if grid is None else grid
+    if grid.tokens != x.shape[1]:
+        raise ValueError(
+            f"`{name}` on {grid} must have {grid.tokens} tokens (prefix included); got {x.shape[1]}. "
+            f"Pass {where}= for these tokens at the call."
+        )
+    return grid
+
+
+def embedded(
+    x: Float[Tensor, "batch tokens dim"], embedding: Embedding | None, grid: Grid, mask: Mask | None
+) -> Float[Tensor, "batch tokens dim"]:
+    """x + E: what queries and keys are projected from. Values never are."""
+    if embedding is None:
+        return x
+    rows = embedding(grid, mask)
+    if rows.shape[-1] != x.shape[-1] or (rows.ndim == 3 and rows.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"{type(embedding).__name__} must give vectors that fit tokens of shape {list(x.shape)}; "
+            f"got {list(rows.shape)}. Build it with dim={x.shape[-1]}, and its mask for a batch of {x.shape[0]}."
+        )
+    return x + rows.to(x.dtype)

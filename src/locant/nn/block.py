@@ -1,0 +1,104 @@
+"""Attention and a perceptron, each behind a norm, both residual: the block of vision transformers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.attend import Positions
+from locant.grid import Grid
+from locant.masks import Mask
+from locant.nn.arguments import check_probabilities
+from locant.nn.self_attention import Attention
+
+
+class Block(nn.Module):
+    """x ← x + path(attention(norm1(x))),  x ← x + path(mlp(norm2(x))),  mlp = fc2 ∘ GELU ∘ fc1.
+
+    x [batch, tokens, dim]; fc1 [mlp_ratio · dim, dim], fc2 back; `path` is drop path: in training a sample's whole
+    branch is left out with probability p, and divided by 1 - p otherwise, each branch drawn by itself.
+
+    Where it differs: transformers' Swin has no drop path on the perceptron's branch.
+    Source: ViT (arXiv 2010.11929, eqs. 2 and 3); drop path: Deep Networks with Stochastic Depth (arXiv 1603.09382).
+
+    Args:
+        dim: channels of a token.
+        heads: of the attention.
+        mlp_ratio: hidden channels of the perceptron over dim, rounded down.
+        attention: a module called as `Attention` is, with a width of dim; None builds `Attention(dim, heads)` with
+            the grid, position and mask given here, which belong to an attention of one's own otherwise.
+        grid, position, mask: of the attention that is built.
+        dropout: behind the attention's projection and behind both layers of the perceptron, in training only; on the
+            weights of attention there is none unless your own module has it.
+        drop_path: p above.
+        norm_eps: of both norms.
+
+    Raises:
+        ValueError: for sizes that do not divide, probabilities out of range, or an attention given together with what
+            would build one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        attention: nn.Module | None = None,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        check_probabilities("Block", dropout=dropout, drop_path=drop_path)
+        hidden = int(dim * mlp_ratio)
+        if hidden < 1:
+            raise ValueError(
+                f"Block needs an `mlp_ratio` that leaves a hidden channel; got {mlp_ratio} of dim={dim}. "
+                f"Use {1 / max(dim, 1):.3g} or more; 4.0 is usual."
+            )
+        if attention is None:
+            attention = Attention(dim, heads, grid=grid, position=position, mask=mask, proj_dropout=dropout)
+        elif not (grid is None and position is None and mask is None):
+            raise ValueError(
+                "Block takes `attention` as it is, and needs grid, position and mask to be left out then; "
+                "got one of them as well. Give them to the attention, or at the call."
+            )
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        layers = {
+            "fc1": nn.Linear(dim, hidden),
+            "gelu": nn.GELU(),
+            "drop1": nn.Dropout(dropout),
+            "fc2": nn.Linear(hidden, dim),
+            "drop2": nn.Dropout(dropout),
+        }
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Both branches. `grid`, `position` and `mask` go to the attention."""
+        x = x + self._path(self.attention(self.norm1(x), grid=grid, position=position, mask=mask))
+        return x + self._path(self.mlp(self.norm2(x)))
+
+    def _path(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        if not self.training or self.drop_path == 0:
+            return branch
+        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
+        return branch * kept / (1 - self.drop_path)
+
+    def extra_repr(self) -> str:
+        return f"drop_path={self.drop_path}" if self.drop_path else ""

@@ -1,0 +1,117 @@
+"""Content and position mixed by a gate per head: ConViT's gated positional self-attention."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locant.attend import Positions, attention
+from locant.grid import Grid
+from locant.masks import Mask
+from locant.nn.arguments import check_heads, check_mask, check_probabilities, embedded, parted, placed, registered
+from locant.positions.gate import GatedPosition
+from locant.positions.position import Gate
+
+
+class GatedAttention(nn.Module):
+    """y = proj(((1 - g) · softmax(s · q kᵀ) + g · softmax(R)) v),  [q | k] = qk(x),  v = v(x),  g per head.
+
+    x [batch, tokens, dim]; qk.weight [2 dim, dim] laid out [q | k][head][head_dim]; v and proj [dim, dim]. R is the
+    map of `GatedPosition`, from position alone. With `local_init` v starts as the identity, and the positional half as
+    a convolution's neighbourhood.
+
+    Where it differs: the published code finds the sides of the map as sqrt(tokens), so that 2 × 8 tokens are taken for
+    4 × 4; here the grid says. R runs axis by axis and once for the whole batch. The published division by the row sum
+    is by 1, and its `pos_proj.bias` cancels in the softmax: neither has a counterpart.
+    Source: ConViT (arXiv 2103.10697, eqs. 5 to 8); timm 1.0.31 `convit.py` `GPSA`.
+
+    Args:
+        dim: channels of a token; `heads` divides it.
+        heads: each with a gate of its own.
+        grid: where tokens are, unless the call says otherwise.
+        position: a gate, or a tuple with one; None is `GatedPosition(heads)` on grids of as many axes as `grid` has
+            (2 if there is none).
+        mask: who may attend, without tensors (Causal, Windows).
+        qkv_bias: whether qk and v have a bias.
+        dropout: on the mixed map, in training only; above 0 it takes the dense form.
+        proj_dropout: on the output, in training only.
+        locality: how narrow the local start is.
+        local_init: whether to start as a convolution would.
+
+    Raises:
+        ValueError: for sizes that do not divide, a position without a gate, and probabilities out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        locality: float = 1.0,
+        local_init: bool = True,
+    ) -> None:
+        super().__init__()
+        check_heads("GatedAttention", dim, heads)
+        check_probabilities("GatedAttention", dropout=dropout, proj_dropout=proj_dropout)
+        check_mask("GatedAttention", mask)
+        self.dim, self.heads, self.grid, self.mask = dim, heads, grid, mask
+        self.dropout, self.proj_dropout = dropout, proj_dropout
+        self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        if local_init:
+            nn.init.eye_(self.v.weight)
+        if position is None:
+            axes = 2 if grid is None else grid.axes
+            position = GatedPosition(heads, axes=axes, locality=locality, local_init=local_init)
+        self.position = registered("GatedAttention", position)
+        self._check_gate(parted(None, self.position)[1])
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Attend. `grid`, `position` and `mask` take the place of the module's own.
+
+        Raises:
+            ValueError: if x is not `[batch, tokens, dim]` on that grid, or `position` has no gate.
+        """
+        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        mask = self.mask if mask is None else mask
+        embedding, rest = parted(position, self.position)
+        self._check_gate(rest)
+        split = (self.heads, self.dim // self.heads)
+        q, k = self.qk(embedded(x, embedding, grid, mask)).unflatten(-1, (2, *split)).permute(2, 0, 3, 1, 4).unbind(0)
+        v = self.v(x).unflatten(-1, split).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        out = attention(q, k, v, grid=grid, position=rest, mask=mask, dropout=dropout)
+        assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
+        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
+
+    @staticmethod
+    def _check_gate(position: Positions) -> None:
+        members = position if isinstance(position, tuple) else ()
+        if not any(isinstance(p, Gate) for p in members):
+            named = ", ".join(type(p).__name__ for p in members) or "none that acts inside attention"
+            raise ValueError(
+                f"GatedAttention needs a `position` with a gate, such as GatedPosition; got {named}. "
+                "Add one, or use Attention."
+            )
+
+    def extra_repr(self) -> str:
+        said = {"grid": self.grid, "mask": self.mask}
+        parts = [f"{name}={value}" for name, value in said.items() if value is not None]
+        parts += [f"{name}={getattr(self, name)}" for name in ("dropout", "proj_dropout") if getattr(self, name)]
+        return ", ".join([f"dim={self.dim}, heads={self.heads}", *parts])

@@ -1,0 +1,221 @@
+"""Self-attention inside windows, and the published rules for maps that windows do not divide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from locant.attend import Positions
+from locant.grid import Grid
+from locant.masks import Mask, Segments, Windows
+from locant.nn.arguments import parted, placed
+from locant.nn.self_attention import Attention
+from locant.positions.table import RelativeTable
+
+BORDERS = ("cells", "pad-roll", "roll-pad")
+SMALL = ("joint", "per-axis", "pad")
+
+
+class WindowAttention(Attention):
+    """y_i = proj(Σ_j softmax_j(s · q_i·k_j + table[i - j]) v_j),  j in the window of i.
+
+    Coordinate c lies in window ⌊(c - shift) / window⌋ per axis; x is [batch, tokens, dim]. Names in the state dict:
+    qkv, proj, position.table [heads, 2H-1, 2W-1]. `border` says what happens where windows do not divide the map:
+
+        "cells"       windows are cut literally: those at the border are smaller, no token is invented. Any grid
+                      of one to three axes, prefix tokens and other masks.
+        "pad-roll"    zeros fill the map up to a multiple of the window, then it is rolled by -shift: Swin's detection
+                      code, transformers, torchvision.
+        "roll-pad"    it is rolled first and filled then: timm. Opposite borders meet in one window.
+
+    In the last two the zeros pass through qkv and take part, and a roll's last window is parted at the line where it
+    wraps. All three agree on maps that the window divides. `small` says what happens where an axis is no longer than
+    its window:
+
+        "joint"       every axis loses its shift, and a square window shrinks to the shorter axis: Swin, transformers.
+                      Other windows, for which nothing is published, shrink to the map axis by axis.
+        "per-axis"    that axis alone loses its shift, and its window shrinks to it: timm, Video Swin.
+        "pad"         that axis alone loses its shift, and the map is filled up to the window: torchvision on
+                      pictures. It differs from "per-axis" only on borders that fill.
+
+    Where it differs: windows that shrink read the centre of the table, which is the part for their offsets; published
+    code builds a smaller table. A forbidden pair has weight 0, not exp(-100).
+    Source: Swin (arXiv 2103.14030, section 3.2, eq. 4); timm 1.0.31 `swin_transformer.py`; torchvision 0.28
+    `swin_transformer.py`; transformers 5.23 `modeling_swin.py`.
+
+    Args:
+        dim, heads, grid, qkv_bias, scale, dropout, proj_dropout, kernel: as for `Attention`.
+        window: cells per axis; an int on a sequence.
+        shift: how far windows are moved, per axis or the same on all; None is not at all. Swin's every second layer
+            has window // 2.
+        position: "table" is a `RelativeTable` as wide as the window; else a scheme, a tuple of them, or None.
+        border, small: see above.
+
+    Raises:
+        ValueError: for unknown names, and a window, shift or grid of different numbers of axes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int | tuple[int, ...],
+        *,
+        grid: Grid | None = None,
+        shift: int | tuple[int, ...] | None = None,
+        position: Positions | str = "table",
+        border: str = "cells",
+        small: str = "joint",
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        kernel: str = "auto",
+    ) -> None:
+        for name, value, known in (("border", border, BORDERS), ("small", small, SMALL)):
+            if value not in known:
+                raise ValueError(
+                    f"WindowAttention needs a `{name}` out of {', '.join(map(repr, known))}; got {value!r}. Name one."
+                )
+        window = (window,) if isinstance(window, int) else tuple(window)
+        windows = Windows(window, (shift,) * len(window) if isinstance(shift, int) else shift)  # checks them
+        if grid is not None:
+            windows.bound(grid, grid)
+        if isinstance(position, str):
+            if position != "table":
+                raise ValueError(
+                    f'WindowAttention knows one `position` by name, "table"; got {position!r}. '
+                    "Build another scheme first and pass it, or None."
+                )
+            position = RelativeTable(Grid(*window), heads)
+        super().__init__(
+            dim, heads, grid=grid, position=position, qkv_bias=qkv_bias, scale=scale,
+            dropout=dropout, proj_dropout=proj_dropout, kernel=kernel,
+        )  # fmt: skip
+        self.window, self.shift, self.border, self.small = windows.size, windows.shift, border, small
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Attend inside windows. `grid` and `position` take the place of the module's own; `mask` joins the windows.
+
+        Raises:
+            ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
+                slice of a grid.
+        """
+        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        Windows(self.window).bound(grid, grid)
+        window, shift = fitted(self.window, self.shift, grid.shape, self.small)
+        if self.border == "cells":
+            cells = Windows(window, shift)
+            return super().forward(x, grid=grid, position=position, mask=cells if mask is None else cells & mask)
+        self._check_regrouping(grid, position, mask)
+        rolled_first = self.border == "roll-pad"
+        x = x.unflatten(1, grid.shape)
+        x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
+        sizes = x.shape[1:-1]
+        regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
+        out = super().forward(
+            _partitioned(x, window), grid=Grid(*window), position=position,
+            mask=None if regions is None else Segments(regions),
+        )  # fmt: skip
+        out = _merged(out, len(x), window, sizes)
+        out = _rolled(_cut(out, grid.shape), shift) if rolled_first else _cut(_rolled(out, shift), grid.shape)
+        return out.flatten(1, -2)
+
+    def _check_regrouping(self, grid: Grid, position: Positions, mask: Mask | None) -> None:
+        """Filling and rolling move tokens: what speaks of their true places does not fit."""
+        embedding, _ = parted(position, self.position)
+        wrong = {
+            "a mask": mask is not None,
+            f"the embedding {type(embedding).__name__}": embedding is not None,
+            f"{grid}, with a prefix, an origin or a stride,": grid != Grid(*grid.shape),
+        }
+        for what, there in wrong.items():
+            if there:
+                raise ValueError(
+                    f"border={self.border!r} regroups tokens, and needs a whole grid, positions that depend on "
+                    f'offsets, and no mask besides; it got {what} as well. Use border="cells", which takes them all.'
+                )
+
+    def extra_repr(self) -> str:
+        shift = f", shift={self.shift}" if any(self.shift) else ""
+        rules = f"border={self.border!r}, small={self.small!r}"
+        return f"{super().extra_repr()}, window={self.window}{shift}, {rules}"
+
+
+def fitted(
+    window: tuple[int, ...], shift: tuple[int, ...], shape: tuple[int, ...], small: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift on a map of `shape`, by the rule `small` for axes that are no longer than their window."""
+    short = [side <= size for side, size in zip(shape, window, strict=True)]
+    if not any(short):
+        return window, shift
+    joint = small == "joint"
+    shift = tuple(0 if joint or s else n for s, n in zip(short, shift, strict=True))
+    if small == "pad":
+        return window, shift
+    square = len(window) == 2 and window[0] == window[1]
+    sides = (min(shape),) * 2 if joint and square else shape
+    return tuple(min(size, max(1, side)) for size, side in zip(window, sides, strict=True)), shift
+
+
+def _filled(x: Float[Tensor, "batch *map dim"], window: tuple[int, ...]) -> Tensor:
+    """Zeros at the end of every axis, up to a multiple of the window."""
+    ends = [0, 0]
+    for side, size in zip(reversed(x.shape[1:-1]), reversed(window), strict=True):  # F.pad names the last axis first
+        ends += [0, -side % size]
+    return F.pad(x, ends) if any(ends) else x
+
+
+def _rolled(
+    x: Float[Tensor, "batch *map dim"], shift: tuple[int, ...], sign: int = 1
+) -> Float[Tensor, "batch *map dim"]:
+    return torch.roll(x, [sign * s for s in shift], list(range(1, x.ndim - 1))) if any(shift) else x
+
+
+def _cut(x: Float[Tensor, "batch *map dim"], shape: tuple[int, ...]) -> Tensor:
+    for axis, side in enumerate(shape, start=1):
+        x = x.narrow(axis, 0, side)
+    return x
+
+
+def _partitioned(x: Tensor, window: tuple[int, ...]) -> Shaped[Tensor, "windows tokens dim"]:
+    """The map's windows along the batch, picture by picture, both they and their cells row-major."""
+    axes = len(window)
+    for axis, size in enumerate(window):
+        x = x.unflatten(1 + 2 * axis, (x.shape[1 + 2 * axis] // size, size))
+    order = (0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(2 * axes + 1, x.ndim))
+    return x.permute(order).flatten(axes + 1, 2 * axes).flatten(0, axes)
+
+
+def _merged(
+    x: Float[Tensor, "windows tokens dim"], batch: int, window: tuple[int, ...], sizes: Sequence[int]
+) -> Float[Tensor, "batch *map dim"]:
+    """The inverse of `_partitioned`."""
+    axes = len(window)
+    counts = tuple(side // size for side, size in zip(sizes, window, strict=True))
+    x = x.reshape(batch, *counts, *window, x.shape[-1])
+    order = (0, *(i for axis in range(axes) for i in (1 + axis, 1 + axes + axis)), 2 * axes + 1)
+    return x.permute(order).reshape(batch, *sizes, x.shape[-1])
+
+
+def _regions(
+    sizes: Sequence[int], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> Int[Tensor, "windows tokens"]:
+    """Which side of the wrapping line each cell of a rolled map lies on: Swin's 3 × 3 regions, window by window."""
+    label = torch.zeros(tuple(sizes), dtype=torch.int64, device=device)
+    for axis, (side, size, s) in enumerate(zip(sizes, window, shift, strict=True)):
+        line = torch.arange(side, device=device)
+        region = (line >= side - size).long() + (line >= side - s)
+        label = 3 * label + region.reshape([-1 if a == axis else 1 for a in range(len(sizes))])
+    return _partitioned(label[None, ..., None], window)[..., 0]

@@ -1,0 +1,63 @@
+"""Two parts, one command each: with the shape hook (`pytest`) and without it (`pytest --plain`).
+
+The hook checks every jaxtyping annotation of `locant` at run time, through beartype. Graphs cannot carry such checks,
+and a wrong argument would meet them before the library's own sentence: tests marked `compiled` and `plain` therefore
+run in the second part. Each part leaves out the other's tests; `./run test` runs both.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import settings
+
+WITHOUT_HOOK = ("compiled", "plain")
+
+settings.register_profile("locant", deadline=None, derandomize=True, database=None)  # no clock, the same examples
+settings.load_profile("locant")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plain", action="store_true", help="without the shape hook: tests marked compiled or plain")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--plain"):
+        early = sorted(name for name in sys.modules if name.startswith("locant."))
+        assert not early, f"the hook must come before the modules that it checks; already imported: {early}"
+        from jaxtyping import install_import_hook
+
+        install_import_hook("locant", "beartype.beartype")
+    if hasattr(config, "workerinput"):  # a worker of xdist: as many processes as cores, one thread each
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("--plain"):
+        return "part: plain (no shape hook; only tests marked compiled or plain)"
+    return "part: shapes checked (tests marked compiled or plain are left out: run them with --plain)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    plain = config.getoption("--plain")
+    kept, left = [], []
+    for item in items:
+        without = any(item.get_closest_marker(name) for name in WITHOUT_HOOK)
+        (kept if without == plain else left).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _fresh(request: pytest.FixtureRequest) -> None:
+    """The same random numbers, and no compiled code, whatever ran before on whichever worker."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
+        if request.node.get_closest_marker("compiled"):
+            torch.compiler.reset()  # else the eighth variant of one function hits the limit on recompiling

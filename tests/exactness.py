@@ -1,0 +1,138 @@
+"""What a kernel owes the definition: values, log-sum-exp and every gradient, in every dtype. More laws for the table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import truth
+from laws import gradients, law, same
+from schemes import HEADS, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
+from torch import Tensor
+
+from locant.attend import attention, weights
+from locant.grid import Grid
+from locant.masks import Causal, Mask, Padding, Pairs, Segments
+from locant.positions.gate import GatedPosition
+
+SMALL = {1: (6,), 2: (3, 4), 3: (2, 3, 2)}
+
+
+def draw(*shape: int, below: int = 3) -> Tensor:
+    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(6))
+
+
+def every_sample(grid: Grid) -> Mask:
+    """Padding and segments: another mask in each sample. Sample 1 has queries that see nothing."""
+    valid = draw(2, grid.tokens) > 0
+    valid[1, : grid.tokens // 2] = False
+    return Padding(valid) & Segments(draw(2, *grid.shape, below=2))
+
+
+MASKS: dict[str, Callable[[Grid], Mask | None]] = {
+    "free": lambda grid: None,
+    "causal": lambda grid: Causal(),
+    "causal-in-time": lambda grid: Causal(axis=0),
+    "windows": lambda grid: WHOLE[grid.axes],
+    "shifted": lambda grid: RAGGED[grid.axes],
+    "two-windows": lambda grid: RAGGED[grid.axes] & WHOLE[grid.axes],
+    "samples": every_sample,
+    "pairs": lambda grid: Pairs(draw(2, HEADS, grid.tokens, grid.tokens) > 0),
+    "shifted+samples": lambda grid: every_sample(grid) & RAGGED[grid.axes],
+    "shifted+causal": lambda grid: RAGGED[grid.axes] & Causal(),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scheme under a mask."""
+
+    scheme: Scheme
+    mask: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}-{self.mask}"
+
+
+CASES = tuple(Case(s, m) for s, m in itertools.product(SCHEMES, MASKS))
+# every mask with one scheme, every scheme with two masks: the slow truth takes its time
+SLOW = tuple(
+    c for c in CASES if c.scheme.name in ("table-2d-prefix", "gate-2d") or c.mask in ("shifted+causal", "samples")
+)
+
+
+@law(*SLOW)
+def attention_is_its_definition(case: Case, kernel: str) -> None:
+    """Against tests/truth.py: values, log-sum-exp and every gradient."""
+    small = Grid(*SMALL[case.scheme.grid.axes], prefix=case.scheme.grid.prefix)
+    position, mask = case.scheme.make(), MASKS[case.mask](small)
+    q, k, v = (x.requires_grad_() for x in heads(small, kv_heads=1))
+    inputs = (q, k, v, *learned(position))
+    golden, golden_lse = truth.attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7)
+    out = attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7, kernel=kernel)
+    same(out, golden)
+    for found, expected in zip(gradients(out, inputs), gradients(golden, inputs), strict=True):
+        same(found, expected, "gradients")
+    if not any(isinstance(p, GatedPosition) for p in parts(position)):
+        out, lse = attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7, return_lse=True)
+        same(out, golden, "values beside the log-sum-exp")
+        there = golden_lse != -torch.inf
+        assert torch.equal(lse != -torch.inf, there)
+        same(lse[there], golden_lse[there], "log-sum-exp")
+        for found, expected in zip(gradients(lse[there], inputs), gradients(golden_lse[there], inputs), strict=True):
+            same(found, expected, "gradients of the log-sum-exp")
+
+
+@law(*(c for c in CASES if c.mask in ("free", "shifted+samples")))
+def weights_are_shares(case: Case, kernel: str) -> None:
+    """Each row is positive and sums to 1, or to 0 if it sees nothing; times the values it is the output."""
+    grid, position, mask = case.scheme.grid, case.scheme.make(), MASKS[case.mask](case.scheme.grid)
+    q, k, v = heads(grid)
+    p = weights(q, k, grid=grid, position=position, mask=mask)
+    assert (p >= 0).all()
+    total = p.sum(-1)
+    same(total, (total > 0.5).double(), "sums of rows")
+    same(p @ v, attention(q, k, v, grid=grid, position=position, mask=mask, kernel=kernel), "weights times values")
+
+
+@law(*MASKS)
+def masks_are_their_definition(mask: str, kernel: str) -> None:
+    """Pair by pair, on a line, a plane and a clip, each with a prefix."""
+    for shape in SMALL.values():
+        grid = Grid(*shape, prefix=1)
+        made = MASKS[mask](grid)
+        if made is not None:
+            found = made.allowed(grid).expand(2, HEADS, -1, -1)
+            assert torch.equal(found, truth.allowed(made, grid, grid, 2, HEADS)), f"{mask} on {grid}"
+
+
+def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype | None = None) -> list[Tensor]:
+    """Output and every gradient; the numbers are rounded to `dtype` first, then computed in `arithmetic`."""
+    arithmetic = dtype if arithmetic is None else arithmetic
+    grid, position = case.scheme.grid, case.scheme.make(dtype)
+    for part in parts(position):
+        part.to(arithmetic)
+    q, k, v = (x.to(arithmetic).requires_grad_() for x in heads(grid, kv_heads=1, dtype=dtype))
+    out = attention(q, k, v, grid=grid, position=position, mask=MASKS[case.mask](grid), kernel=kernel)
+    return [out.detach(), *gradients(out, (q, k, v, *learned(position)))]
+
+
+def within_policy(found: list[Tensor], plain: list[Tensor], golden: list[Tensor]) -> None:
+    """Error from the float64 golden at most that of the same mathematics done plainly in that dtype, times a factor.
+
+    float32: max(2 low, 1e-5 max|golden|); half precisions: 2 low + 2 max|(golden + 0.3 - 0.3) - golden|, the sum
+    taken in that dtype. Gradients have 3 for 2.
+    """
+    for number, (x, low, ref) in enumerate(zip(found, plain, golden, strict=True)):
+        factor = 2 if number == 0 else 3
+        assert x.dtype == low.dtype
+        assert x.isfinite().all()
+        error, usual = ((y.double() - ref).abs().max().item() for y in (x, low))
+        if x.dtype == torch.float32:
+            limit = max(factor * usual, 1e-5 * ref.abs().max().item())
+        else:
+            rounded = ref.to(x.dtype)
+            limit = factor * usual + 2 * ((rounded + 0.3 - 0.3) - rounded).abs().max().item()
+        assert error <= limit, f"result {number}: error {error:.3g}, limit {limit:.3g} (plain arithmetic: {usual:.3g})"

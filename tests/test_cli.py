@@ -1,0 +1,212 @@
+"""The command line, without the work: what is handed on, what is printed where, and with which exit code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import locant
+from locant.cli import app
+
+
+class Finished:
+    """What `locant.compare.run` gives back."""
+
+    report = Path("runs/x/report.html")
+
+    def table(self) -> str:
+        return "the table"
+
+    def json(self) -> str:
+        return '{"format": 1}'
+
+
+Command = Callable[..., tuple[Result, dict[str, Any]]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `locant compare` with a stand-in for `locant.compare`; gives back what it was called with."""
+
+    def call(*arguments: str, raises: BaseException | None = None, chatter: str = "") -> tuple[Result, dict[str, Any]]:
+        seen: dict[str, Any] = {}
+
+        def run(data: object = None, **given: object) -> Finished:
+            seen.update(given, data=data)
+            print(chatter, end="")
+            if raises is not None:
+                raise raises
+            return Finished()
+
+        module = ModuleType("locant.compare")
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "locant.compare", module)
+        monkeypatch.setitem(vars(locant), "compare", module)
+        return CliRunner().invoke(app, ["compare", *arguments]), seen
+
+    return call
+
+
+def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"], ["compare", "--nonsense"]])
+def test_answers_without_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from locant.cli import main
+sys.argv = ["locant", *{arguments!r}]
+try:
+    main()
+except SystemExit:
+    print("loaded:", *sorted({{"torch", "numpy", "jaxtyping", "locant.compare"}} & set(sys.modules)))
+"""
+    assert _python(code).stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def test_help_names_every_flag() -> None:
+    text = _python(
+        "import sys; sys.argv = ['locant', 'compare', '--help']; from locant.cli import main; main()",
+        COLUMNS="200", NO_COLOR="1",
+    ).stdout  # fmt: skip
+    flags = (
+        "--task --positions --seeds --epochs --lr --batch --dim --depth --heads --size --patch --frames --device "
+        "--threads --out --resume --quick --strict --json --quiet --config"
+    ).split()
+    assert [flag for flag in flags if flag not in text] == []
+    assert "\x1b" not in text
+    assert "which position scheme" in text.lower()
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"locant {locant.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["--epochs", "many"],
+        ["--lr", "fast"],
+        ["--lr", ","],
+        ["--seeds", "1.5"],
+        ["--patch", "2xy"],
+        ["one", "two"],
+    ],
+)  # fmt: skip
+def test_a_slip_is_refused_before_anything_starts(command: Command, arguments: list[str]) -> None:
+    result, seen = command(*arguments)
+    assert (result.exit_code, result.stdout, seen) == (2, "", {})
+    assert result.stderr.strip()
+
+
+def test_nothing_given_is_none(command: Command) -> None:
+    result, seen = command()
+    switches = {"resume": False, "quick": False, "strict": False, "quiet": False}
+    values = "data task positions seeds epochs lr batch dim depth heads size patch frames device threads out config"
+    assert result.exit_code == 0, result.output
+    assert seen == switches | dict.fromkeys(values.split())
+
+
+def test_what_is_given_is_handed_on(command: Command) -> None:
+    _, seen = command(
+        *"photos --task images,clips --task sequences --positions none,relative, --seeds 3 --lr 0.001,3e-3".split(),
+        *"--epochs 4 --batch 8 --dim 16 --depth 2 --heads 2 --size 24x32 --patch 4 --frames 6".split(),
+        *"--device cpu --threads 1 --out o --config c.toml --resume --quick --strict -q".split(),
+    )
+    assert seen == {
+        "data": Path("photos"), "task": ("images", "clips", "sequences"), "positions": ("none", "relative"),
+        "seeds": 3, "lr": (0.001, 0.003), "epochs": 4, "batch": 8, "dim": 16, "depth": 2, "heads": 2,
+        "size": (24, 32), "patch": 4, "frames": 6, "device": "cpu", "threads": 1, "out": Path("o"),
+        "config": Path("c.toml"), "resume": True, "quick": True, "strict": True, "quiet": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [("5", 5), ("5,", (5,)), ("0,7", (0, 7))])
+def test_seeds_are_a_number_or_a_list(command: Command, text: str, value: object) -> None:
+    assert command("--seeds", text)[1]["seeds"] == value
+
+
+def test_every_flag_is_a_parameter_of_run(command: Command) -> None:
+    """The command line adds nothing of its own but how results are printed."""
+    from locant.compare import run
+
+    parameters = set(inspect.signature(run).parameters)
+    assert parameters == set(command()[1]) | {"progress"}
+
+
+def test_output(command: Command) -> None:
+    plain, _ = command(chatter="epoch 1\n")
+    assert plain.stdout == "the table\n\nReport: runs/x/report.html\n"
+    assert plain.stderr == "epoch 1\n"
+    json, seen = command("--json", chatter="epoch 1\n")
+    assert (json.stdout, json.stderr, seen["quiet"]) == ('{"format": 1}\n', "epoch 1\n", True)
+    quiet, seen = command("-q")
+    assert (quiet.stdout, seen["quiet"]) == ("runs/x/report.html\n", True)
+
+
+def test_one_process_of_torchrun_speaks(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert command()[0].output == ""
+    monkeypatch.setenv("RANK", "0")
+    assert command()[0].stdout != ""
+
+
+class Refusal(ValueError):
+    """As `locant.compare` raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (Refusal("the folder holds\none class; two are needed."), 2, "the folder holds one class; two are needed."),
+        (ValueError("lr must be above 0; got -1.0."), 2, "lr must be above 0; got -1.0."),
+        (OSError(28, "No space left on device", "runs/x/a.safetensors"), 2,
+         "No space left on device: runs/x/a.safetensors"),
+        (KeyboardInterrupt(), 130, "stopped; go on with --resume"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence(command: Command, error: BaseException, code: int, sentence: str) -> None:
+    result, _ = command(raises=error)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"locant: {sentence}\n")
+
+
+def test_a_bug_keeps_its_traceback(command: Command) -> None:
+    result, _ = command(raises=ZeroDivisionError("a bug"))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    code = """
+import sys, types
+from pathlib import Path
+finished = types.SimpleNamespace(json=lambda: "x" * 1_000_000)
+sys.modules["locant.compare"] = module = types.ModuleType("locant.compare")
+module.run = lambda data, **given: finished
+sys.argv = ["locant", "compare", "--json"]
+import locant
+locant.compare = module
+from locant.cli import main
+main()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert (process.returncode, complaint) == (1, b"")

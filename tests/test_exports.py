@@ -1,0 +1,72 @@
+"""The public names: fixed, sorted, documented, and resolved only when they are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import locant
+
+PUBLIC = """
+    ALiBi Causal GatedPosition Grid Learned MaskedSine Padding Pairs RelativeTable Rotary Segments Sinusoid Windows
+    attention attention_packed compare nn plan weights
+""".split()
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_names_are_the_promised_ones_and_sorted() -> None:
+    assert locant.__all__ == sorted(PUBLIC)
+    assert dir(locant) == locant.__all__
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_name_resolves_and_is_documented(name: str) -> None:
+    found = getattr(locant, name)
+    assert found is getattr(locant, name)
+    assert found.__name__.rpartition(".")[2] == name
+    assert (found.__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_nothing_else_leaks() -> None:
+    leaked = _python(
+        "import locant; print(*(n for n in vars(locant) if n[0] != '_' and n not in locant.__all__))"
+    ).split()
+    assert set(leaked) <= {"annotations", "TYPE_CHECKING", "Any", "import_module"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Attention'"):
+        _ = locant.Attention
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    loaded = _python("import locant, sys; print(*{m.split('.')[0] for m in sys.modules})").split()
+    assert "locant" in loaded
+    assert not {"torch", "numpy", "jaxtyping", "typer", "rich", "safetensors"} & set(loaded)
+    assert _python("import locant, sys; print(*(m for m in sys.modules if m.startswith('locant')))") == "locant"
+
+
+def test_a_name_loads_its_own_module_and_no_other_scheme() -> None:
+    loaded = _python(
+        "import sys; from locant import Grid; print(*(m for m in sys.modules if m.startswith('locant')))"
+    ).split()
+    assert loaded == ["locant", "locant.grid"]
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """The TYPE_CHECKING block is written by hand next to the table; they may not drift apart."""
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(locant.__file__).read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(seen) == locant.__all__
+    assert {name: module for name, module in seen.items() if module != "locant"} == locant._MODULES

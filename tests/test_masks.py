@@ -1,0 +1,262 @@
+"""Masks: who may attend, against the definition pair by pair."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import truth
+from schemes import heads
+from torch.utils import _pytree
+
+from locant import Causal, Grid, Padding, Pairs, Segments, Windows, attention
+from locant.masks import Structure, cells, reach
+
+GRIDS = {
+    "line": (Grid(7), Grid(7)),
+    "line-prefix": (Grid(6, prefix=2), Grid(6, prefix=2)),
+    "plane": (Grid(5, 4), Grid(5, 4)),
+    "plane-prefix": (Grid(3, 4, prefix=1), Grid(3, 4, prefix=1)),
+    "clip": (Grid(2, 3, 4), Grid(2, 3, 4)),
+    "clip-prefix": (Grid(2, 3, 2, prefix=1), Grid(2, 3, 2, prefix=1)),
+    "slice": (Grid(6, 4)[2:4], Grid(6, 4)),
+    "slice-of-a-line": (Grid(9)[8:], Grid(9, prefix=1)),
+    "pooled": (Grid(5, 6), Grid(5, 6).pooled(2)),
+    "far-away": (Grid(4, 3, origin=(-5, 10)), Grid(4, 3, origin=(-4, 8))),
+    "one": (Grid(1), Grid(1)),
+    "no-keys": (Grid(3), Grid(0)),
+    "no-queries": (Grid(0, 3), Grid(2, 3)),
+}
+
+
+def made(kind: str, grid: Grid, key_grid: Grid):
+    """A mask of that kind for these grids; the same every time."""
+    draw = torch.Generator().manual_seed(5)
+
+    def ids(*shape):
+        return torch.randint(0, 3, (2, *shape), generator=draw)
+
+    axes = grid.axes
+    sizes, shifts = ((2,), (3, 2), (1, 2, 3))[axes - 1], ((1,), (2, 1), (0, 1, -2))[axes - 1]
+    return {
+        "causal": lambda: Causal(),
+        "causal-first-axis": lambda: Causal(axis=0),
+        "causal-last-axis": lambda: Causal(axis=axes - 1),
+        "windows": lambda: Windows(sizes),
+        "windows-shifted": lambda: Windows(sizes, shifts),
+        "windows-huge": lambda: Windows((100,) * axes),
+        "padding-tokens": lambda: Padding(ids(key_grid.tokens) > 0),
+        "padding-cells": lambda: Padding(ids(*key_grid.shape) > 0),
+        "segments-tokens": lambda: Segments(ids(grid.tokens), ids(key_grid.tokens)),
+        "segments-cells": lambda: Segments(ids(*grid.shape), ids(*key_grid.shape)),
+        "pairs": lambda: Pairs(torch.rand(2, 2, grid.tokens, key_grid.tokens, generator=draw) > 0.4),
+        "pairs-of-samples": lambda: Pairs(ids(grid.tokens, key_grid.tokens) > 0),
+        "pairs-for-all": lambda: Pairs(ids(grid.tokens, key_grid.tokens)[0] > 0),
+        "pairs-of-queries": lambda: Pairs(ids(grid.tokens, 1) > 0),
+        "joined": lambda: Windows(sizes, shifts) & Causal() & Padding(ids(*key_grid.shape) > 0) & Windows(3 if axes == 1 else sizes),
+    }[kind]()  # fmt: skip
+
+
+KINDS = (
+    "causal", "causal-first-axis", "causal-last-axis", "windows", "windows-shifted", "windows-huge", "padding-tokens",
+    "padding-cells", "segments-tokens", "segments-cells", "pairs", "pairs-of-samples", "pairs-for-all",
+    "pairs-of-queries", "joined",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", GRIDS)
+def test_against_the_definition(where, kind):
+    grid, key_grid = GRIDS[where]
+    mask = made(kind, grid, key_grid)
+    golden = truth.allowed(mask, grid, key_grid, batch=2, heads=2)
+    found = mask.allowed(grid, key_grid).expand(2, 2, -1, -1)
+    assert torch.equal(found, golden)
+    again = mask.bound(grid, key_grid).allowed(grid, key_grid).expand(2, 2, -1, -1)
+    assert torch.equal(again, golden), "binding a mask twice changes nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_tokens_say_the_same_as_the_whole(kind):
+    """Kernels ask cell by cell: the answer for chosen tokens is that of the dense mask."""
+    grid = Grid(3, 4, prefix=1)
+    mask = made(kind, grid, grid).bound(grid, grid)
+    rows, columns = torch.tensor([[0, 3, 5], [12, 1, 2]]), torch.tensor([[1, 0], [7, 12]])
+    dense = mask.allowed(grid, grid).expand(2, 2, -1, -1)
+    found = mask.pairs(grid.select(rows), grid.select(columns)).expand(2, 2, 2, 3, 2)
+    for group in range(2):
+        assert torch.equal(found[:, :, group], dense[:, :, rows[group]][..., columns[group]])
+
+
+def swin_by_rolling(rows: int, columns: int, window: int, shift: int) -> tuple[list[list[int]], torch.Tensor]:
+    """Swin's own construction, one cell at a time: labels of the rolled map, and which pixels may attend to which."""
+    regions = [(0, rows - window), (rows - window, rows - shift), (rows - shift, rows)]
+    across = [(0, columns - window), (columns - window, columns - shift), (columns - shift, columns)]
+    labels, number = [[0] * columns for _ in range(rows)], 0
+    for top, bottom in regions:
+        for left, right in across:
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    labels[y][x] = number
+            number += 1
+    allowed = torch.zeros(rows * columns, rows * columns, dtype=torch.bool)
+    for y, x, other_y, other_x in torch.cartesian_prod(*map(torch.arange, (rows, columns, rows, columns))).tolist():
+        same_window = (y // window, x // window) == (other_y // window, other_x // window)
+        unmasked = labels[y][x] == labels[other_y][other_x]
+        query = (y + shift) % rows * columns + (x + shift) % columns  # the map was rolled by -shift
+        key = (other_y + shift) % rows * columns + (other_x + shift) % columns
+        allowed[query, key] = same_window and unmasked
+    return labels, allowed
+
+
+def test_swins_golden_labels():
+    labels, _ = swin_by_rolling(4, 4, 2, 1)
+    assert labels == [[0, 0, 1, 2], [0, 0, 1, 2], [3, 3, 4, 5], [6, 6, 7, 8]]
+    big, _ = swin_by_rolling(14, 14, 7, 3)
+    assert [row[0] for row in big] == [0] * 7 + [3] * 4 + [6] * 3
+    assert big[0] == [0] * 7 + [1] * 4 + [2] * 3
+
+
+@pytest.mark.parametrize(("rows", "columns", "window", "shift"), [(4, 4, 2, 1), (14, 14, 7, 3), (6, 9, 3, 1), (8, 4, 4, 2)])
+def test_windows_are_swins_roll_and_mask(rows, columns, window, shift):
+    _, golden = swin_by_rolling(rows, columns, window, shift)
+    found = Windows((window, window), shift=(shift, shift)).allowed(Grid(rows, columns))[0, 0]
+    assert torch.equal(found, golden)
+
+
+def test_swins_windows_of_4_by_4():
+    """Window 0 of the rolled map holds one cell, windows 1 and 2 two each, window 3 four single pixels."""
+    found = Windows((2, 2), shift=(1, 1)).allowed(Grid(4, 4))[0, 0]
+    cell = {tuple(row.nonzero().flatten().tolist()) for row in found}
+    assert cell == {(0,), (3,), (12,), (15,), (1, 2), (13, 14), (4, 8), (7, 11), (5, 6, 9, 10)}
+
+
+def test_masks_combine_flat_and_describe_themselves():
+    joined = (Causal() & Windows(3)) & (Padding(torch.ones(1, 4, dtype=torch.bool)) & Windows(2))
+    assert [type(m).__name__ for m in joined.members()] == ["Causal", "Windows", "Padding", "Windows"]
+    structure = Structure.of(joined)
+    assert structure == Structure(causal=(Causal(),), windows=(Windows(3), Windows(2)), padding=True)
+    assert structure.beyond_windows() == "causal and padding"
+    assert Structure.of(None).empty
+    assert Structure.of(Windows(3)).beyond_windows() is None
+    assert Windows((7, 7), shift=(10, -4)) == Windows((7, 7), shift=(3, 3))
+    assert Windows(4) == Windows((4,), shift=(0,))
+
+
+def test_cells_and_reach_by_hand():
+    line = Grid(8)
+    found = [(c.queries, c.keys) for c in cells((Windows(3, 1),), 0, line, line)]
+    assert found == [((0, 1), (0, 1)), ((1, 4), (1, 4)), ((4, 7), (4, 7)), ((7, 8), (7, 8))]
+    assert [(c.queries, c.keys) for c in cells((), 0, line, Grid(3))] == [((0, 8), (0, 3))]
+    pooled = [(c.queries, c.keys) for c in cells((Windows(2),), 0, line, line.pooled(4))]
+    assert pooled == [((0, 2), (0, 1)), ((2, 4), (0, 0)), ((4, 6), (1, 2)), ((6, 8), (0, 0))]
+    assert reach(Grid(56, 56), Grid(56, 56), Windows((7, 7), (3, 3))) == (6, 6)
+    assert reach(Grid(5, 3), Grid(5, 3), None) == (4, 2)
+    assert reach(Grid(9)[8:], Grid(9), Causal()) == (8,)
+    assert reach(Grid(4), Grid(4, origin=(10,)), None) == (13,)
+    assert reach(Grid(0), Grid(5), None) == (0,)
+
+
+LENGTHS = torch.tensor([5, 2])
+KEPT = torch.arange(5) < LENGTHS[:, None]
+BLOCK = torch.tensor([[True, True, False, True, False]] * 2 + [[False, True, True, True, True]] * 3)
+PADDINGS = {
+    "valid": Padding(KEPT),
+    "from_lengths": Padding.from_lengths(LENGTHS, 5),
+    "from_key_padding_mask": Padding.from_key_padding_mask(~KEPT),
+    "from_attention_mask, int": Padding.from_attention_mask(KEPT.long()),
+    "from_attention_mask, bool": Padding.from_attention_mask(KEPT),
+    "from_attention_mask, float": Padding.from_attention_mask(KEPT.float()),
+    "from_additive, BERT": Padding.from_additive(((1 - KEPT.float()) * -10000.0)[:, None, None]),
+    "from_additive, -inf": Padding.from_additive(torch.zeros(2, 5).masked_fill(~KEPT, -torch.inf)),
+    "from_additive, least": Padding.from_additive(torch.zeros(2, 5).masked_fill(~KEPT, torch.finfo(torch.float32).min)),
+    "Pairs.from_kept": Pairs.from_kept(KEPT[:, None]),
+    "Pairs.from_lengths": Pairs.from_lengths(LENGTHS[:, None].expand(2, 5), 5),
+    "Segments": Segments(torch.zeros(2, 5, dtype=torch.int64), (~KEPT).long()),
+}
+PAIRS = {
+    "allowed": Pairs(BLOCK),
+    "from_kept, bool": Pairs.from_kept(BLOCK),
+    "from_kept, 0/1": Pairs.from_kept(BLOCK.int()),
+    "from_kept, batch and heads": Pairs.from_kept(BLOCK.float().expand(2, 2, 5, 5)),
+    "from_blocked, bool": Pairs.from_blocked(~BLOCK),
+    "from_blocked, TensorFlow's": Pairs.from_blocked((~BLOCK).float()),
+    "from_additive, -inf": Pairs.from_additive(torch.zeros(5, 5).masked_fill(~BLOCK, -torch.inf)),
+    "from_additive, -1e9": Pairs.from_additive((~BLOCK).double() * -1e9),
+    "from_window_mask, Swin's": Pairs.from_window_mask((~BLOCK).float()[None] * -100.0, batch=2),
+}
+
+
+@pytest.mark.parametrize(("senses", "name"), [(s, n) for s in (PADDINGS, PAIRS) for n in s], ids=lambda x: x if isinstance(x, str) else "")
+def test_every_published_sense_gives_the_same_attention(senses, name):
+    q, k, v = heads(Grid(5))
+    first = next(iter(senses.values()))
+    golden, _ = truth.attention(q, k, v, grid=Grid(5), mask=first)
+    for kernel in ("auto", "reference"):
+        torch.testing.assert_close(attention(q, k, v, mask=senses[name], kernel=kernel), golden, atol=1e-10, rtol=0)
+
+
+def test_window_masks_repeat_picture_by_picture():
+    windows = torch.zeros(2, 3, 3)
+    windows[1, 0, 2] = -100.0
+    found = Pairs.from_window_mask(windows, batch=2).allowed_pairs
+    assert found.shape == (4, 3, 3)
+    assert found.logical_not().nonzero().tolist() == [[1, 0, 2], [3, 0, 2]]
+
+
+def test_lengths_of_every_query():
+    found = Pairs.from_lengths(torch.tensor([[0, 2], [3, 1]]), 3).allowed_pairs.int().tolist()
+    assert found == [[[0, 0, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trips(kind):
+    """Through pytree, pickle and deepcopy, before and after binding."""
+    grid = Grid(3, 4, prefix=1)
+    golden = made(kind, grid, grid).allowed(grid)
+    for mask in (made(kind, grid, grid), made(kind, grid, grid).bound(grid, grid)):
+        leaves, structure = _pytree.tree_flatten(mask)
+        assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        rebuilt = _pytree.tree_unflatten(leaves, structure)
+        for other in (rebuilt, pickle.loads(pickle.dumps(mask)), copy.deepcopy(mask)):
+            assert type(other) is type(mask)
+            assert torch.equal(other.allowed(grid), golden)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: Windows(7.0), ("size of at least 1", "size=(7.0,)", "Write Windows")),
+        (lambda: Windows((7, 0)), ("size of at least 1", "(7, 0)", "Write Windows")),
+        (lambda: Windows(()), ("size of at least 1", "size=()", "Write Windows")),
+        (lambda: Windows((7, 7), shift=(3,)), ("a shift per axis", "shift=(3,)", "Write Windows")),
+        (lambda: Windows(3).allowed(Grid(3, 3)), ("a size per axis", "got 1", "Give one number per axis")),
+        (lambda: Causal(axis=2).allowed(Grid(3, 3)), ("an axis of the grid", "got 2", "Name one of those")),
+        (lambda: Causal(axis=-1).allowed(Grid(3, 3)), ("an axis of the grid", "got -1", "Name one of those")),
+        (lambda: Padding(torch.ones(2, 3)), ("bool tensor", "torch.float32", "from_attention_mask")),
+        (lambda: Padding(torch.ones(3, dtype=torch.bool)), ("[batch, tokens]", "(3,)", "from_lengths")),
+        (lambda: Padding(KEPT).allowed(Grid(4)), ("`valid` of shape [batch, 4]", "[2, 5]", "Lay it out")),
+        (lambda: Padding.from_key_padding_mask(KEPT.long()), ("True = ignore", "torch.int64", "from_attention_mask")),
+        (lambda: Padding.from_attention_mask(KEPT * 2), ("zeros and ones", "torch.int64", "from_additive")),
+        (lambda: Padding.from_additive(KEPT * 0.5), ("zeros (free)", "0.5", "a bias, not a mask")),
+        (lambda: Padding.from_additive(torch.zeros(2, 1, 5, 5)), ("[batch, 1, 1, tokens]", "[2, 1, 5, 5]", "Pairs.from_additive")),
+        (lambda: Segments(torch.zeros(2, 5)), ("whole numbers", "torch.float32", "Number the segments")),
+        (lambda: Segments(torch.zeros(5, dtype=torch.int64)), ("[batch, tokens]", "(5,)", "Number the segments")),
+        (lambda: Segments(LENGTHS[:, None]).allowed(Grid(4)), ("`ids` of shape", "[2, 1]", "Lay it out")),
+        (lambda: Segments(KEPT.long()).allowed(Grid(5), Grid(4)), ("`key_ids` of shape", "[2, 5]", "Lay it out")),
+        (lambda: Pairs(torch.ones(3, 3)), ("bool tensor", "torch.float32", "from_kept")),
+        (lambda: Pairs(torch.ones(3, dtype=torch.bool)), ("[queries, keys]", "(3,)", "from_kept")),
+        (lambda: Pairs(BLOCK).allowed(Grid(4)), ("4 queries", "5 × 5", "Lay the mask out")),
+        (lambda: Pairs.from_kept(torch.full((2, 2), 3)), ("zeros and ones", "torch.int64", "from_additive")),
+        (lambda: Pairs.from_blocked(torch.full((2, 2), -1.0)), ("zeros and ones", "torch.float32", "from_additive")),
+        (lambda: Pairs.from_additive(torch.full((2, 2), -3.0)), ("-100 or less", "-3", "a bias, not a mask")),
+        (lambda: Pairs.from_additive(torch.full((2, 2), torch.nan)), ("-100 or less", "nan", "a bias, not a mask")),
+    ],
+)  # fmt: skip
+def test_errors_have_three_parts(make, parts):
+    with pytest.raises(ValueError, match=".") as caught:
+        make()
+    assert all(part in str(caught.value) for part in parts), str(caught.value)

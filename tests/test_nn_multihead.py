@@ -1,0 +1,188 @@
+"""`locant.nn.MultiHeadAttention` against torch's own and double loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from locant import ALiBi, Causal, Grid, Learned, MaskedSine, Padding, Pairs, RelativeTable, Sinusoid
+from locant.nn import MultiHeadAttention
+
+DIM, HEADS = 12, 3
+
+
+def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
+    assert a.shape == b.shape
+    assert float((a - b).detach().abs().max()) <= most
+
+
+def torchs(module: MultiHeadAttention) -> nn.MultiheadAttention:
+    """nn.MultiheadAttention with the same weights."""
+    kdim, vdim = module.k.in_features, module.v.in_features
+    other = nn.MultiheadAttention(DIM, HEADS, kdim=kdim, vdim=vdim, batch_first=True).double().eval()
+    with torch.no_grad():
+        if other.in_proj_weight is None:
+            other.q_proj_weight.copy_(module.q.weight)
+            other.k_proj_weight.copy_(module.k.weight)
+            other.v_proj_weight.copy_(module.v.weight)
+        else:
+            other.in_proj_weight.copy_(torch.cat([module.q.weight, module.k.weight, module.v.weight]))
+        other.in_proj_bias.copy_(torch.cat([module.q.bias, module.k.bias, module.v.bias]))
+        other.out_proj.weight.copy_(module.out.weight)
+        other.out_proj.bias.copy_(module.out.bias)
+    return other
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(None, None), (7, 5), (9, None)])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_it_is_torchs_module(key_dim: int | None, value_dim: int | None, ignored: bool) -> None:
+    module = MultiHeadAttention(DIM, HEADS, key_dim=key_dim, value_dim=value_dim).double()
+    query = torch.randn(2, 4, DIM, dtype=torch.float64)
+    key = torch.randn(2, 6, key_dim or DIM, dtype=torch.float64)
+    value = torch.randn(2, 6, value_dim or DIM, dtype=torch.float64)
+    ignore = torch.zeros(2, 6, dtype=torch.bool)
+    ignore[0, 4:], ignore[1, 1] = True, True
+    mask = Padding.from_key_padding_mask(ignore) if ignored else None
+    out, weights = module(query, key, value, mask=mask, need_weights=True)
+    expected = torchs(module)(
+        query, key, value, key_padding_mask=ignore if ignored else None, average_attn_weights=False
+    )
+    close(out, expected[0])
+    close(weights, expected[1])
+    assert module(query, key, value, mask=mask)[1] is None
+    if ignored:
+        inverse, _ = module(query, key, value, mask=Padding(ignore))
+        assert float((inverse - out).detach().abs().max()) > 1e-3  # the sense matters
+
+
+def test_a_causal_mask_and_a_blocked_one_are_torchs() -> None:
+    module = MultiHeadAttention(DIM, HEADS, mask=Causal()).double()
+    x = torch.randn(2, 5, DIM, dtype=torch.float64)
+    blocked = torch.ones(5, 5).triu(1).bool()
+    expected, _ = torchs(module)(x, x, x, attn_mask=blocked)
+    close(module(x, x, x)[0], expected)
+    close(module(x, x, x, mask=Pairs.from_blocked(blocked))[0], expected)
+
+
+def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients() -> None:
+    """torch gives NaN here when the weights are asked for."""
+    module = MultiHeadAttention(DIM, HEADS).double()
+    x = torch.randn(2, 3, DIM, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([0, 3])
+    out, weights = module(x, x, x, mask=Padding.from_lengths(lengths, 3), need_weights=True)
+    close(out[0], module.out.bias.expand(3, -1))
+    assert float(weights[0].abs().max()) == 0
+    out.sum().backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_d2l_form() -> None:
+    """No bias, sizes of their own, lengths per sample; scores over √(dim / heads)."""
+    module = MultiHeadAttention(100, 5, query_dim=20, key_dim=30, value_dim=40, bias=False).double()
+    assert {n: tuple(p.shape) for n, p in module.named_parameters()} == {
+        "q.weight": (100, 20), "k.weight": (100, 30), "v.weight": (100, 40), "out.weight": (100, 100),
+    }  # fmt: skip
+    sizes = ((2, 4, 20), (2, 6, 30), (2, 6, 40))
+    query, key, value = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    lengths = torch.tensor([3, 2])
+    out, weights = module(query, key, value, mask=Padding.from_lengths(lengths, 6), need_weights=True)
+    heads = torch.zeros(2, 4, 100, dtype=torch.float64)
+    for b in range(2):
+        for h in range(5):
+            rows = slice(20 * h, 20 * h + 20)
+            q, k, v = (x[b] @ w[rows].T for x, w in zip((query, key, value), module.parameters(), strict=False))
+            p = torch.softmax((q @ k.T / 20**0.5)[:, : lengths[b]], -1)
+            heads[b, :, rows] = p @ v[: lengths[b]]
+            close(weights[b, h, :, : lengths[b]], p)
+            assert float(weights[b, h, :, lengths[b] :].abs().max()) == 0
+    close(out, heads @ module.out.weight.T)
+
+
+def test_an_embedding_is_added_to_queries_and_keys_each_on_its_own_grid() -> None:
+    grid, key_grid = Grid(4, 4)[1:3], Grid(4, 4)
+    learned = Learned(Grid(4, 4), DIM, init_std=1.0)
+    module = MultiHeadAttention(DIM, HEADS, grid=grid, key_grid=key_grid, position=learned).double()
+    query, key, value = (torch.randn(2, n, DIM, dtype=torch.float64) for n in (8, 16, 16))
+    rows = learned.table
+    expected, _ = module(query + rows[4:12], key + rows, value, position=())
+    close(module(query, key, value)[0], expected)
+
+
+def test_sinusoids_of_different_lengths_need_no_grid() -> None:
+    module = MultiHeadAttention(DIM, HEADS, position=Sinusoid(DIM)).double()
+    query, key = torch.randn(1, 3, DIM, dtype=torch.float64), torch.randn(1, 5, DIM, dtype=torch.float64)
+    e = module.position(Grid(5))
+    close(module(query, key, key)[0], module(query + e[:3], key + e, key, position=())[0])
+
+
+def test_detrs_encoder_counts_by_the_padding() -> None:
+    """Positions added to q and k of the encoder, keys of padding ignored, padded queries still computed."""
+    grid = Grid(3, 4)
+    ignore = torch.zeros(2, 3, 4, dtype=torch.bool)
+    ignore[0, :, 2:] = True
+    sine = MaskedSine(DIM)
+    module = MultiHeadAttention(DIM, HEADS, grid=grid, position=sine).double()
+    x = torch.randn(2, 12, DIM, dtype=torch.float64)
+    e = sine.encode(~ignore).flatten(1, 2)
+    expected, _ = torchs(module)(x + e, x + e, x, key_padding_mask=ignore.flatten(1))
+    close(module(x, x, x, mask=Padding.from_key_padding_mask(ignore))[0], expected)
+
+
+def test_a_table_between_a_slice_and_its_whole() -> None:
+    grid, key_grid = Grid(6)[4:], Grid(6)
+    table = RelativeTable(Grid(6), HEADS, init_std=1.0)
+    module = MultiHeadAttention(DIM, HEADS, position=table).double()
+    x = torch.randn(2, 6, DIM, dtype=torch.float64)
+    whole, p = module(x, x, x, need_weights=True)
+    part, last = module(x[:, 4:], x, x, grid=grid, key_grid=key_grid, need_weights=True)
+    close(part, whole[:, 4:])
+    close(last, p[:, :, 4:])
+
+
+def test_weights_are_not_dropped() -> None:
+    module = MultiHeadAttention(DIM, HEADS, dropout=0.5).double()
+    x = torch.randn(2, 7, DIM, dtype=torch.float64)
+    out, weights = module(x, x, x, need_weights=True)
+    close(weights.sum(-1), torch.ones(2, HEADS, 7, dtype=torch.float64))
+    exact, same = module.eval()(x, x, x, need_weights=True)
+    close(weights, same)
+    assert float((out - exact).detach().abs().max()) > 1e-3
+
+
+def test_extra_repr() -> None:
+    module = MultiHeadAttention(8, 2, grid=Grid(2), key_grid=Grid(4), dropout=0.1)
+    assert "dim=8, heads=2, grid=Grid(2), key_grid=Grid(4), dropout=0.1" in repr(module)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: MultiHeadAttention(8, 3), r"MultiHeadAttention needs a `dim`.*got dim=8, heads=3"),
+        (lambda: MultiHeadAttention(8, 2, dropout=1.5), r"`dropout` of at least 0"),
+        (lambda: MultiHeadAttention(8, 2, position=3), r"`position` such as RelativeTable.*got int"),
+    ],
+)
+def test_a_module_that_cannot_be_is_refused(build: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("sizes", "given", "sentence"),
+    [
+        (((2, 4, 9), (2, 6, 8), (2, 6, 8)), {}, r"`query` must be \[batch, tokens, 8\]; got \[2, 4, 9\]"),
+        (((2, 4, 8), (2, 6, 9), (2, 6, 8)), {}, r"`key` must be \[batch, tokens, 8\]; got \[2, 6, 9\]"),
+        (((2, 4, 8), (2, 6, 8), (2, 5, 8)), {}, r"`value` on Grid\(6\) must have 6 tokens.*got 5"),
+        (((2, 4, 8), (2, 6, 8), (2, 6, 8)), {"grid": Grid(2, 3)}, r"`query` on Grid\(2, 3\) must have 6.*Pass grid="),
+        (((2, 6, 8), (2, 4, 8), (2, 4, 8)), {"key_grid": Grid(5)}, r"`key` on Grid\(5\) must have 5.*Pass key_grid="),
+        (((2, 6, 8), (2, 4, 8), (2, 4, 8)), {"grid": Grid(2, 3)}, r"Pass key_grid="),
+        (((2, 6, 8), (2, 4, 8), (2, 4, 8)), {"position": ALiBi(2)}, r"Pass key_grid="),
+        (((2, 6, 8), (3, 6, 8), (3, 6, 8)), {}, r"one batch"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(sizes: tuple, given: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        MultiHeadAttention(8, 2)(*(torch.zeros(size) for size in sizes), **given)
