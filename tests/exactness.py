@@ -109,14 +109,20 @@ def masks_are_their_definition(mask: str, kernel: str) -> None:
 
 
 def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype | None = None) -> list[Tensor]:
-    """Output and every gradient; the numbers are rounded to `dtype` first, then computed in `arithmetic`."""
+    """Output and every gradient; the numbers are rounded to `dtype` first, then computed in `arithmetic`.
+
+    The gradients of one scheme are one tensor. Two numbers, one per head, have no scale of their own: under `Causal`
+    the row between prefix tokens shifts a whole softmax, so that its gradient is 0 but for rounding.
+    """
     arithmetic = dtype if arithmetic is None else arithmetic
     grid, position = case.scheme.grid, case.scheme.make(dtype)
     for part in parts(position):
         part.to(arithmetic)
     q, k, v = (x.to(arithmetic).requires_grad_() for x in heads(grid, kv_heads=1, dtype=dtype))
     out = attention(q, k, v, grid=grid, position=position, mask=MASKS[case.mask](grid), kernel=kernel)
-    return [out.detach(), *gradients(out, (q, k, v, *learned(position)))]
+    groups = [(q,), (k,), (v,), *(tuple(part.parameters()) for part in parts(position))]
+    found = [gradients(out, group) for group in groups if group]
+    return [out.detach(), *(torch.cat([g.flatten() for g in group]) for group in found)]
 
 
 def within_policy(found: list[Tensor], plain: list[Tensor], golden: list[Tensor]) -> None:

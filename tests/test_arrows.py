@@ -87,7 +87,7 @@ def violations(files: dict[str, str]) -> list[str]:
         here, there = room(module), room(target)
         if target == "locant":
             if name != "__version__":
-                wrong.append(f"{module} imports {name} from the top instead of from where it is defined")
+                wrong.append(f"{module} imports {name or 'locant'} from the top instead of from where it is defined")
         elif {here, there} == {"positions", "kernels"}:
             wrong.append(f"{module} imports {target}: schemes and kernels meet in the forms")
         elif layer.get(there, 0) > layer.get(here, len(LAYERS)):

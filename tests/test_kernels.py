@@ -17,6 +17,7 @@ from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, R
 from locant.attend import attention_packed
 
 KERNELS = tuple(kernel.name for kernel in planner.FAMILY if kernel.name != "reference")
+HALVES = ("free", "causal", "shifted", "shifted+samples")
 BY_NAME = {s.name: s for s in SCHEMES}
 
 
@@ -40,7 +41,7 @@ def test_float64(case, kernel):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.mask in HALVES], ids=str)
 def test_low_precision(case, kernel, dtype):
     found, plain = or_refusal(case, dtype, kernel), results(case, dtype, "reference")
     golden = results(case, dtype, "reference", arithmetic=torch.float64)
@@ -62,16 +63,16 @@ class Attend(torch.nn.Module):
 @pytest.mark.parametrize(
     ("build", "prefix", "mask"),
     [
-        (lambda: RelativeTable(Grid(2, 3, prefix=1), HEADS), 1, None),
-        (lambda: RelativeTable(Grid(2, 3), HEADS), 0, Windows((2, 2), (0, 1)) & Causal()),
+        (lambda: RelativeTable(Grid(2, 2, prefix=1), HEADS), 1, None),
+        (lambda: RelativeTable(Grid(2, 2), HEADS), 0, Windows((2, 2), (1, 0)) & Causal()),
         (lambda: GatedPosition(HEADS), 0, None),
-        (lambda: GatedPosition(HEADS), 0, Windows((2, 2), (0, 1))),
-        (lambda: (RelativeTable(Grid(2, 3), HEADS), Rotary(4, axes=2)), 0, Padding(torch.tensor([[True] * 4 + [False] * 2]))),
+        (lambda: GatedPosition(HEADS), 0, Windows((2, 2), (1, 0))),
+        (lambda: (RelativeTable(Grid(2, 2), HEADS), Rotary(4, axes=2)), 0, Padding(torch.tensor([[True] * 3 + [False]]))),
     ],
     ids=["table-prefix", "table-windows-causal", "gate", "gate-windows", "table+rotary-padding"],
 )  # fmt: skip
 def test_gradcheck(build, prefix, mask, kernel):
-    grid = Grid(2, 3, prefix=prefix)
+    grid = Grid(2, 2, prefix=prefix)
     position = build()
     schemes = torch.nn.ModuleList(position if isinstance(position, tuple) else [position]).double()
     for parameter in schemes.parameters():
@@ -266,7 +267,7 @@ def problems(build):
     prefix = build(st.integers(0, 2))
     grid = Grid(*sizes, prefix=prefix, origin=tuple(build(st.integers(-3, 3)) for _ in sizes))
     key_grid = build(st.sampled_from([grid, grid.pooled(2), grid[1:] if sizes[0] > 1 else grid, grid.without_prefix()]))
-    window = Windows([build(st.integers(1, 4)) for _ in sizes], [build(st.integers(-2, 2)) for _ in sizes])
+    window = Windows(tuple(build(st.integers(1, 4)) for _ in sizes), tuple(build(st.integers(-2, 2)) for _ in sizes))
     padding = Padding(torch.tensor([build(st.lists(st.booleans(), min_size=key_grid.tokens, max_size=key_grid.tokens))]))
     masks = build(st.lists(st.sampled_from([window, padding, Causal(), Causal(axis=0)]), max_size=3))
     table = RelativeTable(Grid(*(2 * n + 6 for n in sizes), prefix=build(st.integers(0, 1))), HEADS, init_std=0.5)

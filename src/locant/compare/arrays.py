@@ -13,8 +13,8 @@ import hashlib
 import math
 import shutil
 import tempfile
-import weakref
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +30,7 @@ COLOURS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array of examples is to be read: its kind, and the order of axes that makes channels come where they do."""
+    """How an array of examples is to be read: its kind, and the order of axes that puts channels in their place."""
 
     kind: str
     order: tuple[int, ...]  # axes of one example, as stored, in the order of Task
@@ -88,7 +88,7 @@ def open_member(path: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
                     "Save it with numpy.savez(path, x=x, y=y)."
                 )
             return _mapped(path, archive, archive.infolist()[names.index(name)])
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise Refusal(f"DATA needs a whole .npz file; {path.name!r} is broken: {error}. Save it again.") from None
 
 
@@ -138,23 +138,16 @@ def _offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _unpacked(member: IO[bytes], size: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray:
-    """A compressed member, streamed into a temporary file that lives as long as the array."""
-    folder = tempfile.mkdtemp(prefix="locant-")
-    try:
-        if shutil.disk_usage(folder).free < size:
-            raise Refusal(
-                f"a compressed .npz needs {size} bytes of temporary space; {tempfile.gettempdir()} has less. Free some, "
-                "point TMPDIR elsewhere, or save with numpy.savez, which is read in place."
-            )
-        file = Path(folder) / "x.raw"
-        with file.open("wb") as out:
-            shutil.copyfileobj(member, out, CHUNK)
-        array = np.memmap(file, dtype, "r", 0, shape, order)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(array, shutil.rmtree, folder, ignore_errors=True)
-    return array
+    """A compressed member, streamed into a temporary file without a name, which lives as long as the array."""
+    if shutil.disk_usage(tempfile.gettempdir()).free < size:
+        raise Refusal(
+            f"a compressed .npz needs {size} bytes of temporary space; {tempfile.gettempdir()} has less. Free some, "
+            "point TMPDIR elsewhere, or save with numpy.savez, which is read in place."
+        )
+    with tempfile.TemporaryFile(prefix="locant-") as file:
+        shutil.copyfileobj(member, file, CHUNK)
+        file.flush()
+        return np.memmap(file, dtype, "r", 0, shape, order)
 
 
 def layout_of(shape: tuple[int, ...], kind: str | None) -> Layout:
@@ -212,7 +205,9 @@ def survey(x: Shaped[np.ndarray, "count *item"], name: str) -> Survey:
     return Survey(low, high if high > low else low + 1, tuple(digests))
 
 
-def read_labels(y: Shaped[np.ndarray, "..."], count: int, name: str) -> tuple[Int64[np.ndarray, " count"], tuple[str, ...]]:
+def read_labels(
+    y: Shaped[np.ndarray, "..."], count: int, name: str
+) -> tuple[Int64[np.ndarray, " count"], tuple[str, ...]]:
     """Labels as indices, and the names of the classes in order. Raises Refusal."""
     if y.ndim != 1 or y.dtype.kind not in "biuUS":
         raise Refusal(

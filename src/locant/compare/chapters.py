@@ -38,7 +38,7 @@ def _opening(task: Json, number: int) -> str:
     count = task.get("sizes") or {}
     parts = listed([f"{whole(n)} {text(part)}" for part, n in count.items()])
     patch = f", patches of {sizes(task['patch'])}" if task.get("patch") else ""
-    grid = f" Each example is a grid of {sizes(task['grid'])} = {whole(task.get('tokens'))} tokens{patch}."
+    grid = f" Each example is a grid of {sizes(task.get('grid') or [])} = {whole(task.get('tokens'))} tokens{patch}."
     classes = task.get("classes") or []
     return (
         f'<h2 id="task-{number}-name">{text(task["kind"]).capitalize()}</h2>'
@@ -69,19 +69,28 @@ def _classes(task: Json) -> str:
     return f'<details><summary>Examples of each class</summary><div class="wide">{table}</div></details>'
 
 
-def _who(scheme: Json, styles: Mapping[str, str]) -> str:
-    sentence = f"<small>{text(scheme['sentence'])}</small>" if scheme.get("sentence") else ""
+def _who(scheme: Json, styles: Mapping[str, str], said: bool = True) -> str:
+    sentence = f"<small>{text(scheme['sentence'])}</small>" if said and scheme.get("sentence") else ""
     mark = f'<i class="mark {styles[scheme["name"]]}"></i>'
     return f'<th scope="row">{mark}<span>{text(scheme["label"])}{sentence}</span></th>'
 
 
-def _table(name: str, head: Sequence[str], rows: Sequence[str]) -> str:
-    first, *others = head
-    cells = f'<th scope="col">{first}</th>' + "".join(f'<th scope="col" class="n">{cell}</th>' for cell in others)
+def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A row per scheme. On a phone each row becomes a block of two or three columns, and names its own cells."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in ("Scheme", *head))
+    body = ""
+    for who, cells in rows:
+        named = zip(head, cells, strict=True)
+        body += f"<tr>{who}{''.join(_labelled(name, cell) for name, cell in named)}</tr>"
+    columns = 2 if len(head) in (2, 4) else 3
     return (
-        f'<div class="wide" role="region" aria-label="{text(name)}" tabindex="0"><table><caption>{text(name)}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<table class="by-scheme columns{columns}"><caption>{text(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def _labelled(name: str, cell: str) -> str:
+    return f'<td data-label="{name}">{cell}</td>'
 
 
 def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
@@ -90,10 +99,10 @@ def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
     for scheme in task["schemes"]:
         cells = [_accuracy(scheme.get("accuracy"))]
         cells += [_shifted((scheme.get("shifts") or {}).get(name)) for name in shifts]
-        rows.append(f"<tr>{_who(scheme, styles)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    head = ["Scheme", "Test set", *(text(name) for name in shifts)]
+        rows.append((_who(scheme, styles), cells))
+    head = ["Test set", *(text(name) for name in shifts)]
     words = "".join(f"<li><b>{text(s['name'])}</b>: {_shift(s)}</li>" for s in task.get("shifts") or [])
-    words = f'<p class="note">Not trained for:</p><ul class="note">{words}</ul>' if words else ""
+    words = f'<ul class="note">{words}</ul>' if words else ""
     caption = "Accuracy in percent, ± standard deviation over seeds, and the 95 % interval"
     if _seeds(task) == 1:
         caption = "Accuracy in percent. One seed: no ranking"
@@ -169,6 +178,8 @@ def _accuracy_chart(task: Json, styles: Mapping[str, str]) -> str:
             "Line: the 95 % interval, from a bootstrap over seeds and test examples. "
             "The order is that of the run; it is no ranking."
         )
+    if chance is not None and (scale := _scale(rows)).low <= chance <= scale.high:
+        words += " Dashed: chance."
     return f"<h3>Accuracy on the test set, percent</h3>{_figure(charts.marks(rows, _scale(rows), chance), words)}"
 
 
@@ -294,8 +305,8 @@ def _cost_table(task: Json, measured: Json, styles: Mapping[str, str], batch: in
         total = f"<small>of {whole(spent['total'])}</small>" if spent.get("total") is not None else ""
         cells = [f"{whole(spent.get('position'))}{total}", markup.flops((scheme.get("flops") or {}).get("forward"))]
         cells += [_cost(cost, "forward"), _cost(cost, "step")]
-        rows.append(f"<tr>{_who(scheme, styles)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    head = ["Scheme", "Parameters on position", "FLOPs, forward", "Forward", "Training step"]
+        rows.append((_who(scheme, styles, said=False), cells))
+    head = ["Parameters on position", "FLOPs, forward", "Forward", "Training step"]
     size = f" for a batch of {batch}" if batch else ""
     caption = f"Time (median and range) and peak memory{size}, as measured on one machine"
     return f"<h3>What each scheme costs</h3>{_table(caption, head, rows)}"
@@ -337,20 +348,24 @@ def _line(scheme: Json, measured: Json, field: str, styles: Mapping[str, str]) -
 
 
 def _stops(task: Json, measured: Json) -> str:
-    said: dict[tuple[int, str], list[str]] = {}
+    said: dict[str, list[str]] = {}
     for scheme in task["schemes"]:
         for step in (measured.get(scheme["name"]) or {}).get("growth") or []:
             if step.get("stopped"):
-                said.setdefault((step["tokens"], step["stopped"]), []).append(text(scheme["label"]))
-    return "".join(f" {listed(names)} at {whole(n)} tokens: {text(why)}" for (n, why), names in said.items())
+                why = f"at {whole(step['tokens'])} tokens {text(step['stopped']).rstrip('.')}"
+                said.setdefault(why, []).append(text(scheme["label"]))
+    return "".join(f" {listed(names)} {why}." for why, names in said.items())
 
 
 def _maps(task: Json, number: int, cards: str) -> str:
     if not cards:
         return ""
     drawn = [s for s in task["schemes"] if pictures.drawable(s.get("picture") or {})]
-    bare = [f" {text(s['label'])}: {text((s.get('picture') or {}).get('what') or 'nothing to draw.')}"
-            for s in task["schemes"] if s not in drawn]  # fmt: skip
+    bare = "".join(
+        f'<p class="note">{text(s["label"])}: {text((s.get("picture") or {}).get("what") or "nothing to draw.")}</p>'
+        for s in task["schemes"]
+        if s not in drawn
+    )
     query = next(iter(drawn))["picture"]["query"]
     axes = {1: ("token",), 2: ("row", "column"), 3: ("frame", "row", "column")}[len(query)]
     where = ", ".join(f"{axis} {at + 1}" for axis, at in zip(axes, query, strict=True))
@@ -358,9 +373,9 @@ def _maps(task: Json, number: int, cards: str) -> str:
     return (
         "<h3>What each trained scheme looks like</h3>"
         "<p>Each square is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
-        f"centred at zero and share one scale per scheme.{frames}{''.join(bare)}</p>"
-        f'<p class="static">Shown for the query at {where}.</p>'
+        f"centred at zero and share one scale per scheme.{frames}</p>"
+        f'<p data-static="{number}">Shown for the query at {where}.</p>'
         f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'
         "<small>Click a cell, here or on any map.</small></p><div data-board></div></div>"
-        f'<div class="cards">{cards}</div>'
+        f'<div class="cards">{cards}</div>{bare}'
     )

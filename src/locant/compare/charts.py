@@ -93,12 +93,12 @@ def differences(rows: Sequence[Mark]) -> str:
     return f'<div class="rows pairs">{"".join(body)}{_axis(scale, points)}</div>'
 
 
-def curves(lines: Sequence[Line], seeds: Sequence[Sequence[Sequence[Point]]], height: int = 96) -> str:
+def curves(lines: Sequence[Line], seeds: Sequence[Sequence[Sequence[Point]]], height: int = 110) -> str:
     """Small multiples: a panel a scheme with its mean, its seeds as thin lines, and the other schemes in grey."""
     places = [p for line in lines for p in line.points] + [p for one in seeds for s in one for p in s]
     across = Scale(min(x for x, _ in places), max(x for x, _ in places))
     up = Scale(min(0.0, *(y for _, y in places)), 1.0)
-    grid = "".join(_level(100 - up(y), height, percent(y) if y in (0.5, 1.0) else "") for y in (0.0, 0.5, 1.0))
+    grid = "".join(_level(100 - up(y), height, f"{100 * y:.0f}") for y in (0.0, 0.5, 1.0))
     panels = []
     for line, runs in zip(lines, seeds, strict=True):
         others = "".join(_path(o.points, across, up, height, "ghost") for o in lines if o is not line)
@@ -120,7 +120,7 @@ def growth(title: str, lines: Sequence[Line], unit: Callable[[Number | None], st
     height = max(230, 17 * len(lines) + 30)
     across = Scale(min(x for x, _ in places), max(x for x, _ in places), log=True)
     up = Scale(0.8 * min(y for _, y in places), 1.25 * max(y for _, y in places), log=True)
-    levels = [(height * (1 - up(y) / 100), unit(y)) for y in up.ticks(5)]
+    levels = [(height * (1 - up(y) / 100), unit(y)) for y in up.ticks(6)]
     columns = sorted({x for x, _ in places})
     columns = columns if len(columns) <= 6 else columns[:: -(-len(columns) // 6)]
     grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' for y, _ in levels)
@@ -203,7 +203,7 @@ def _dot(row: Mark, scale: Scale, y: Number) -> str:
 
 def _level(at: float, height: int, label: str) -> str:
     y = at * height / 100
-    words = f'<text x="0" y="{y + 12:.1f}">{label}</text>' if label else ""
+    words = f'<text x="-7" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     return f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>{words}'
 
 
@@ -224,9 +224,9 @@ def _points(line: Line, across: Scale, up: Scale, height: int) -> str:
     )
     if not line.stopped:
         return dots
-    x, y = line.points[-1]
-    place = f'x="{across(x):.2f}%" y="{height * (1 - up(y) / 100):.1f}"'
-    return f'{dots}<text class="stop {line.style}" {place} dx="8" dy="5">✕</text>'
+    at, y = across(line.points[-1][0]), height * (1 - up(line.points[-1][1]) / 100)
+    rest = f'<line class="stopped {line.style}" x1="{at:.2f}%" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return f'{rest}{dots}<text class="stop {line.style}" x="{at:.2f}%" y="{y + 5:.1f}" text-anchor="middle">✕</text>'
 
 
 def _ends(lines: Sequence[Line], up: Scale, height: int) -> str:
@@ -242,9 +242,13 @@ def _ends(lines: Sequence[Line], up: Scale, height: int) -> str:
         limit = placed[i] - 16
     return "".join(
         f'<line class="lead {line.style}" x1="3" x2="16" y1="{y:.1f}" y2="{at:.1f}"/>'
-        f'<text class="end {line.style}" x="20" y="{at + 4:.1f}">{text(line.name)}</text>'
+        f'<text class="end {line.style}" x="20" y="{at + 4:.1f}">{text(_short(line.name))}</text>'
         for line, y, at in zip(ranked, wanted, placed, strict=True)
     )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17].rstrip()}…"
 
 
 def _steps(span: Number) -> list[float]:

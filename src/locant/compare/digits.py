@@ -40,14 +40,20 @@ DIRECTIONS = {
 }
 SPLIT_NOTE = "the scans are split 60/20/20, each digit alike; no scan is in two splits"
 
-Scans = Float32[np.ndarray, "count height width"]
+Scans = Float32[np.ndarray, "count side side"]
+Canvases = Float32[np.ndarray, "count canvas canvas"]
 Labels = Int64[np.ndarray, " count"]
 
 
 def _scans() -> dict[str, tuple[Scans, Labels]]:
     """The scans of each split with their digits, values 0 to 1."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise Refusal(
+            f"the built-in tasks need scikit-learn; it can't be imported: {error}. Install locant[compare], or name "
+            "data of your own."
+        ) from None
     data = load_digits()
     scans = (data.images / 16).astype(np.float32)
     digits = data.target.astype(np.int64)
@@ -133,8 +139,10 @@ def clips(size: int | None = None, frames: int | None = None) -> Task:
     )
     notes = (
         SPLIT_NOTE,
-        "each clip comes with its reversal in time, which bears the opposite label: a model that cannot tell the "
-        "order of frames is right on at most half, and one without position on one in eight by chance",
+        (
+            "each clip comes with its reversal in time, which bears the opposite label: a model that cannot tell the "
+            "order of frames is right on at most half, and one without position on one in eight by chance"
+        ),
     )
     question = "Which way does the digit move: one of eight compass directions?"
     return _task("clips", question, tuple(DIRECTIONS), parts, shifts, notes, {"size": size, "frames": frames})
@@ -152,7 +160,9 @@ def sequences(size: int | None = None) -> Task:
     """
     size = 16 if size is None else size
     if size not in (8, 16, 32, 64):
-        raise Refusal(f"a scan line needs --size 8, 16, 32 or 64 (of the 64 pixels of a scan); it got {size}. Pick one.")
+        raise Refusal(
+            f"a scan line needs --size 8, 16, 32 or 64 (of the 64 pixels of a scan); it got {size}. Pick one."
+        )
     scans = {name: (x.reshape(len(x), size, 64 // size), y) for name, (x, y) in _scans().items()}
     parts = {name: ArrayExamples(x, y) for name, (x, y) in scans.items()}
     x, y = scans["test"]
@@ -184,16 +194,18 @@ def _task(
     return Task(kind, SOURCE, question, classes, *(parts[name] for name in NAMES), shifts, notes, (), mark)
 
 
-def _resized(scans: Scans, size: int) -> Scans:
+def _resized(scans: Scans, size: int) -> Float32[np.ndarray, "count size size"]:
     """The scans at another size, bilinear; as they are when it is their own."""
     if size == scans.shape[1]:
         return scans
     from PIL import Image
 
-    return np.stack([np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) for scan in scans])
+    return np.stack(
+        [np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) for scan in scans]
+    )
 
 
-def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Scans:
+def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Float32[np.ndarray, "count side side"]:
     """Each scan at a random place on an empty canvas."""
     size = scans.shape[1]
     out = np.zeros((len(scans), side, side), np.float32)

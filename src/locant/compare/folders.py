@@ -66,9 +66,7 @@ def list_folder(root: str | Path, kind: str | None = None) -> Listing:
     groups = {s: os.path.join(listing.root, name) for name, s in splits.items()} if split else {None: listing.root}
     if split:
         _check_splits(listing, folders, splits)
-    classes = {
-        s: folders if s is None else _subfolders(listing, folder) for s, folder in groups.items()
-    }
+    classes = {s: folders if s is None else _subfolders(listing, folder) for s, folder in groups.items()}
     homes = [(s, c, os.path.join(groups[s], c)) for s in groups for c in classes[s]]
     if not homes:
         raise Refusal(

@@ -20,6 +20,7 @@ from locant.compare.stills import REMARKS, Decoded, Unusable, reason_of, require
 from locant.compare.task import Examples, Refusal
 
 CACHE = 256 << 20
+BLOCK = 1 << 20  # bytes of a file hashed at once
 LISTED = 5  # names in a note
 LISTED_STRICTLY = 20  # names in a refusal
 
@@ -111,10 +112,12 @@ def _content(path: str) -> str:
         require_file(name)
         try:
             with open(name, "rb") as file:
-                part = hashlib.file_digest(file, "sha256").digest()
+                part = hashlib.sha256()
+                while block := file.read(BLOCK):
+                    part.update(block)
         except OSError as error:
             raise Unusable(f"cannot be read: {reason_of(error)}") from None
-        whole.update(os.fsencode(os.path.basename(name)) + b"\0" + part)
+        whole.update(os.fsencode(os.path.basename(name)) + b"\0" + part.digest())
     return whole.hexdigest()
 
 
@@ -139,5 +142,6 @@ def refuse_strictly(listing: Listing, notes: Sequence[str]) -> None:
     if found:
         raise Refusal(
             f"--strict needs every file to be usable as it is; {len(listing.skipped)} were skipped and {len(notes)} "
-            f"kinds of change were needed: {listed(found, LISTED_STRICTLY)}. Repair or remove those, or leave out --strict."
+            f"kinds of change were needed: {listed(found, LISTED_STRICTLY)}. "
+            "Repair or remove those, or leave out --strict."
         )

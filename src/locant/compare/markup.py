@@ -73,8 +73,8 @@ def probability(value: Number) -> str:
 
 
 def sizes(values: Iterable[int]) -> str:
-    """[4, 4] -> 4 × 4"""
-    return " × ".join(str(v) for v in values)
+    """[4, 4] -> 4 × 4, which no line breaks apart"""
+    return "\u00a0×\u00a0".join(str(v) for v in values)
 
 
 def listed(items: list[str], joint: str = "and") -> str:

@@ -108,7 +108,7 @@ def _card(
     return (
         f'<article class="card axes{len(grid)} {style}" data-card="{key}"><h5><i class="mark"></i>'
         f"{text(scheme['label'])}</h5><p>{text(picture.get('what') or scheme.get('sentence') or '')}</p>"
-        f"{''.join(rows)}{_legend(picture['kind'], scale)}<output></output>{note}</article>"
+        f"{''.join(rows)}{_legend(picture['kind'], scale)}{note}</article>"
     )
 
 
@@ -126,7 +126,8 @@ def _map(row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[in
         f'href="{_png(colours(cells[t]))}"/>'
         for t in range(frames)
     )
-    ring = f'<rect class="query" x="{at[0] * (columns + GAP) + at[2]:g}" y="{at[1]}" width="1" height="1"/>'
+    place = f'x="{at[0] * (columns + GAP) + at[2]:g}" y="{at[1]}" width="1" height="1"'
+    ring = f'<rect class="halo" {place}/><rect class="query" {place}/>'
     box = f"0 0 {frames * (columns + GAP) - GAP:g} {rows}"
     stretch = ' preserveAspectRatio="none"' if len(grid) == 1 else ""
     label = f"{words}: map over {sizes(grid)} keys"
@@ -144,7 +145,7 @@ def _legend(kind: str, scale: float) -> str:
     most = f"{scale:.2g}"
     ends = (f"−{most}", "0", most) if signed else ("0", "", most)
     return (
-        f'<p class="legend"><span>{KINDS.get(kind, text(kind))}</span><span>{ends[0]}</span>'
+        f'<p class="legend"><output>{KINDS.get(kind, text(kind))}</output><span>{ends[0]}</span>'
         f'<svg width="100" height="10" aria-hidden="true"><rect width="100" height="10" '
         f'fill="url(#{"diverging" if signed else "rising"})"/></svg><span>{ends[2]}</span></p>'
     )

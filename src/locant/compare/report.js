@@ -59,8 +59,10 @@
       node.querySelectorAll("image").forEach((image, t) => {
         image.setAttribute("href", paint(row.subarray(t * rows * columns, (t + 1) * rows * columns), rows, columns));
       });
-      node.querySelector("rect.query").setAttribute("x", x);
-      node.querySelector("rect.query").setAttribute("y", y);
+      for (const ring of node.querySelectorAll("rect")) {
+        ring.setAttribute("x", x);
+        ring.setAttribute("y", y);
+      }
     }
   };
 
@@ -76,7 +78,8 @@
     const node = document.querySelector(`[data-card="${key}"]`);
     const drawings = entry.maps.flatMap((layer, l) =>
       layer.map((packed, h) => ({ node: node.querySelector(`[data-map="${key}.${l}.${h}"]`), levels: bytes(packed) })));
-    cards.set(key, { ...entry, drawings, output: node.querySelector("output") });
+    const output = node.querySelector("output");
+    cards.set(key, { ...entry, drawings, output, name: output.textContent });
   }
 
   // The picker: an empty grid of the task's shape. Pointer: click a cell, here or on any map. Keys: the arrows.
@@ -127,11 +130,12 @@
           if (at) pick(at);
         });
         drawing.node.addEventListener("pointermove", (event) => tell(card, drawing, event));
-        drawing.node.addEventListener("pointerleave", () => { card.output.textContent = ""; });
+        drawing.node.addEventListener("pointerleave", () => { card.output.textContent = card.name; });
       }
     }
     place.querySelector("[data-board]").append(board);
     place.hidden = false;
+    document.querySelector(`[data-static="${place.dataset.picker}"]`).hidden = true;
     pick(mine[0].query);
   }
 

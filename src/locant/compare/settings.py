@@ -27,14 +27,14 @@ class Recipe:
     dim: int
     depth: int
     heads: int
-    patch: int | None = None
-    size: int | None = None
+    patch: int | tuple[int, ...] | None = None
+    size: int | tuple[int, ...] | None = None
     frames: int | None = None
 
 
 DEFAULTS = {
     "images": Recipe(epochs=30, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
-    "clips": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
+    "clips": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=8),
     "sequences": Recipe(epochs=40, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
 }
 QUICK = {
@@ -72,7 +72,11 @@ class Settings:
     def of_flags(flags: dict[str, Any]) -> Settings:
         """What `flags` gave, read back from JSON."""
         lists = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
-        recipes = {k: Recipe(**{**flags[k], "lr": tuple(flags[k]["lr"])}) for k in KINDS if k in flags}
+        recipes = {
+            k: Recipe(**{n: tuple(v) if isinstance(v, list) else v for n, v in flags[k].items()})
+            for k in KINDS
+            if k in flags
+        }
         return Settings(**lists, recipes=recipes)
 
 
@@ -147,7 +151,7 @@ def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
             raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
         values["lr"] = tuple(sorted({float(r) for r in rates}))
     for name in values.keys() - {"lr"}:
-        values[name] = _count(name, values[name])
+        values[name] = (_side if name in ("size", "patch") else _count)(name, values[name])
     recipe = replace(base, **values)
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
@@ -161,6 +165,16 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
     return value
+
+
+def _side(name: str, value: Any) -> int | tuple[int, ...]:
+    """One number for all sides, or one per side."""
+    if isinstance(value, int):
+        return _count(name, value)
+    sides = tuple(value)
+    if not sides or any(not isinstance(s, int) or s < 1 for s in sides):
+        raise Refusal(f"{name} needs whole numbers of at least 1; got {value!r}. Write --{name} 4 or --{name} 4x8.")
+    return sides
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

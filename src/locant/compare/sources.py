@@ -122,12 +122,14 @@ def _of_folder(
 def _require_libraries(listing: Listing) -> None:
     """Pillow always; PyAV only if there is a video."""
     video = any(os.path.splitext(i.path)[1].lower() in films.VIDEO_SUFFIXES for i in listing.items)
-    needed = [("PIL", "pillow", "pictures")] + [("av", "av", "video files")] * (video and listing.kind == "clips")
-    for module, package, what in needed:
+    needed = [("PIL", "pictures", "compare")] + [("av", "video files", "video")] * (video and listing.kind == "clips")
+    for module, what, extra in needed:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise Refusal(f"{what} need the package {package}; it can't be imported: {error}. Install it.") from None
+            raise Refusal(
+                f"{what} need the package {module}; it can't be imported: {error}. Install locant[{extra}]."
+            ) from None
 
 
 def _decoder(kind: str, size: int, frames: int) -> Callable[[str], Decoded]:
@@ -169,9 +171,7 @@ def _parts(
     return parts, notes
 
 
-def _overlap(
-    parts: Parts, digests: Sequence[bytes], labels: Int64[np.ndarray, " count"], strict: bool
-) -> list[str]:
+def _overlap(parts: Parts, digests: Sequence[bytes], labels: Int64[np.ndarray, " count"], strict: bool) -> list[str]:
     """Notes on copies: within a split, across splits, and under different labels."""
     notes = []
     shared = splits.leaks({name: [digests[i] for i in parts[name]] for name in NAMES})
@@ -179,7 +179,8 @@ def _overlap(
         notes.append(f"{count} of the {len(parts[late])} {late} examples stand in {early} too, pixel for pixel")
     if notes and strict:
         raise Refusal(
-            f"--strict needs splits without common examples; {'; '.join(notes)}. Remove the copies, or leave out --strict."
+            f"--strict needs splits without common examples; {'; '.join(notes)}. "
+            "Remove the copies, or leave out --strict."
         )
     copies = splits.copies(digests)
     if copies and not shared:

@@ -114,7 +114,5 @@ def balance(labels: Integer[np.ndarray, " count"], classes: Sequence[str]) -> li
     if counts[least] == 0 or counts[most] < UNEVEN * counts[least]:
         return []
     ratio = f"{counts[most] / counts[least]:.1f}".removesuffix(".0")
-    return [
-        f"the largest class, {classes[most]!r} with {counts[most]} examples, has {ratio} times the smallest, "
-        f"{classes[least]!r} with {counts[least]}"
-    ]
+    largest, smallest = f"{classes[most]!r} with {counts[most]} examples", f"{classes[least]!r} with {counts[least]}"
+    return [f"the largest class, {largest}, has {ratio} times the smallest, {smallest}"]

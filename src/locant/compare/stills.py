@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 PIXEL_LIMIT = 64_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "ICO")
-SUFFIXES = frozenset(
-    ".bmp .gif .jpg .jpeg .jpe .jp2 .png .pbm .pgm .ppm .pnm .tga .tif .tiff .webp .avif .ico".split()
-)
+SUFFIXES = frozenset(".bmp .gif .jpg .jpeg .jpe .jp2 .png .pbm .pgm .ppm .pnm .tga .tif .tiff .webp .avif .ico".split())
 # what is said of usable files that had to be changed
 REMARKS = {
     "animated": "are animated or have several pages: the first is used",

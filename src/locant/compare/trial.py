@@ -22,7 +22,7 @@ from locant.compare import checkpoint
 from locant.compare.model import Classifier
 from locant.compare.schemes import find
 from locant.compare.settings import Recipe
-from locant.compare.task import Examples, Task
+from locant.compare.task import Examples, Refusal, Task
 from locant.compare.world import World
 
 SAVE_EVERY = 50  # steps; an epoch's end is saved too
@@ -53,11 +53,19 @@ def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
 
 
 def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
-    """The patch per axis: square on pictures, one frame deep on clips, along a sequence."""
-    side = recipe.patch
-    if side is None:
-        side = 1 if kind == "sequences" else max(1, min(item[-2:]) // 4)
-    return {"images": (side, side), "clips": (1, side, side), "sequences": (side,)}[kind]
+    """The patch per axis: over rows and columns on pictures, one frame deep on clips, along a sequence."""
+    given = recipe.patch
+    if given is None:  # sixteen patches to a picture, as near as divides it
+        given = 1 if kind == "sequences" else tuple(_divisor(side, side // 4) for side in item[-2:])
+    sides = (given,) * (1 if kind == "sequences" else 2) if isinstance(given, int) else given
+    patch = (1, *sides) if kind == "clips" and len(sides) == 2 else sides
+    if len(patch) != {"images": 2, "clips": 3, "sequences": 1}[kind]:
+        raise Refusal(f"--patch must name the sides of a patch of {kind}; got {given}. Give one number, or rows x columns.")
+    return patch
+
+
+def _divisor(side: int, most: int) -> int:
+    return next(n for n in range(max(1, most), 0, -1) if side % n == 0)
 
 
 def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell: Tell) -> dict[str, Any]:

@@ -48,10 +48,20 @@ def cost(problem: Problem) -> Cost:
     scores = problem.batch * problem.heads * sum(g.count * g.scores for g in groups)
     flops = 2 * scores * (problem.head_dim + problem.value_dim)
     held, notes = 0, []
+    mask = problem.mask
+    samples = problem.batch if mask.padding or mask.segments or mask.pairs else 1
     if problem.bias is not None:
         held = problem.heads * sum(g.scores for g in groups) * problem.width
         plural = "s" * (len(groups) != 1)
         notes.append(f"expands the bias for {len(groups)} group{plural} of equal cells: {held:,} bytes")
+    if mask.beyond_windows() is not None and not _native_causal(problem):
+        # True and False, or -inf in the bias, for every sample and cell that it may differ by
+        samples = problem.batch if mask.windows else samples
+        each = problem.heads * problem.width if problem.bias is not None else problem.heads if mask.pairs else 1
+        spelled = samples * each * sum(g.count * g.scores for g in groups)
+        notes.append(f"spells out {mask.beyond_windows()} pair by pair: {spelled:,} bytes")
+        held += spelled
+    if problem.bias is not None:
         if problem.bias_grad and problem.device == "cpu":
             held += 2 * scores * problem.width
             notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
@@ -78,13 +88,19 @@ def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, None]:
 
 
 def _whole(problem: Problem, inputs: Inputs) -> Tensor:
-    """One call on all tokens. Order on one 1-D grid without prefix is torch's own `is_causal`."""
-    sequence = problem.grid == problem.key_grid and problem.grid.axes == 1 and not problem.grid.prefix
-    if sequence and problem.bias is None and problem.mask == Structure(causal=problem.mask.causal[:1]):
-        return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None, causal=bool(problem.mask.causal))
+    """One call on all tokens."""
+    if _native_causal(problem):
+        return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None, causal=True)
     device = inputs.q.device
     extra = _extra(inputs, problem.grid.select(device=device), problem.key_grid.select(device=device))
     return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None if extra is None else extra[:, 0])
+
+
+def _native_causal(problem: Problem) -> bool:
+    """Order on one whole sequence without prefix is torch's own `is_causal`: no mask is spelled out."""
+    sequence = problem.grid == problem.key_grid and problem.grid.axes == 1 and not problem.grid.prefix
+    causal = problem.mask.causal
+    return sequence and problem.bias is None and len(causal) == 1 and problem.mask == Structure(causal=causal)
 
 
 def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
@@ -128,8 +144,11 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _by_axis(problem: Problem, gate: SeparableValues, v: Tensor) -> Tensor:
-    """The positional map times v, one axis after the other; under windows each axis keeps to its own cells."""
-    v = v.unflatten(2, problem.key_grid.shape)
+    """The positional map times v, one axis after the other; under windows each axis keeps to its own cells.
+
+    In float32 at least: rounded to a half between the axes, the gradients of the gate lost four bits to the reference.
+    """
+    v = v.to(torch.promote_types(v.dtype, gate.share.dtype)).unflatten(2, problem.key_grid.shape)
     for axis, logits in enumerate(gate.logits):
         allowed = torch.ones((), dtype=torch.bool, device=v.device)
         for windows in problem.mask.windows:

@@ -1,0 +1,251 @@
+"""The built-in tasks: what is said of them holds, and everyone gets the same data."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from locant.compare import digits
+from locant.compare.task import Refusal, Task
+
+OPPOSITE = {label: label ^ 1 for label in range(8)}
+
+
+@pytest.fixture(scope="module")
+def images() -> Task:
+    return digits.images()
+
+
+@pytest.fixture(scope="module")
+def clips() -> Task:
+    return digits.clips()
+
+
+@pytest.fixture(scope="module")
+def sequences() -> Task:
+    return digits.sequences()
+
+
+def splits(task: Task) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    parts = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {name: (part.read(np.arange(len(part))), part.labels) for name, part in parts.items()}
+
+
+def shift(task: Task, name: str) -> tuple[np.ndarray, np.ndarray]:
+    (found,) = [s.examples for s in task.shifts if s.name == name]
+    return found.read(np.arange(len(found))), found.labels
+
+
+def scan_of(clip: np.ndarray) -> bytes:
+    """The only occupied cell of the first frame."""
+    return cells(clip)[0].tobytes()
+
+
+def cells(clip: np.ndarray) -> np.ndarray:
+    """For each frame [T, 1, H, W] its one occupied 8 × 8 cell; asserts that there is exactly one."""
+    frames, _, height, width = clip.shape
+    grid = clip[:, 0].reshape(frames, height // 8, 8, width // 8, 8).transpose(0, 1, 3, 2, 4).reshape(frames, -1, 8, 8)
+    occupied = grid.any((2, 3))
+    assert (occupied.sum(1) == 1).all()
+    return grid[occupied]
+
+
+def places(clip: np.ndarray) -> np.ndarray:
+    """(row, column) of the occupied cell in each frame."""
+    frames, _, height, width = clip.shape
+    mass = clip[:, 0].reshape(frames, height // 8, 8, width // 8, 8).sum((2, 4))
+    return np.stack(np.unravel_index(mass.reshape(frames, -1).argmax(1), mass.shape[1:]), axis=1)
+
+
+def test_images_are_the_scans_each_once() -> None:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    expected = Counter(
+        (scan.tobytes(), int(digit))
+        for scan, digit in zip((data.images / 16).astype(np.float32), data.target, strict=True)
+    )
+    found = Counter(
+        (x[0].tobytes(), int(y)) for xs, ys in splits(digits.images()).values() for x, y in zip(xs, ys, strict=True)
+    )
+    assert found == expected
+    assert sum(found.values()) == 1797
+
+
+def test_images_are_split_by_digit(images: Task) -> None:
+    counts = {name: np.bincount(y, minlength=10) for name, (_, y) in splits(images).items()}
+    whole = sum(counts.values())
+    assert [int(c) for c in whole] == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (counts["test"] == np.round(0.2 * whole)).all()
+    assert (counts["validation"] == np.round(0.2 * whole)).all()
+
+
+@pytest.mark.parametrize("name", ["images", "sequences", "clips"])
+def test_no_scan_is_in_two_splits(name: str, request: pytest.FixtureRequest) -> None:
+    of = {"images": np.ndarray.tobytes, "sequences": np.ndarray.tobytes, "clips": scan_of}[name]
+    sets = [{of(x) for x in xs} for xs, _ in splits(request.getfixturevalue(name)).values()]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 1797
+
+
+def test_values_lie_in_0_to_1(images: Task, clips: Task, sequences: Task) -> None:
+    for task in (images, clips, sequences):
+        for x in [*(x for x, _ in splits(task).values()), *(shift(task, s.name)[0] for s in task.shifts)]:
+            assert x.dtype == np.float32
+            assert x.min() == 0.0
+            assert x.max() == 1.0
+
+
+def test_larger_canvas_holds_the_whole_digit_anywhere(images: Task) -> None:
+    x, y = splits(images)["test"]
+    wide, labels = shift(images, "larger canvas")
+    assert wide.shape == (len(x), 1, 12, 12)
+    assert (labels == y).all()
+    found = set()
+    for small, large in zip(x[:, 0], wide[:, 0], strict=True):
+        assert large.sum() == pytest.approx(small.sum())
+        found |= {(i, j) for i in range(5) for j in range(5) if (large[i : i + 8, j : j + 8] == small).all()}
+    assert len(found) == 25
+
+
+def test_off_centre_moves_every_digit(images: Task) -> None:
+    x, y = splits(images)["test"]
+    moved, labels = shift(images, "off centre")
+    assert (labels == y).all()
+    found = set()
+    for before, after in zip(x[:, 0], moved[:, 0], strict=True):
+        wide = np.pad(before, 2)
+        fits = {(i - 2, j - 2) for i in range(5) for j in range(5) if (wide[i : i + 8, j : j + 8] == after).all()}
+        assert fits
+        assert fits != {(0, 0)}
+        if len(fits) == 1:
+            found |= fits
+    assert found == {(i, j) for i in range(-2, 3) for j in range(-2, 3)} - {(0, 0)}
+
+
+def test_images_at_another_size() -> None:
+    task = digits.images(size=16, patch=4)
+    assert task.train.shape == (1, 16, 16)
+    assert [s.examples.shape for s in task.shifts] == [(1, 24, 24), (1, 16, 16)]
+    x, _ = splits(task)["train"]
+    small, _ = splits(digits.images())["train"]
+    # inner pixels of a doubling are 9/16, 3/16, 3/16, 1/16 of the four nearest
+    a = small[:, 0]
+    expected = 9 / 16 * a[:, 3, 3] + 3 / 16 * (a[:, 3, 4] + a[:, 4, 3]) + 1 / 16 * a[:, 4, 4]
+    assert np.abs(x[:, 0, 7, 7] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "longer clips", "larger canvas"])
+def test_reversing_time_maps_each_class_onto_its_opposite(clips: Task, name: str) -> None:
+    x, y = shift(clips, name) if " " in name else splits(clips)[name]
+    whole = Counter((clip.tobytes(), int(label)) for clip, label in zip(x, y, strict=True))
+    backwards = Counter((clip[::-1].tobytes(), OPPOSITE[int(label)]) for clip, label in zip(x, y, strict=True))
+    assert whole == backwards
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "longer clips", "larger canvas"])
+def test_frames_say_nothing_about_the_sense_of_motion(clips: Task, name: str) -> None:
+    x, y = shift(clips, name) if " " in name else splits(clips)[name]
+    # as a multiset of clips, each clip a multiset of frames: what a model without time can see at most
+    bags = [Counter(tuple(sorted(f.tobytes() for f in clip)) for clip in x[y == label]) for label in range(8)]
+    for label in range(8):
+        assert bags[label] == bags[OPPOSITE[label]]
+        assert bags[label]
+
+
+def test_patches_say_nothing_at_all_about_the_motion(clips: Task) -> None:
+    for x, y in splits(clips).values():
+        shares = Counter()
+        for clip, label in zip(x, y, strict=True):
+            scans = cells(clip)
+            assert (scans == scans[0]).all()  # the same three patches, the rest blank: the scan alone
+            shares[scans[0].tobytes(), int(label) // 2] += 1
+        assert set(shares.values()) == {2}  # and each scan moves along one line, in both senses
+
+
+def test_each_direction_is_as_it_is_called(clips: Task) -> None:
+    for x, y in splits(clips).values():
+        for clip, label in zip(x, y, strict=True):
+            steps = np.diff(places(clip), axis=0)
+            words = clips.classes[label].split(" and ")
+            down = ("down" in words) - ("up" in words)
+            right = ("right" in words) - ("left" in words)
+            assert (steps == (down, right)).all()
+        counts = np.bincount(y, minlength=8)
+        assert counts.max() - counts.min() <= 10  # each of ten digits may miss one line of motion
+
+
+def test_longer_clips_wait_before_or_after(clips: Task) -> None:
+    x, y = shift(clips, "longer clips")
+    assert x.shape[1:] == (5, 1, 24, 24)
+    waits = Counter()
+    for clip in x:
+        moving = np.diff(places(clip), axis=0).any(1)
+        assert moving.sum() == 2
+        waits[tuple(moving.tolist())] += 1
+    t, f = True, False
+    assert set(waits) == {(t, t, f, f), (f, t, t, f), (f, f, t, t)}
+    assert len(y) == len(x) == 718
+
+
+def test_larger_canvas_of_clips_is_used_everywhere(clips: Task) -> None:
+    x, _ = shift(clips, "larger canvas")
+    assert x.shape[1:] == (3, 1, 40, 40)
+    assert {tuple(p) for clip in x for p in places(clip).tolist()} == {(i, j) for i in range(5) for j in range(5)}
+
+
+def test_more_frames_on_a_wider_canvas() -> None:
+    task = digits.clips(size=40, frames=4)
+    x, _ = splits(task)["validation"]
+    assert x.shape[1:] == (4, 1, 40, 40)
+    assert {tuple(p) for clip in x for p in places(clip).tolist()} == {(i, j) for i in range(5) for j in range(5)}
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+def test_sequences_read_the_scan_in_order(size: int, images: Task) -> None:
+    x, y = splits(digits.sequences(size))["train"]
+    pictures, labels = splits(images)["train"]
+    assert x.shape[1:] == (size, 64 // size)
+    assert (x.reshape(len(x), 64) == pictures.reshape(len(x), 64)).all()
+    assert (y == labels).all()
+
+
+def test_longer_sequence_pads_with_blanks(sequences: Task) -> None:
+    x, y = splits(sequences)["test"]
+    longer, labels = shift(sequences, "longer sequence")
+    assert longer.shape[1:] == (24, 4)
+    assert (labels == y).all()
+    starts = set()
+    for short, long in zip(x, longer, strict=True):
+        fits = [s for s in range(9) if (long[s : s + 16] == short).all()]
+        assert fits
+        assert long.sum() == pytest.approx(short.sum())
+        starts |= set(fits) if len(fits) == 1 else set()
+    assert starts == set(range(9))
+
+
+@pytest.mark.parametrize("name", ["images", "clips", "sequences"])
+def test_the_same_data_every_time(name: str, request: pytest.FixtureRequest) -> None:
+    assert digits.TASKS[name]().fingerprint == request.getfixturevalue(name).fingerprint
+
+
+def test_fingerprints_differ_with_settings(images: Task, clips: Task, sequences: Task) -> None:
+    marks = [images, clips, sequences, digits.images(patch=4), digits.clips(size=32), digits.sequences(8)]
+    assert len({task.fingerprint for task in marks}) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: digits.images(size=9), "size and patch"),
+        (lambda: digits.images(size=2, patch=1), "size and patch"),
+        (lambda: digits.clips(size=20), "Take --size 24 --frames 3"),
+        (lambda: digits.clips(frames=4), "Take --size 32 --frames 4"),
+        (lambda: digits.clips(frames=1), "Take --size 24 --frames 2"),
+        (lambda: digits.sequences(7), "8, 16, 32 or 64"),
+    ],
+)
+def test_sizes_that_cannot_be(make: object, words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        make()  # type: ignore[operator]

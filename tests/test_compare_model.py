@@ -1,0 +1,135 @@
+"""The small transformer: what a scheme can and cannot tell is a law of the model, before any training."""
+
+import numpy as np
+import pytest
+import torch
+
+from locant.compare.model import Classifier, grid_of, patches
+from locant.compare.schemes import DEFAULT, SCHEMES, find
+from locant.compare.trial import patch_of
+from locant.compare.settings import DEFAULTS
+
+ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
+
+
+def model_of(kind: str, name: str, seed: int = 0) -> Classifier:
+    item, patch = ITEMS[kind]
+    torch.manual_seed(seed)
+    return Classifier(find(kind, (name,))[0], item, patch, 5, dim=24, depth=2, heads=4).eval()
+
+
+def loud(model: Classifier) -> Classifier:
+    """Positions large enough that a difference cannot hide in rounding."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for position in model.positions():
+            for p in position.parameters():
+                p.copy_(torch.randn_like(p))
+    return model
+
+
+def every() -> list[tuple[str, str]]:
+    return [(kind, s.name) for s in SCHEMES for kind in s.kinds]
+
+
+def test_patches_are_row_major_and_keep_their_pixels() -> None:
+    x = torch.arange(2 * 3 * 1 * 4 * 6).float().reshape(2, 3, 1, 4, 6)
+    cut = patches(x, (1, 2, 3))
+    assert cut.shape == (2, 3 * 2 * 2, 6)
+    for t in range(3):
+        for row in range(2):
+            for column in range(2):
+                expected = x[1, t, 0, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3].flatten()
+                assert torch.equal(cut[1, t * 4 + row * 2 + column], expected)
+    assert torch.equal(patches(x[:, 0], (2, 3)), cut[:, :4])
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_every_scheme_starts_from_the_same_weights(kind) -> None:
+    starts = []
+    for name in DEFAULT[kind]:
+        model = model_of(kind, name)
+        inside = {id(p) for position in model.positions() for p in position.parameters()}
+        starts.append(torch.cat([p.flatten() for p in model.parameters() if id(p) not in inside]))
+    assert all(torch.equal(start, starts[0]) for start in starts)
+    assert not torch.equal(starts[0], torch.cat([p.flatten() for p in model_of(kind, "none", 1).parameters()]))
+
+
+@pytest.mark.parametrize(("kind", "name"), every())
+def test_what_a_scheme_says_it_can_tell_is_what_it_can(kind, name) -> None:
+    """Reversing the order of patches (not the patches) must change the answer exactly if direction is told."""
+    scheme = find(kind, (name,))[0]
+    model, (item, patch) = loud(model_of(kind, name)), ITEMS[kind]
+    torch.manual_seed(2)
+    x = torch.rand(4, *item)
+    turned = _reorder(x, patch, lambda n: np.arange(n)[::-1].copy())
+    changed = (model(x) - model(turned)).abs().max().item()
+    assert (changed > 1e-3) == scheme.direction, changed
+    if kind == "clips":
+        frames = x.flip(1)
+        changed = (model(x) - model(frames)).abs().max().item()
+        assert (changed > 1e-3) == (scheme.time and scheme.direction), changed
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_without_position_the_model_sees_a_bag_of_patches(kind) -> None:
+    model, (item, patch) = loud(model_of(kind, "none")), ITEMS[kind]
+    x = torch.rand(4, *item)
+    shuffled = _reorder(x, patch, lambda n: np.random.default_rng(0).permutation(n))
+    assert (model(x) - model(shuffled)).abs().max() < 1e-5
+    assert (model(x) - model(torch.rand(4, *item))).abs().max() > 1e-3
+
+
+def test_space_only_cannot_tell_the_order_of_frames_however_they_are_mixed() -> None:
+    model = loud(model_of("clips", "space"))
+    x = torch.rand(4, 3, 1, 8, 8)
+    assert (model(x) - model(x[:, [2, 0, 1]])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "name"), every())
+def test_a_moved_model_takes_larger_examples_and_keeps_its_weights(kind, name) -> None:
+    model, (item, _) = loud(model_of(kind, name)), ITEMS[kind]
+    larger = {"images": (1, 12, 12), "clips": (5, 1, 12, 12), "sequences": (12, 4)}[kind]
+    moved, how = model.moved_to(larger)
+    assert moved(torch.rand(2, *larger)).isfinite().all()
+    assert ("resized" in how) == (name not in ("none", "sinusoid", "masked-sine", "alibi", "rotary", "gated"))
+    same, how = model.moved_to(item)
+    x = torch.rand(2, *item)
+    assert torch.equal(same(x), model(x))
+    assert how == "the same grid"
+    assert torch.equal(moved.head.weight, model.head.weight)
+
+
+def test_flops_of_a_hand_counted_model() -> None:
+    """16 tokens, dim 24, MLP 48, 5 classes, patches of 4 numbers, 2 layers: 2 FLOPs per multiply-add."""
+    model = model_of("images", "none")
+    layer = 16 * (24 * 72 + 24 * 24 + 2 * 24 * 48) + 2 * 16 * 16 * 24
+    assert model.flops((1, 8, 8)) == 2 * (16 * 4 * 24 + 2 * layer + 24 * 5)
+
+
+@pytest.mark.parametrize(("kind", "item"), [("images", (1, 8, 8)), ("clips", (3, 1, 24, 24)), ("sequences", (16, 4))])
+def test_default_patches_divide_the_built_in_examples(kind, item) -> None:
+    patch = patch_of(kind, item, DEFAULTS[kind])
+    assert grid_of(item, patch).tokens <= 64
+
+
+def test_patches_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"patches of \(3, 3\) must divide examples of \(8, 8\)"):
+        grid_of((1, 8, 8), (3, 3))
+
+
+def test_unknown_schemes_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="positions for images must be among none, learned.*got shared, tables"):
+        find("images", ("none", "shared", "tables"))
+
+
+def _reorder(x: torch.Tensor, patch: tuple[int, ...], order) -> torch.Tensor:
+    """The same patches in another order, as an example of the same shape."""
+    cut = patches(x, patch)
+    index = torch.from_numpy(order(cut.shape[1]))
+    item = x.shape[1:]
+    numbers = torch.arange(x[0].numel()).reshape(1, *item).float()
+    places = patches(numbers, patch)[0].long()
+    mixed = torch.empty(len(x), x[0].numel())
+    mixed[:, places.flatten()] = cut[:, index].flatten(1)
+    return mixed.reshape(len(x), *item)

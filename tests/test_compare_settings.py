@@ -1,0 +1,77 @@
+"""Settings: flags over config over defaults, each wrong value refused in one sentence."""
+
+import json
+
+import pytest
+
+from locant.compare import settings
+from locant.compare.settings import DEFAULTS, Settings, resolve
+from locant.compare.task import Refusal
+
+
+def test_defaults_are_both_picture_tasks_with_three_seeds() -> None:
+    chosen = resolve({}, None)
+    assert chosen.task == ("images", "clips")
+    assert chosen.seeds == (0, 1, 2)
+    assert chosen.recipes["images"] == DEFAULTS["images"]
+    assert chosen.ranked
+
+
+def test_quick_is_one_seed_and_no_ranking() -> None:
+    chosen = resolve({"quick": True}, None)
+    assert chosen.seeds == (0,)
+    assert not chosen.ranked
+    assert chosen.recipes["clips"].epochs < DEFAULTS["clips"].epochs
+
+
+def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('task = ["images", "clips"]\nepochs = 7\nheads = 2\n[clips]\nepochs = 9\ndim = 24\n')
+    chosen = resolve({"heads": 6}, config)
+    assert (chosen.recipes["images"].epochs, chosen.recipes["clips"].epochs) == (7, 9)
+    assert (chosen.recipes["images"].dim, chosen.recipes["clips"].dim) == (DEFAULTS["images"].dim, 24)
+    assert {chosen.recipes[k].heads for k in chosen.task} == {6}
+    assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
+
+
+@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8)}])
+def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path) -> None:
+    chosen = resolve(given, None)
+    path = tmp_path / "settings.toml"
+    path.write_text(settings.toml(chosen))
+    assert resolve({}, path) == chosen
+    assert Settings.of_flags(json.loads(json.dumps(chosen.flags()))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"seeds": 0}, "seeds needs a whole number of at least 1"),
+        ({"seeds": (1, 1)}, "seeds needs a count, or different whole numbers"),
+        ({"lr": (0.1, -1.0)}, "lr needs one or more rates between 0 and 10"),
+        ({"epochs": 0}, "epochs needs a whole number of at least 1; got 0"),
+        ({"dim": 50, "heads": 4}, "dim must be an even multiple of heads; got dim=50, heads=4. Use --dim 48"),
+        ({"task": "pictures"}, r"task must be among images, clips, sequences; got \['pictures'\]"),
+        ({"device": "abacus"}, "--device needs a device that works here; 'abacus' does not"),
+        ({"patch": (0, 2)}, "patch needs whole numbers of at least 1"),
+    ],
+)
+def test_a_wrong_value_is_refused(given, sentence) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        resolve(given, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("epoch = 3", "names epoch"), ("[images]\ntokens = 3", "names images.tokens"), ("epochs", "not: Expected")],
+)
+def test_a_wrong_config_file_is_refused(text, sentence, tmp_path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(text)
+    with pytest.raises(Refusal, match=sentence):
+        resolve({}, config)
+
+
+def test_a_missing_config_file_is_refused(tmp_path) -> None:
+    with pytest.raises(Refusal, match="--config needs a readable TOML file"):
+        resolve({}, tmp_path / "none.toml")

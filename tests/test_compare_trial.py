@@ -1,0 +1,174 @@
+"""A trial gives the same bits again: in one go, stopped and resumed, and nearly so over two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from locant.compare import checkpoint, digits
+from locant.compare.settings import DEFAULTS
+from locant.compare.task import ArrayExamples, Refusal
+from locant.compare.trial import Job, _Run, digest, pace, train
+from locant.compare.world import World
+
+RECIPE = replace(DEFAULTS["images"], epochs=3, dim=16, depth=1, heads=2)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return digits.images()
+
+
+def ignore(event) -> None:
+    pass
+
+
+@pytest.mark.parametrize("scheme", ["learned", "relative"])
+def test_the_same_trial_gives_the_same_bits(scheme, task, tmp_path) -> None:
+    job = Job("images", scheme, 3, 0.003)
+    one, two = (train(job, task, RECIPE, _made(tmp_path / name), World(), ignore) for name in "ab")
+    assert one == two
+    other = train(Job("images", scheme, 4, 0.003), task, RECIPE, _made(tmp_path / "c"), World(), ignore)
+    assert other["weights"] != one["weights"]
+
+
+@pytest.mark.parametrize("stops", [(5,), (17, 18, 40), (18, 36)])
+def test_a_trial_that_is_stopped_anywhere_ends_with_the_same_bits(stops, task, tmp_path, monkeypatch) -> None:
+    """Stopped after a number of steps, saved or not: what was not saved is done again."""
+    job = Job("images", "relative", 0, 0.003)
+    whole = train(job, task, RECIPE, _made(tmp_path / "whole"), World(), ignore)
+    monkeypatch.setattr("locant.compare.trial.SAVE_EVERY", 4)
+    folder, advance = _made(tmp_path / "parts"), _Run.advance
+
+    for stop in stops:
+
+        def stopping(run, stop=stop):
+            if run.step == stop:
+                raise KeyboardInterrupt
+            return advance(run)
+
+        monkeypatch.setattr(_Run, "advance", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(job, task, RECIPE, folder, World(), ignore)
+        assert list(folder.glob("*.part.safetensors"))
+    monkeypatch.setattr(_Run, "advance", advance)
+    assert train(job, task, RECIPE, folder, World(), ignore) == whole
+    assert not list(folder.glob("*.part.safetensors"))
+
+
+def test_it_learns_and_keeps_the_epoch_that_validates_best(task, tmp_path) -> None:
+    about = train(Job("images", "learned", 0, 0.01), task, replace(RECIPE, epochs=6), tmp_path, World(), ignore)
+    validations = [point["validation"] for point in about["curve"]]
+    assert about["validation"] == max(validations) > 0.5
+    assert about["best_epoch"] == validations.index(max(validations)) + 1
+    tensors, _ = checkpoint.read(tmp_path / "images-learned-seed0-lr0.01.safetensors")
+    assert tensors["correct.test"].float().mean().item() == pytest.approx(about["test"])
+    kept = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    assert digest(kept) == about["weights"]
+
+
+def test_a_loss_that_is_no_number_ends_the_trial_and_is_said(task, tmp_path) -> None:
+    x = task.train.x.copy()
+    x[5] = np.nan
+    broken = replace(task, train=ArrayExamples(x, task.train.labels))
+    about = train(Job("images", "none", 0, 0.003), broken, RECIPE, tmp_path, World(), ignore)
+    assert about["finite"] is False
+    assert about["validation"] == 0.0
+
+
+def test_pace_warms_up_and_ends_at_nothing() -> None:
+    paces = [pace(step, 100) for step in range(100)]
+    assert paces[0] == 0.1
+    assert paces[9] == paces[10] == 1.0
+    assert paces[10:] == sorted(paces[10:], reverse=True)
+    assert 0 < paces[-1] < 0.001
+
+
+def test_a_checkpoint_that_is_damaged_is_refused_and_nothing_is_run(tmp_path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, {"w": torch.ones(3)}, {"n": 1})
+    good = path.read_bytes()
+    for bad in (good[:20], good[:-2], b"", os.urandom(200), good.replace(b'"about"', b'"abuot"')):
+        path.write_bytes(bad)
+        with pytest.raises(Refusal, match="is not one, or is damaged"):
+            checkpoint.read(path)
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, {"w": torch.ones(3)}, {"n": 1})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Refusal, match=r"must be writable; it is not: No space left on device\. Free space"):
+        checkpoint.write(path, {"w": torch.zeros(3)}, {"n": 2})
+    monkeypatch.undo()
+    tensors, about = checkpoint.read(path)
+    assert (about, tensors["w"].tolist()) == ({"n": 1}, [1.0, 1.0, 1.0])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+SHARDED = """
+import json, sys
+from dataclasses import replace
+import torch
+from locant.compare import digits
+from locant.compare.settings import DEFAULTS
+from locant.compare.trial import Job, _Run, correct
+from locant.compare.world import World
+
+torch.set_num_threads(1)
+world = World.join("cpu")
+# a batch of 63 makes shares of 32 and 31, and the last batch of the epoch is odd too
+recipe = replace(DEFAULTS["images"], batch=63, epochs=1)
+run = _Run(Job("images", "relative", 0, 0.003), digits.images(), recipe, world)
+clip, gradients, losses = torch.nn.utils.clip_grad_norm_, [], []
+
+def spy(parameters, limit):
+    parameters = list(parameters)
+    gradients.append(torch.cat([p.grad.flatten() for p in parameters]).tolist())
+    return clip(parameters, limit)
+
+torch.nn.utils.clip_grad_norm_ = spy
+for _ in range(10):
+    before = run.loss
+    assert run.advance()
+    losses.append((run.loss - before) / 63)
+hits = correct(run.model, run.task.test, world).astype(int).tolist()
+if world.leads:
+    json.dump({"losses": losses, "gradients": gradients[0], "hits": hits}, open(sys.argv[1], "w"))
+"""
+
+
+def test_two_processes_train_as_one(tmp_path) -> None:
+    """First-step gradients agree to 1e-6 relative, the first ten losses to 1e-4; each test example counts once."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    found = []
+    for name, command in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        out = tmp_path / f"{name}.json"
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, str(script), str(out)], check=True, env=env, capture_output=True, timeout=200)
+        found.append(json.loads(out.read_text()))
+    one, two = found
+    g1, g2 = (torch.tensor(f["gradients"], dtype=torch.float64) for f in found)
+    assert ((g1 - g2).norm() / g1.norm()).item() <= 1e-6
+    assert np.allclose(one["losses"], two["losses"], rtol=1e-4, atol=0)
+    assert len(two["hits"]) == len(digits.images().test)
+    assert set(two["hits"]) == {0, 1}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
