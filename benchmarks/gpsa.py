@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def measured(denormals: str, threads: int | None, seconds: float) -> Iterator[di
             error = float((ours(x) - theirs(x)).abs().max())
             if not error <= MOST:  # a NaN is not
                 raise SystemExit(f"{side} × {side}: results differ by {error:.1e}, more than {MOST}: no speed is shown")
-            times = interleaved(lambda: theirs(x), lambda: ours(x), seconds)
+            times = interleaved(partial(theirs, x), partial(ours, x), seconds)
         yield {
             "denormals": denormals, "side": side, "batch": batch, "error": error, "threads": torch.get_num_threads(),
             **summary(times),

@@ -189,6 +189,11 @@ def test_longer_clips_wait_before_or_after(clips: Task) -> None:
     assert len(y) == len(x) == 718
 
 
+def test_patches_may_be_rectangles() -> None:
+    task = digits.images(size=(12, 12), patch=(2, 3))
+    assert [s.examples.shape for s in task.shifts] == [(1, 18, 18), (1, 12, 12)]
+
+
 def test_larger_canvas_of_clips_is_used_everywhere(clips: Task) -> None:
     x, _ = shift(clips, "larger canvas")
     assert x.shape[1:] == (3, 1, 40, 40)
@@ -238,8 +243,9 @@ def test_fingerprints_differ_with_settings(images: Task, clips: Task, sequences:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: digits.images(size=9), "size and patch"),
-        (lambda: digits.images(size=2, patch=1), "size and patch"),
+        (lambda: digits.images(size=9), "Take --size 10"),
+        (lambda: digits.images(size=2, patch=1), "Take --size 4"),
+        (lambda: digits.images(size=(8, 12)), "one side for both"),
         (lambda: digits.clips(size=20), "Take --size 24 --frames 3"),
         (lambda: digits.clips(frames=4), "Take --size 32 --frames 4"),
         (lambda: digits.clips(frames=1), "Take --size 24 --frames 2"),

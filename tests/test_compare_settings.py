@@ -34,7 +34,7 @@ def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
     assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
 
 
-@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8)}])
+@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": 4}])
 def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path) -> None:
     chosen = resolve(given, None)
     path = tmp_path / "settings.toml"
@@ -53,7 +53,7 @@ def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path
         ({"dim": 50, "heads": 4}, "dim must be an even multiple of heads; got dim=50, heads=4. Use --dim 48"),
         ({"task": "pictures"}, r"task must be among images, clips, sequences; got \['pictures'\]"),
         ({"device": "abacus"}, "--device needs a device that works here; 'abacus' does not"),
-        ({"patch": (0, 2)}, "patch needs whole numbers of at least 1"),
+        ({"patch": 0}, "patch needs a whole number of at least 1; got 0"),
     ],
 )
 def test_a_wrong_value_is_refused(given, sentence) -> None:

@@ -132,10 +132,10 @@ recipe = replace(DEFAULTS["images"], batch=63, epochs=1)
 run = _Run(Job("images", "relative", 0, 0.003), digits.images(), recipe, world)
 clip, gradients, losses = torch.nn.utils.clip_grad_norm_, [], []
 
-def spy(parameters, limit):
+def spy(parameters, limit, foreach):
     parameters = list(parameters)
     gradients.append(torch.cat([p.grad.flatten() for p in parameters]).tolist())
-    return clip(parameters, limit)
+    return clip(parameters, limit, foreach=foreach)
 
 torch.nn.utils.clip_grad_norm_ = spy
 for _ in range(10):

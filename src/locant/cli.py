@@ -2,15 +2,16 @@
 
 What the options mean, their defaults and their checks live in `locant.compare`, which is imported inside the
 command: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
-errors go to standard error. Exit codes: 0 done, 2 refused with one sentence, 130 stopped by Ctrl-C.
+errors go to standard error. Exit codes: 0 done, 2 refused with one sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -56,8 +57,8 @@ Batch = Annotated[int | None, _option(TRAINING, "Examples per step, over all pro
 Dim = Annotated[int | None, _option(MODEL, "Channels.", metavar="N")]
 Depth = Annotated[int | None, _option(MODEL, "Layers.", metavar="N")]
 Heads = Annotated[int | None, _option(MODEL, "Attention heads.", metavar="N")]
-Size = Annotated[str | None, _option(MODEL, "Size that examples are brought to: 32, or 24x32.", metavar="SIZE")]
-Patch = Annotated[str | None, _option(MODEL, "Size of a patch, which becomes one token: 4, or 2x4.", metavar="SIZE")]
+Size = Annotated[int | None, _option(MODEL, "Side that pictures are brought to.", metavar="N")]
+Patch = Annotated[int | None, _option(MODEL, "Side of a patch, which becomes one token.", metavar="N")]
 Frames = Annotated[int | None, _option(MODEL, "Frames of a clip.", metavar="N")]
 Device = Annotated[str | None, _option(RUN, "cpu, cuda, cuda:1, mps.", metavar="NAME")]
 Threads = Annotated[int | None, _option(RUN, "Threads of a process.", metavar="N")]
@@ -130,8 +131,8 @@ def _compare(
         "dim": dim,
         "depth": depth,
         "heads": heads,
-        "size": _one_or_more("--size", size),
-        "patch": _one_or_more("--patch", patch),
+        "size": size,
+        "patch": patch,
         "frames": frames,
         "device": device,
         "threads": threads,
@@ -167,10 +168,12 @@ def _show(result: Result, *, json: bool, quiet: bool) -> None:
 @contextmanager
 def _sentences() -> Iterator[None]:
     """What a user can run into, as one sentence and an exit code."""
+    with suppress(ValueError):  # only the main thread hears signals
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
-    except KeyboardInterrupt:
-        _stop("stopped; go on with --resume", 130)
+    except KeyboardInterrupt as stop:
+        _stop("stopped; go on with --resume", 128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # the reader (head, less) has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -178,6 +181,10 @@ def _sentences() -> Iterator[None]:
         _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except ValueError as error:
         _stop(str(error), 2)
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
@@ -200,8 +207,8 @@ def _listed(option: str, given: str | list[str] | None, kind: Callable[[str], Va
 
 
 def _one_or_more(option: str, given: str | None) -> int | tuple[int, ...] | None:
-    """'3' is the number 3; '3,', '3,7' and '3x7' are tuples."""
-    found = _listed(option, None if given is None else given.replace("x", ","), int)
+    """'3' is the number 3; '3,' and '3,7' are tuples."""
+    found = _listed(option, given, int)
     if found is None or given is None or "," in given or len(found) > 1:
         return found
     return found[0]

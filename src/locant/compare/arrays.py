@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
@@ -93,7 +93,7 @@ def open_member(path: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(info) as member:
+    with cast(zipfile.ZipExtFile, archive.open(info)) as member:
         shape, order, dtype = _header(path, info, member)
         start = member.tell()
         wanted = math.prod(shape) * dtype.itemsize
@@ -109,7 +109,9 @@ def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
         return _unpacked(member, info.file_size - start, dtype, shape, order)
 
 
-def _header(path: Path, info: zipfile.ZipInfo, member: IO[bytes]) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
+def _header(
+    path: Path, info: zipfile.ZipInfo, member: zipfile.ZipExtFile
+) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
     """Shape, memory order and type of a member, checked."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
@@ -137,7 +139,9 @@ def _offset(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
-def _unpacked(member: IO[bytes], size: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray:
+def _unpacked(
+    member: zipfile.ZipExtFile, size: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
+) -> np.ndarray:
     """A compressed member, streamed into a temporary file without a name, which lives as long as the array."""
     if shutil.disk_usage(tempfile.gettempdir()).free < size:
         raise Refusal(

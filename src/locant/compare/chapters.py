@@ -8,9 +8,9 @@ from typing import Any
 from locant.compare import charts, markup, pictures
 from locant.compare.charts import Line, Mark
 from locant.compare.markup import NOTHING, listed, percent, points, probability, sizes, text, user, whole
-from locant.compare.statistics import seeds_dominate
 
 FEW = 12  # classes named in the sentence; the rest stand in the table of classes
+LONG = 32  # letters of a class in that sentence
 Json = Mapping[str, Any]
 
 
@@ -36,9 +36,9 @@ def chapter(
 def _opening(task: Json, number: int) -> str:
     finding = "".join(f"<p>{text(line)}</p>" for line in task.get("finding") or [])
     count = task.get("sizes") or {}
-    parts = listed([f"{whole(n)} {text(part)}" for part, n in count.items()])
-    patch = f", patches of {sizes(task['patch'])}" if task.get("patch") else ""
-    grid = f" Each example is a grid of {sizes(task.get('grid') or [])} = {whole(task.get('tokens'))} tokens{patch}."
+    parts = listed([f"{whole(n)} {'training' if part == 'train' else text(part)}" for part, n in count.items()])
+    patch = f", patches of {sizes(task['patch'])}" if any(n > 1 for n in task.get("patch") or []) else ""
+    grid = f" Each example is {_grid(task)}{patch}."
     classes = task.get("classes") or []
     return (
         f'<h2 id="task-{number}-name">{text(task["kind"]).capitalize()}</h2>'
@@ -48,9 +48,15 @@ def _opening(task: Json, number: int) -> str:
     )
 
 
+def _grid(what: Json) -> str:
+    """A grid in words, of a task or of a shift."""
+    tokens = f"{whole(what.get('tokens'))} tokens"
+    return tokens if len(what.get("grid") or []) < 2 else f"a grid of {sizes(what['grid'])} = {tokens}"
+
+
 def _few(classes: Sequence[str]) -> str:
     rest = len(classes) - FEW
-    names = [user(name) for name in classes[:FEW]]
+    names = [user(name if len(name) <= LONG else f"{name[: LONG - 1]}…") for name in classes[:FEW]]
     return ", ".join([*names, f"and {whole(rest)} more"]) if rest > 0 else ", ".join(names)
 
 
@@ -110,7 +116,7 @@ def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
 
 
 def _shift(shift: Json) -> str:
-    grid = f" ({sizes(shift['grid'])} = {whole(shift.get('tokens'))} tokens)" if shift.get("grid") else ""
+    grid = f" ({_grid(shift)})" if shift.get("grid") else ""
     return f"{text(shift.get('sentence') or '').rstrip('.')}{grid}."
 
 
@@ -133,7 +139,7 @@ def _shifted(shift: Json | None) -> str:
 
 
 def _notes(task: Json) -> str:
-    """What must be known to read the numbers: blindness by construction, and seeds that differ too much."""
+    """What must be known to read the numbers: what a scheme is blind to by construction."""
     notes = []
     mirror = [s["label"] for s in task["schemes"] if s.get("tells_direction") is False and s["name"] != "none"]
     timeless = [s["label"] for s in task["schemes"] if s.get("tells_time") is False]
@@ -144,14 +150,6 @@ def _notes(task: Json) -> str:
         )
     if timeless and task["kind"] == "clips":
         notes.append(f"Blind to the order of frames: {listed([text(name) for name in timeless])}.")
-    n = (task.get("sizes") or {}).get("test")
-    known = [s["accuracy"] for s in task["schemes"] if s.get("accuracy") and s["accuracy"].get("spread") is not None]
-    wide = [a for a in known if n and seeds_dominate(a["mean"], a["spread"], n)]
-    if len(wide) > len(known) / 2:
-        notes.append(
-            "Seeds differ by more than this test set explains. With so few seeds a small difference may be their "
-            "luck: repeat with more of them before relying on one."
-        )
     return "".join(f'<p class="heed">{note}</p>' for note in notes)
 
 
@@ -235,7 +233,10 @@ def _learning(task: Json, styles: Mapping[str, str]) -> str:
             seeds.append(runs if len(runs) > 1 else [])
     if not lines:
         return ""
-    words = "Accuracy on the validation set after each epoch. Strong: the mean; thin: each seed; grey: other schemes."
+    seeds_said = (
+        "Strong: the mean; thin: each seed; grey: other schemes." if _seeds(task) > 1 else "Grey: other schemes."
+    )
+    words = f"Accuracy on the validation set after each epoch. {seeds_said}"
     return f"<h3>Learning curves, percent</h3>{_figure(charts.curves(lines, seeds), words)}"
 
 
@@ -372,7 +373,7 @@ def _maps(task: Json, number: int, cards: str) -> str:
     frames = " Frames stand side by side, first to last." if len(query) == 3 else ""
     return (
         "<h3>What each trained scheme looks like</h3>"
-        "<p>Each square is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
+        "<p>Each cell is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
         f"centred at zero and share one scale per scheme.{frames}</p>"
         f'<p data-static="{number}">Shown for the query at {where}.</p>'
         f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'

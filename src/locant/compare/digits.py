@@ -16,13 +16,14 @@ label. Patches as large as a cell (or that divide it) see the same patches in ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from locant.compare.splits import NAMES, divide
-from locant.compare.task import ArrayExamples, Refusal, Shift, Task, fingerprint
+from locant.compare.task import ArrayExamples, Refusal, Shift, Task, fingerprint, two_sides
 
 SIDE = 8  # pixels of a scan, each way
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -66,27 +67,27 @@ def _generator(*words: str) -> np.random.Generator:
     return np.random.default_rng(list("/".join(words).encode()))
 
 
-def images(size: int | None = None, patch: int | None = None) -> Task:
+def images(size: int | tuple[int, ...] | None = None, patch: int | tuple[int, ...] | None = None) -> Task:
     """Which digit is it? Examples `[1, size, size]`.
 
     Args:
         size: side of the pictures; scans are resized to it (bilinear). Default 8, as scanned.
-        patch: side of a patch; the larger canvas is cut to whole patches. Default 2.
+        patch: side of a patch, or rows and columns; the larger canvas is made of whole patches. Default 2.
 
     Raises:
         Refusal: if `size` is below 4 or is not a whole number of patches.
     """
-    size = SIDE if size is None else size
-    patch = 2 if patch is None else patch
-    if size < 4 or patch < 1 or size % patch:
+    size = _one_side(SIDE if size is None else size)
+    step = math.lcm(*two_sides("patch", 2 if patch is None else patch))
+    if size < 4 or size % step:
         raise Refusal(
-            f"size and patch need to be a side of 4 or more in whole patches; they are {size} and {patch}. "
-            f"Take --size {max(4, -(-size // max(1, patch)) * max(1, patch))} or another --patch."
+            f"size needs to be 4 or more, in whole patches; it is {size}, with a patch of {patch}. "
+            f"Take --size {-(-max(4, size) // step) * step} or another --patch."
         )
     scans = {name: (_resized(x, size), y) for name, (x, y) in _scans().items()}
     parts = {name: ArrayExamples(x[:, None], y) for name, (x, y) in scans.items()}
     x, y = scans["test"]
-    wide, reach = -(-size * 3 // 2 // patch) * patch, max(1, size // 4)
+    wide, reach = -(-size * 3 // 2 // step) * step, max(1, size // 4)
     shifts = (
         Shift(
             "larger canvas",
@@ -100,10 +101,10 @@ def images(size: int | None = None, patch: int | None = None) -> Task:
         ),
     )
     question = "Which digit was written?"
-    return _task("images", question, DIGITS, parts, shifts, (SPLIT_NOTE,), {"size": size, "patch": patch})
+    return _task("images", question, DIGITS, parts, shifts, (SPLIT_NOTE,), {"size": size, "step": step})
 
 
-def clips(size: int | None = None, frames: int | None = None) -> Task:
+def clips(size: int | tuple[int, ...] | None = None, frames: int | None = None) -> Task:
     """Which way does the digit move? Examples `[frames, 1, size, size]`, two for each scan: one and its reversal.
 
     Args:
@@ -113,7 +114,7 @@ def clips(size: int | None = None, frames: int | None = None) -> Task:
     Raises:
         Refusal: if the canvas is not a whole number of cells, or has no room for so many frames.
     """
-    size = 3 * SIDE if size is None else size
+    size = _one_side(3 * SIDE if size is None else size)
     frames = 3 if frames is None else frames
     cells = size // SIDE
     if size % SIDE or not 2 <= frames <= cells:
@@ -148,7 +149,7 @@ def clips(size: int | None = None, frames: int | None = None) -> Task:
     return _task("clips", question, tuple(DIRECTIONS), parts, shifts, notes, {"size": size, "frames": frames})
 
 
-def sequences(size: int | None = None) -> Task:
+def sequences(size: int | tuple[int, ...] | None = None) -> Task:
     """Which digit is it, from its scan line? Examples `[size, 64 / size]`: runs of pixels in reading order.
 
     Args:
@@ -158,7 +159,7 @@ def sequences(size: int | None = None) -> Task:
     Raises:
         Refusal: if `size` is none of those.
     """
-    size = 16 if size is None else size
+    size = _one_side(16 if size is None else size)
     if size not in (8, 16, 32, 64):
         raise Refusal(
             f"a scan line needs --size 8, 16, 32 or 64 (of the 64 pixels of a scan); it got {size}. Pick one."
@@ -189,12 +190,21 @@ def _task(
     settings: dict[str, int],
 ) -> Task:
     held = [*parts.values(), *(shift.examples for shift in shifts)]
-    arrays = [array for examples in held for array in (examples.x, examples.labels)]
+    whole = np.arange(max(len(examples) for examples in held))
+    arrays = [array for x in held for array in (x.read(whole[: len(x)]), x.labels)]
     mark = fingerprint({"kind": kind, **settings}, *arrays)
-    return Task(kind, SOURCE, question, classes, *(parts[name] for name in NAMES), shifts, notes, (), mark)
+    train, validation, test = (parts[name] for name in NAMES)
+    return Task(kind, SOURCE, question, classes, train, validation, test, shifts, notes, (), mark)
 
 
-def _resized(scans: Scans, size: int) -> Float32[np.ndarray, "count size size"]:
+def _one_side(size: int | tuple[int, ...]) -> int:
+    rows, columns = two_sides("size", size)
+    if rows != columns:
+        raise Refusal(f"the built-in tasks need one side for both; size is {rows} x {columns}. Write --size {rows}.")
+    return rows
+
+
+def _resized(scans: Scans, size: int) -> Canvases:
     """The scans at another size, bilinear; as they are when it is their own."""
     if size == scans.shape[1]:
         return scans
@@ -205,7 +215,7 @@ def _resized(scans: Scans, size: int) -> Float32[np.ndarray, "count size size"]:
     )
 
 
-def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Float32[np.ndarray, "count side side"]:
+def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Canvases:
     """Each scan at a random place on an empty canvas."""
     size = scans.shape[1]
     out = np.zeros((len(scans), side, side), np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from locant.compare import stills
-from locant.compare.stills import PIXEL_LIMIT, Decoded, Unusable, read_still, reason_of, require_file, square
+from locant.compare.stills import PIXEL_LIMIT, Decoded, Unusable, fitted, read_still, reason_of, require_file
 
 if TYPE_CHECKING:
     import av
@@ -40,8 +40,8 @@ def frame_files(folder: str | Path) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(pictures, key=natural)]
 
 
-def read_clip(path: str | Path, size: int, frames: int) -> Decoded:
-    """`uint8 [frames, size, size, 1 or 3]` from a folder of frames or a video file.
+def read_clip(path: str | Path, size: tuple[int, int], frames: int) -> Decoded:
+    """`uint8 [frames, rows, columns, 1 or 3]` from a folder of frames or a video file.
 
     Raises:
         Unusable: with the reason.
@@ -49,7 +49,7 @@ def read_clip(path: str | Path, size: int, frames: int) -> Decoded:
     return _from_folder(path, size, frames) if os.path.isdir(path) else _from_video(path, size, frames)
 
 
-def _from_folder(folder: str | Path, size: int, frames: int) -> Decoded:
+def _from_folder(folder: str | Path, size: tuple[int, int], frames: int) -> Decoded:
     try:
         files = frame_files(folder)
     except OSError as error:
@@ -66,11 +66,11 @@ def _from_folder(folder: str | Path, size: int, frames: int) -> Decoded:
         remarks |= still.remarks
         pixels.append(still.pixels)
     channels = max(p.shape[-1] for p in pixels)
-    same = [np.broadcast_to(p, (size, size, channels)) for p in pixels]
+    same = [np.broadcast_to(p, (*size, channels)) for p in pixels]
     return Decoded(np.stack(same), frozenset(remarks))
 
 
-def _from_video(path: str | Path, size: int, frames: int) -> Decoded:
+def _from_video(path: str | Path, size: tuple[int, int], frames: int) -> Decoded:
     require_file(path)
     import av
 
@@ -84,7 +84,7 @@ def _from_video(path: str | Path, size: int, frames: int) -> Decoded:
         raise
     except av.error.FFmpegError as error:
         raise Unusable(f"broken video: {error.strerror or type(error).__name__}") from None
-    except Exception as error:  # as in stills: what a decoder raises on a broken file is not ours to list
+    except (OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
         raise Unusable(f"broken video: {reason_of(error)}") from None
     if not taken:
         raise Unusable("a video without frames")
@@ -97,7 +97,7 @@ def _count(path: str | Path) -> int:
 
     with av.open(str(path)) as video:
         if not video.streams.video:
-            raise Unusable("not a video: no moving picture in it")
+            raise Unusable("broken video: no pictures in it")
         stream = video.streams.video[0]
         if stream.width * stream.height > PIXEL_LIMIT:
             raise Unusable(f"more than {PIXEL_LIMIT // 1_000_000} million pixels a frame")
@@ -105,8 +105,8 @@ def _count(path: str | Path) -> int:
 
 
 def _take(
-    path: str | Path, size: int, places: Int64[np.ndarray, " frames"]
-) -> tuple[list[UInt8[np.ndarray, "size size channels"]], int]:
+    path: str | Path, size: tuple[int, int], places: Int64[np.ndarray, " frames"]
+) -> tuple[list[UInt8[np.ndarray, "rows columns channels"]], int]:
     """The frames at these rising places, and how many there were up to the last that was looked at."""
     import av
 
@@ -114,17 +114,17 @@ def _take(
     taken: list[np.ndarray] = []
     with av.open(str(path)) as video:
         for seen, frame in enumerate(video.decode(video=0), start=1):
-            here = wanted.count(seen - 1)
-            taken += [_square(frame, size)] * here
+            if here := wanted.count(seen - 1):
+                taken += [_shown(frame, size)] * here
             if len(taken) == len(wanted):
                 break
     return taken, seen
 
 
-def _square(frame: av.VideoFrame, size: int) -> UInt8[np.ndarray, "size size channels"]:
+def _shown(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
     """A frame, turned as it asks to be shown."""
     from PIL import Image
 
     grey = frame.format.name.startswith("gray")
     pixels = np.rot90(frame.to_ndarray(format="gray" if grey else "rgb24"), round(frame.rotation / 90))
-    return square(Image.fromarray(np.ascontiguousarray(pixels)), size)
+    return fitted(Image.fromarray(np.ascontiguousarray(pixels)), size)

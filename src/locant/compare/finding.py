@@ -7,13 +7,13 @@ from typing import Any
 from locant.compare.statistics import seeds_dominate
 
 LIMITS = (
-    "These models have some ten thousands of parameters and see some thousand examples. Large models learn from data "
-    "what small ones need to be told, so differences usually shrink with scale, and may change sign.",
-    "Each scheme got the same budget, the same data order and the same learning rates to choose from. With more time, "
-    "other rates or other sizes the order may be another.",
+    "These models are small: some ten thousands of parameters, a thousand examples. Large models learn from data what "
+    "small ones need to be told, so differences usually shrink with scale, and may change sign.",
+    "Each scheme got the same budget, data order and learning rates to choose from. With more time, other rates or "
+    "other sizes the order may be another.",
     "Intervals speak of new test examples of the same kind and of new seeds. They say nothing of other data.",
     "Three seeds bound what luck of the start can do only roughly; --seeds 5 or more narrows it.",
-)
+)  # fmt: skip
 
 
 def of_task(task: dict[str, Any]) -> list[str]:
@@ -23,8 +23,10 @@ def of_task(task: dict[str, Any]) -> list[str]:
     means = {s["name"]: s["accuracy"]["mean"] for s in schemes}
     if not task["comparisons"]:
         return [
-            f"{_kind(task)}: one seed, so no ranking. Accuracies run from {_percent(min(means.values()))} "
-            f"to {_percent(max(means.values()))}."
+            (
+                f"{_kind(task)}: one seed, so no ranking. Accuracies run from {_percent(min(means.values()))} "
+                f"to {_percent(max(means.values()))}."
+            )
         ]
     best = max(means, key=lambda name: means[name])
     level = [c for c in task["comparisons"] if best in (c["a"], c["b"])]

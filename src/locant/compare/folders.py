@@ -63,7 +63,8 @@ def list_folder(root: str | Path, kind: str | None = None) -> Listing:
     folders = _subfolders(listing, listing.root)
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
     split = "train" in splits.values() or (bool(splits) and len(splits) == len(folders))
-    groups = {s: os.path.join(listing.root, name) for name, s in splits.items()} if split else {None: listing.root}
+    groups: dict[str | None, str] = {s: os.path.join(listing.root, name) for name, s in splits.items()} if split else {}
+    groups = groups or {None: listing.root}
     if split:
         _check_splits(listing, folders, splits)
     classes = {s: folders if s is None else _subfolders(listing, folder) for s, folder in groups.items()}

@@ -11,10 +11,12 @@ from torch import Tensor
 from locant.compare.model import Classifier
 from locant.compare.schemes import mask_of
 from locant.grid import Grid
-from locant.positions.position import Bias, Embedding, Gate, Rotation
+from locant.positions.position import Bias, Embedding, Gate, Position
+from locant.positions.rotary import Rotary
 
 MOST_TOKENS = 144  # a picture holds tokens² numbers per head
 
+KINDS = {"bias": "bias", "gate": "gate", "rotate": "rotation"}
 WHAT = {
     "none": "Nothing in this model depends on where a token is.",
     "bias": "The bias that each head adds to the logit of a key, seen from the chosen query.",
@@ -34,12 +36,12 @@ def look(model: Classifier) -> dict[str, Any]:
     kind, maps = "none", []
     if len(model.tokens):
         kind, maps = "embedding", [[_embeddings(model, grid)]]
-    for layer in model.layers:
+    for layer in model.inside():
         heads: Tensor | None = None
         for reach, position in layer.passes():
             if position is None:
                 continue
-            kind = {"bias": "bias", "gate": "gate", "rotate": "rotation"}[position.entrance]
+            kind = KINDS[position.entrance]
             drawn = _drawn(position, grid)
             window = mask_of(reach, grid)
             if window is not None:  # a pass shows what it may see; passes side by side add up to one picture
@@ -58,12 +60,13 @@ def look(model: Classifier) -> dict[str, Any]:
     }
 
 
-def _drawn(position: Bias | Gate | Rotation, grid: Grid) -> Float[Tensor, "heads queries keys"]:
+def _drawn(position: Position, grid: Grid) -> Float[Tensor, "heads queries keys"]:
     if isinstance(position, Bias):
         return position(grid)
     if isinstance(position, Gate):
         return torch.softmax(position.values(grid, grid).dense(grid, grid), -1)
-    ones = torch.ones(1, 1, grid.tokens, position.head_dim)
+    assert isinstance(position, Rotary), f"no picture for {type(position).__name__}"
+    ones = torch.ones(1, 1, grid.tokens, position.head_dim)  # every pair of channels alike: the mean over pairs
     turned = position(ones, grid)[0]
     return turned @ turned.transpose(-1, -2) / position.head_dim
 

@@ -7,12 +7,16 @@ import unicodedata
 from collections.abc import Iterable
 
 NOTHING = "–"
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # direction marks: file names are disguised by them
 Number = int | float
 
 
 def text(value: object) -> str:
-    """Escaped for HTML, quotes included. Line breaks show as ⏎; what no page may hold (controls, halves of surrogate
-    pairs, as odd file names have them) as the replacement sign."""
+    """Escaped for HTML, quotes included.
+
+    Line breaks show as ⏎. What no page may hold (controls, halves of surrogate pairs, as odd file names have them)
+    and what would turn the direction of writing by force shows as the replacement sign.
+    """
     return html.escape("".join(_visible(letter) for letter in str(value)), quote=True)
 
 
@@ -85,4 +89,6 @@ def listed(items: list[str], joint: str = "and") -> str:
 def _visible(letter: str) -> str:
     if letter in "\r\n\u2028\u2029":
         return "" if letter == "\r" else "⏎"
-    return " " if letter == "\t" else "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs", "Cn") else letter
+    if letter == "\t":
+        return " "
+    return "\ufffd" if letter in TURNING or unicodedata.category(letter) in ("Cc", "Cs", "Cn") else letter

@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from locant.attend import plan
 from locant.compare.model import Classifier, grid_of
-from locant.compare.schemes import mask_of
 from locant.compare.settings import Recipe
 from locant.compare.task import Task
 from locant.compare.trial import Job, build
@@ -165,13 +163,8 @@ def _grown(item: tuple[int, ...], patch: tuple[int, ...], factor: int) -> tuple[
 
 def _too_much(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
     """A sentence if a training step would hold too many scores."""
-    grid = grid_of(item, model.patch)
-    held = 0
-    for layer in model.layers:
-        heads = layer.attention.heads
-        q = torch.empty(batch, heads, grid.tokens, 2, device="meta")
-        for reach, position in layer.passes():
-            held += plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)).cost.held
+    held = sum(p.cost.held for p in model.plans(item, batch))
     if held <= CEILING:
         return None
-    return f"stopped: a step on {grid.tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"
+    tokens = grid_of(item, model.patch).tokens
+    return f"stopped: a step on {tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"

@@ -20,7 +20,10 @@ import locant.nn
 from locant.attend import plan
 from locant.compare.schemes import Reach, Scheme, Shape, mask_of
 from locant.grid import Grid
+from locant.planner import Plan
+from locant.positions.learned import Learned
 from locant.positions.position import Position
+from locant.positions.table import RelativeTable
 
 MLP_RATIO = 2
 
@@ -101,14 +104,18 @@ class Classifier(nn.Module):
         x = self.embed(patches(x, self.patch))
         for embedding in self.tokens:
             x = x + embedding(grid)
-        for layer in self.layers:
+        for layer in self.inside():
             x = layer(x, grid)
         return self.head(self.norm(x).mean(1))
 
+    def inside(self) -> list[Layer]:
+        """The layers."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
     def positions(self) -> list[Position]:
         """Every scheme inside, tokens' first, then layer by layer."""
-        inside = [p for layer in self.layers for _, p in layer.passes() if p is not None]
-        return [*self.tokens, *inside]
+        modules = [*self.tokens, *(p for layer in self.inside() for p in layer.positions)]
+        return [p for p in modules if isinstance(p, Position)]
 
     def position_parameters(self) -> int:
         return sum(p.numel() for position in self.positions() for p in position.parameters())
@@ -119,26 +126,34 @@ class Classifier(nn.Module):
         moved, how = copy.deepcopy(self), "its own reach"
         if grid.shape == self.grid.shape:
             return moved, "the same grid"
-        for modules in (moved.tokens, *(layer.positions for layer in moved.layers)):
+        for modules in (moved.tokens, *(layer.positions for layer in moved.inside())):
             for index, position in enumerate(modules):
-                if hasattr(position, "resized"):
+                if isinstance(position, (Learned, RelativeTable)):
                     modules[index] = position.resized(_stretched(position.grid, self.grid, grid))
                     how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized (linear)"
         moved.grid = grid
         return moved, how
 
+    def plans(self, item: tuple[int, ...], batch: int) -> list[Plan]:
+        """How each pass of each layer would attend to examples of this size."""
+        grid = grid_of(item, self.patch)
+        found = []
+        for layer in self.inside():
+            heads = layer.attention.heads
+            q = torch.empty(batch, heads, grid.tokens, layer.attention.dim // heads, device="meta")
+            for reach, position in layer.passes():
+                found.append(plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)))
+        return found
+
     def flops(self, item: tuple[int, ...]) -> int:
         """FLOPs of a forward pass on one example: two per multiply-add, projections and attention."""
-        grid = grid_of(item, self.patch)
-        total = 2 * self.head.weight.numel() + 2 * grid.tokens * self.embed.weight.numel()
-        for layer in self.layers:
-            attention = layer.attention
-            q = torch.empty(1, attention.heads, grid.tokens, self.norm.weight.numel() // attention.heads, device="meta")
-            for reach, position in layer.passes():
-                total += 2 * grid.tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
-                total += plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)).cost.flops
-            total += 2 * grid.tokens * sum(m.weight.numel() for m in layer.mlp if isinstance(m, nn.Linear))
-        return total
+        tokens = grid_of(item, self.patch).tokens
+        total = 2 * self.head.weight.numel() + 2 * tokens * self.embed.weight.numel()
+        for layer in self.inside():
+            attention = layer.attention.qkv.weight.numel() + layer.attention.proj.weight.numel()
+            mlp = sum(m.weight.numel() for m in layer.mlp if isinstance(m, nn.Linear))
+            total += 2 * tokens * (len(layer.reaches) * attention + mlp)
+        return total + sum(p.cost.flops for p in self.plans(item, 1))
 
 
 def grid_of(item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:

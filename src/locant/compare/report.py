@@ -58,11 +58,12 @@ def render(results: Json) -> str:
     tasks = results.get("tasks") or []
     styles = _styles(tasks)
     measured = (results.get("measured") or {}).get("tasks") or {}
-    seeds = max((len(s.get("trials") or []) for t in tasks for s in t["schemes"]), default=0)
     shown, carried = [], {}
     for number, task in enumerate(tasks):
         cards, maps = pictures.gallery(task, number, styles)
         batch = ((results.get("settings") or {}).get(task["kind"]) or {}).get("batch")
+        said = [line for line in task.get("finding") or [] if line not in (results.get("finding") or [])]
+        task = {**task, "finding": said}  # what the page opens with is not said twice
         shown.append(chapters.chapter(task, number, measured.get(task["kind"]) or {}, styles, cards, batch))
         carried.update(maps)
     style, script = _file("report.css"), _file("report.js")
@@ -73,8 +74,7 @@ def render(results: Json) -> str:
         style=style,
         script=script,
         gradients=pictures.gradients(),
-        finding="".join(f"<p>{text(line)}</p>" for line in results.get("finding") or ["There is no finding."])
-        + ("<p>One seed: no ranking.</p>" if seeds == 1 else ""),
+        finding=_finding(results, tasks),
         contents=_contents(tasks),
         tasks="".join(shown),
         closing=_closing(results, tasks),
@@ -87,6 +87,14 @@ def _styles(tasks: Sequence[Json]) -> dict[str, str]:
     names = dict.fromkeys(scheme["name"] for task in tasks for scheme in task["schemes"])
     names.pop("none", None)
     return {"none": "s0", **{name: f"s{1 + i % COLOURS}" for i, name in enumerate(names)}}
+
+
+def _finding(results: Json, tasks: Sequence[Json]) -> str:
+    lines = list(results.get("finding") or ["There is no finding."])
+    seeds = max((len(s.get("trials") or []) for task in tasks for s in task["schemes"]), default=0)
+    if seeds == 1 and not any("no ranking" in line for line in lines):
+        lines.append("One seed: no ranking.")
+    return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
 def _contents(tasks: Sequence[Json]) -> str:

@@ -35,7 +35,7 @@ class Result:
         parts: list[Any] = []
         for task in self.data["tasks"]:
             parts += [Text(), _table(task, self.data["measured"]["tasks"].get(task["kind"], {}))]
-            parts += [Text(f"  {sentence}") for sentence in task["finding"]]
+            parts += [Text(sentence) for sentence in task["finding"]]
         return Group(*parts)
 
     def _repr_html_(self) -> str:
@@ -50,31 +50,30 @@ class Result:
 
 
 def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
+    """What fits a terminal of 80 columns; the report has the rest."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    size = "×".join(map(str, task["grid"]))
-    table = Table(
-        title=f"{task['kind']}: {escape(task['question'])} [dim]({escape(task['source'])}, {size} tokens)[/dim]",
-        title_justify="left",
+    size = " × ".join(map(str, task["grid"]))
+    title = (
+        f"{task['kind'].capitalize()}: {escape(task['question'])} [dim]{escape(task['source'])}, {size} tokens[/dim]"
     )
-    table.add_column("scheme")
-    table.add_column("accuracy", justify="right")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scheme", no_wrap=True)
+    table.add_column("accuracy (95 %)", justify="right", no_wrap=True)
     for shift in task["shifts"]:
-        table.add_column(escape(shift["name"]), justify="right")
-    for name in ("position\nparameters", "forward\nMFLOP", "step\nms", "step\nMB"):
-        table.add_column(name, justify="right")
+        table.add_column(escape(shift["name"].replace(" ", "\n", 1)), justify="right")
+    table.add_column("position\nnumbers", justify="right")
+    table.add_column("training\nstep, ms", justify="right")
     for s in task["schemes"]:
-        cost = measured.get(s["name"], {})
-        bytes_ = cost.get("step_bytes")
+        cost = measured.get(s["name"])
         table.add_row(
             escape(s["label"]),
             _accuracy(s["accuracy"]),
             *(_share(s["shifts"].get(shift["name"], {}).get("mean")) for shift in task["shifts"]),
             f"{s['parameters']['position']:,}",
-            f"{s['flops']['forward'] / 1e6:.2f}",
-            f"{cost['step_ms']['median']:.1f}" if cost else "",
-            "" if bytes_ is None else f"{bytes_ / 1e6:.1f}",
+            f"{cost['step_ms']['median']:.1f}" if cost else "–",
         )
     return table
 
@@ -82,7 +81,7 @@ def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
 def _accuracy(accuracy: dict[str, Any]) -> str:
     if accuracy["low"] is None:
         return _share(accuracy["mean"])
-    return f"{_share(accuracy['mean'])} ({100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f})"
+    return f"{_share(accuracy['mean'])} ({100 * accuracy['low']:.0f} to {100 * accuracy['high']:.0f})"
 
 
 def _share(value: float | None) -> str:

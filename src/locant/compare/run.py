@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import locant
+from locant import __version__
 from locant.compare import checkpoint, finding, measure, report, settings, summary
 from locant.compare.result import Result
 from locant.compare.schemes import DEFAULT, QUICK, SCHEMES, Scheme, find
@@ -235,7 +235,7 @@ def _assemble(
         "limits": list(finding.LIMITS),
         "settings": _identity(chosen),
         "versions": {
-            "locant": locant.__version__,
+            "locant": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -243,7 +243,7 @@ def _assemble(
         "tasks": found,
         "best": summary.best(found),
         "measured": {
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": measure.machine(),
             "threads": chosen.threads,
             "tasks": costs,

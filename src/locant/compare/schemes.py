@@ -7,7 +7,6 @@ tokens at its own place in all frames (AIM's two passes share one attention).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal

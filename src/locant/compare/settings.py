@@ -27,8 +27,8 @@ class Recipe:
     dim: int
     depth: int
     heads: int
-    patch: int | tuple[int, ...] | None = None
-    size: int | tuple[int, ...] | None = None
+    patch: int | None = None
+    size: int | None = None
     frames: int | None = None
 
 
@@ -71,13 +71,10 @@ class Settings:
     @staticmethod
     def of_flags(flags: dict[str, Any]) -> Settings:
         """What `flags` gave, read back from JSON."""
-        lists = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
-        recipes = {
-            k: Recipe(**{n: tuple(v) if isinstance(v, list) else v for n, v in flags[k].items()})
-            for k in KINDS
-            if k in flags
-        }
-        return Settings(**lists, recipes=recipes)
+        values: dict[str, Any]
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
+        recipes = {kind: {**flags[kind], "lr": tuple(flags[kind]["lr"])} for kind in KINDS if kind in flags}
+        return Settings(**values, recipes={kind: Recipe(**recipe) for kind, recipe in recipes.items()})
 
 
 def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
@@ -151,7 +148,7 @@ def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
             raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
         values["lr"] = tuple(sorted({float(r) for r in rates}))
     for name in values.keys() - {"lr"}:
-        values[name] = (_side if name in ("size", "patch") else _count)(name, values[name])
+        values[name] = _count(name, values[name])
     recipe = replace(base, **values)
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
@@ -165,16 +162,6 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
     return value
-
-
-def _side(name: str, value: Any) -> int | tuple[int, ...]:
-    """One number for all sides, or one per side."""
-    if isinstance(value, int):
-        return _count(name, value)
-    sides = tuple(value)
-    if not sides or any(not isinstance(s, int) or s < 1 for s in sides):
-        raise Refusal(f"{name} needs whole numbers of at least 1; got {value!r}. Write --{name} 4 or --{name} 4x8.")
-    return sides
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
@@ -203,5 +190,7 @@ def _device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise Refusal(f"--device needs a device that works here; {name!r} does not: {first}. Try --device cpu.") from None
+        raise Refusal(
+            f"--device needs a device that works here; {name!r} does not: {first}. Try --device cpu."
+        ) from None
     return name

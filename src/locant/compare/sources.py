@@ -18,7 +18,7 @@ from locant.compare.folders import Listing, shown
 from locant.compare.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
 from locant.compare.splits import NAMES
 from locant.compare.stills import Decoded
-from locant.compare.task import KINDS, Refusal, Task
+from locant.compare.task import KINDS, Refusal, Task, two_sides
 
 SIZE, FRAMES = 32, 8
 QUESTION = {
@@ -33,7 +33,7 @@ def open_task(
     path: str | Path,
     kind: str | None = None,
     *,
-    size: int | None = None,
+    size: int | tuple[int, ...] | None = None,
     frames: int | None = None,
     strict: bool = False,
     seed: int = 0,
@@ -45,7 +45,8 @@ def open_task(
         path: class folders of images, or of clips (folders of frames, or video files), under train, val and test
             if wanted; or an .npz with x and y.
         kind: "images", "clips" or "sequences"; None guesses, and a note says what was guessed.
-        size: side of the pictures, resized and cut to the centre square. Default 32. Arrays stay as they are.
+        size: side of the pictures, or rows and columns: the largest middle part of that shape, resized. Default 32.
+            Arrays stay as they are.
         frames: frames of a clip, evenly spaced. Default 8. Arrays stay as they are.
         strict: refuse if a file was skipped or had to be changed, or if an example stands in two splits.
         seed: of the split, where there is none.
@@ -57,14 +58,15 @@ def open_task(
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise Refusal(f"kind needs to be one of {', '.join(KINDS)}; it is {kind!r}. Pick one.")
-    for name, value in (("size", size), ("frames", frames)):
-        if value is not None and value < 1:
-            raise Refusal(f"{name} needs a whole number of at least 1; it is {value}. Write --{name} 8, for example.")
+    sides = two_sides("size", SIZE if size is None else size)
+    frames_taken = FRAMES if frames is None else frames
+    if frames_taken < 1:
+        raise Refusal(f"frames needs a whole number of at least 1; it is {frames}. Write --frames {FRAMES}.")
     if path.is_dir():
         if kind == "sequences":
             raise Refusal("sequences need an .npz file; DATA is a folder. Save x [n, length, channels] and y.")
         listing = folders.list_folder(path, kind)
-        return _of_folder(listing, kind, SIZE if size is None else size, frames or FRAMES, strict, seed, progress)
+        return _of_folder(listing, kind, sides, frames_taken, strict, seed, progress)
     if not path.exists():
         raise Refusal(f"DATA needs a folder or an .npz file; there is no {shown(str(path))!r}. Check the path.")
     if path.suffix.lower() != ".npz":
@@ -79,7 +81,7 @@ def open_task(
 def _of_folder(
     listing: Listing,
     asked: str | None,
-    size: int,
+    size: tuple[int, int],
     frames: int,
     strict: bool,
     seed: int,
@@ -107,16 +109,20 @@ def _of_folder(
     if listing.hidden:
         notes.append(f"{listing.hidden} hidden files and litter of file managers were left out")
     channels = 1 if all(one.grey for one in seen) else 3
-    shape = (channels, size, size) if listing.kind == "images" else (frames, channels, size, size)
+    shape = (channels, *size) if listing.kind == "images" else (frames, channels, *size)
     paths = [one.item.path for one in seen]
-    made = [FileExamples([paths[i] for i in parts[n]], labels[parts[n]], store, shape) for n in NAMES]
+    train, validation, test = (
+        FileExamples([paths[i] for i in parts[n]], labels[parts[n]], store, shape) for n in NAMES
+    )
     mark = _fingerprint(
         {"kind": listing.kind, "shape": shape, "classes": names},
         {n: [os.fsencode(seen[i].item.name) + b"\0" + seen[i].content.encode() for i in parts[n]] for n in NAMES},
     )
     question = QUESTION[listing.kind].format(len(names))
     source = shown(listing.root)
-    return Task(listing.kind, source, question, names, *made, (), tuple(notes), tuple(listing.skipped), mark)
+    return Task(
+        listing.kind, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark
+    )
 
 
 def _require_libraries(listing: Listing) -> None:
@@ -132,7 +138,7 @@ def _require_libraries(listing: Listing) -> None:
             ) from None
 
 
-def _decoder(kind: str, size: int, frames: int) -> Callable[[str], Decoded]:
+def _decoder(kind: str, size: tuple[int, int], frames: int) -> Callable[[str], Decoded]:
     if kind == "images":
         return lambda path: stills.read_still(path, size)
     return lambda path: films.read_clip(path, size, frames)
@@ -157,7 +163,7 @@ def _parts(
     if "train" in missing:
         raise Refusal("the folder train needs usable files; it has none. Add some.")
     train = np.flatnonzero(homes == "train")
-    divided = splits.divide(labels[train], names, seed, [digests[i] for i in train], ["train", *missing])
+    divided = splits.divide(labels[train], names, seed, [digests[int(i)] for i in train], ["train", *missing])
     parts = {name: train[index] for name, index in divided.items()}
     parts |= {name: np.flatnonzero(homes == name) for name in NAMES if name not in parts}
     notes = [f"the splits are the folders that were there: {', '.join(n for n in NAMES if n in given)}"]
@@ -217,10 +223,12 @@ def _of_arrays(path: Path, kind: str | None, ignored: Sequence[str], strict: boo
     if (found.low, found.high) != (0.0, 1.0):
         notes.append(f"values from {found.low:g} to {found.high:g} are mapped linearly to 0 to 1")
     notes += [f"{name} is for files; arrays are used as they are" for name in ignored]
-    made = [arrays.StoredExamples(x, parts[n], labels[parts[n]], layout, found.low, found.high) for n in NAMES]
+    train, validation, test = (
+        arrays.StoredExamples(x, parts[n], labels[parts[n]], layout, found.low, found.high) for n in NAMES
+    )
     mark = _fingerprint(
         {"kind": layout.kind, "order": layout.order, "shape": x.shape[1:], "type": x.dtype.str, "classes": names},
         {n: [found.digests[i] + labels[i].tobytes() for i in parts[n]] for n in NAMES},
     )
     question = QUESTION[layout.kind].format(len(names))
-    return Task(layout.kind, shown(str(path)), question, names, *made, (), tuple(notes), (), mark)
+    return Task(layout.kind, shown(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)

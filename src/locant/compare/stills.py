@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PIXEL_LIMIT = 64_000_000
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "ICO")
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "ICO")
 SUFFIXES = frozenset(".bmp .gif .jpg .jpeg .jpe .jp2 .png .pbm .pgm .ppm .pnm .tga .tif .tiff .webp .avif .ico".split())
 # what is said of usable files that had to be changed
 REMARKS = {
@@ -49,8 +49,8 @@ class Decoded:
     remarks: frozenset[str]
 
 
-def read_still(path: str | Path, size: int) -> Decoded:
-    """The centre square of a picture at `size` × `size`, `uint8 [size, size, 1 or 3]`.
+def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
+    """The middle of a picture at `size` (rows, columns), `uint8 [rows, columns, 1 or 3]`.
 
     Raises:
         Unusable: with the reason, for whatever cannot be decoded whole.
@@ -59,8 +59,8 @@ def read_still(path: str | Path, size: int) -> Decoded:
     from PIL import Image
 
     try:
-        with _limited(), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            return _decoded(image, size)
+        with _limited(), open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            plain, remarks = _opened(image)
     except Unusable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,6 +69,7 @@ def read_still(path: str | Path, size: int) -> Decoded:
         raise Unusable("not an image that can be read") from None
     except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, EOFError, ...
         raise Unusable(f"broken image: {reason_of(error)}") from None
+    return Decoded(fitted(plain, size), remarks)
 
 
 def require_file(path: str | Path) -> None:
@@ -95,6 +96,14 @@ def reason_of(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _formats() -> list[str]:
+    """Those of FORMATS that this build of Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 @contextmanager
 def _limited() -> Iterator[None]:
     """Pillow with its pixel limit lowered and the warning made an error; as before afterwards."""
@@ -111,13 +120,14 @@ def _limited() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _decoded(image: Image.Image, size: int) -> Decoded:
+def _opened(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
+    """The picture decoded, upright, in mode L or RGB, and what had to be done for that."""
     from PIL import ImageOps
 
     remarks: set[str] = set()
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph with previews
         remarks.add("animated")
-    deep = ";16" in image.mode or ";16" in str(image.tile)  # Pillow itself cuts 16-bit RGB to 8
+    deep = ";16" in image.mode or ";16" in str(getattr(image, "tile", ""))  # Pillow itself cuts 16-bit RGB to 8
     remarks |= {"16-bit"} if deep else set()
     remarks |= {"CMYK"} if image.mode == "CMYK" else set()
     remarks |= {"rotated"} if image.getexif().get(0x0112, 1) in range(2, 9) else set()
@@ -125,18 +135,19 @@ def _decoded(image: Image.Image, size: int) -> Decoded:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
         remarks.add("transparent")
-    return Decoded(square(_plain(upright), size), frozenset(remarks))
+    return _plain(upright), frozenset(remarks)
 
 
-def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size channels"]:
-    """The centre square of a picture in mode L or RGB, resized (bilinear, every pixel counted when it shrinks)."""
+def fitted(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
+    """A picture in mode L or RGB at rows × columns: the largest middle part of that shape, resized (bilinear)."""
     from PIL import Image
 
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    small = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return np.asarray(small, np.uint8).reshape(size, size, -1)
+    rows, columns = size
+    scale = min(image.width / columns, image.height / rows)
+    left, top = (image.width - columns * scale) / 2, (image.height - rows * scale) / 2
+    box = (left, top, min(left + columns * scale, image.width), min(top + rows * scale, image.height))
+    small = image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(small, np.uint8).reshape(rows, columns, -1)
 
 
 def _plain(image: Image.Image) -> Image.Image:

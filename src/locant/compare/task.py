@@ -49,7 +49,7 @@ class ArrayExamples(Examples):
         labels: `[n]` whole numbers.
     """
 
-    def __init__(self, x: Float32[np.ndarray, "count *shape"], labels: Integer[np.ndarray, " count"]) -> None:
+    def __init__(self, x: Float32[np.ndarray, "count *shape"], labels: Integer[np.ndarray, " labels"]) -> None:
         if len(x) != len(labels):
             raise ValueError(
                 f"ArrayExamples needs one label for each example; it got {len(x)} examples and {len(labels)} labels. "
@@ -107,6 +107,17 @@ class Task:
     notes: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
+
+
+def two_sides(name: str, value: int | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns from one number for both, or from two. Raises Refusal."""
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise Refusal(
+            f"{name} needs one whole number of at least 1, or rows x columns; it is {value}. "
+            f"Write --{name} 8 or --{name} 8x16."
+        )
+    return sides[0], sides[-1]
 
 
 def fingerprint(settings: Mapping[str, object], *arrays: np.ndarray) -> str:

@@ -13,9 +13,7 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
 
         asked = settings.task[0] if settings.task else None
         recipe = next(iter(settings.recipes.values()))
-        task = open_task(
-            settings.data, asked, size=recipe.size, frames=recipe.frames, strict=settings.strict, seed=0
-        )
+        task = open_task(settings.data, asked, size=recipe.size, frames=recipe.frames, strict=settings.strict, seed=0)
         return {task.kind: task}
     return {kind: _built_in(kind, settings.recipes[kind]) for kind in settings.task}
 

@@ -22,7 +22,7 @@ from locant.compare import checkpoint
 from locant.compare.model import Classifier
 from locant.compare.schemes import find
 from locant.compare.settings import Recipe
-from locant.compare.task import Examples, Refusal, Task
+from locant.compare.task import Examples, Task
 from locant.compare.world import World
 
 SAVE_EVERY = 50  # steps; an epoch's end is saved too
@@ -54,14 +54,11 @@ def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
 
 def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
     """The patch per axis: over rows and columns on pictures, one frame deep on clips, along a sequence."""
-    given = recipe.patch
-    if given is None:  # sixteen patches to a picture, as near as divides it
-        given = 1 if kind == "sequences" else tuple(_divisor(side, side // 4) for side in item[-2:])
-    sides = (given,) * (1 if kind == "sequences" else 2) if isinstance(given, int) else given
-    patch = (1, *sides) if kind == "clips" and len(sides) == 2 else sides
-    if len(patch) != {"images": 2, "clips": 3, "sequences": 1}[kind]:
-        raise Refusal(f"--patch must name the sides of a patch of {kind}; got {given}. Give one number, or rows x columns.")
-    return patch
+    if kind == "sequences":
+        return (recipe.patch or 1,)
+    # unless told, a picture becomes sixteen patches, as near as its sides divide
+    rows, columns = (recipe.patch or _divisor(side, side // 4) for side in item[-2:])
+    return (rows, columns) if kind == "images" else (1, rows, columns)
 
 
 def _divisor(side: int, most: int) -> int:
@@ -100,7 +97,7 @@ class _Run:
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
         self.model = build(job, task, recipe).to(world.device)
         self.replica = world.wrap(self.model)
-        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=job.lr, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
         self.per_epoch = -(-len(task.train) // recipe.batch)
         self.steps = recipe.epochs * self.per_epoch
         self.step, self.loss, self.order = 0, 0.0, np.empty(0, np.int64)
@@ -122,7 +119,7 @@ class _Run:
         total = float(self.world.total(loss.detach() / self.world.size))
         if not math.isfinite(total):
             return False
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         self.loss += total * len(batch)
         self.step += 1
@@ -202,7 +199,9 @@ def pace(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def load(examples: Examples, index: np.ndarray, device: str) -> tuple[Float[Tensor, "batch ..."], Int[Tensor, " batch"]]:
+def load(
+    examples: Examples, index: np.ndarray, device: str
+) -> tuple[Float[Tensor, "batch ..."], Int[Tensor, " batch"]]:
     """Some examples and their labels, on the device."""
     x = torch.from_numpy(np.ascontiguousarray(examples.read(index), dtype=np.float32))
     return x.to(device), torch.from_numpy(np.asarray(examples.labels)[index].astype(np.int64)).to(device)

@@ -48,23 +48,17 @@ def cost(problem: Problem) -> Cost:
     scores = problem.batch * problem.heads * sum(g.count * g.scores for g in groups)
     flops = 2 * scores * (problem.head_dim + problem.value_dim)
     held, notes = 0, []
-    mask = problem.mask
-    samples = problem.batch if mask.padding or mask.segments or mask.pairs else 1
     if problem.bias is not None:
         held = problem.heads * sum(g.scores for g in groups) * problem.width
         plural = "s" * (len(groups) != 1)
         notes.append(f"expands the bias for {len(groups)} group{plural} of equal cells: {held:,} bytes")
-    if mask.beyond_windows() is not None and not _native_causal(problem):
-        # True and False, or -inf in the bias, for every sample and cell that it may differ by
-        samples = problem.batch if mask.windows else samples
-        each = problem.heads * problem.width if problem.bias is not None else problem.heads if mask.pairs else 1
-        spelled = samples * each * sum(g.count * g.scores for g in groups)
-        notes.append(f"spells out {mask.beyond_windows()} pair by pair: {spelled:,} bytes")
-        held += spelled
-    if problem.bias is not None:
         if problem.bias_grad and problem.device == "cpu":
             held += 2 * scores * problem.width
             notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
+    spelled = _spelled_out(problem, sum(g.count * g.scores for g in groups))
+    if spelled:
+        held += spelled
+        notes.append(f"spells out {problem.mask.beyond_windows()} pair by pair: {spelled:,} bytes")
     if problem.gate is not None:
         weights = sum(q * k for q, k in zip(problem.grid.shape, problem.key_grid.shape, strict=True))
         flops += 2 * problem.batch * problem.heads * problem.value_dim * problem.queries * sum(problem.key_grid.shape)
@@ -73,6 +67,18 @@ def cost(problem: Problem) -> Cost:
         notes.append("under export these are torch's own operators")
     copies = 3 if problem.mask.windows else 1  # cells are gathered before the call and put back after it
     return Cost(flops, copies * problem.stream + held, held, tuple(notes))
+
+
+def _spelled_out(problem: Problem, scores: int) -> int:
+    """Bytes of the masks beyond windows: True and False, or -inf in the bias, by all that they may differ by."""
+    mask = problem.mask
+    by_pair = problem.bias is not None or mask.causal or mask.segments or mask.pairs  # padding alone is a row of keys
+    if mask.beyond_windows() is None or not by_pair or _native_causal(problem):
+        return 0
+    by_sample = mask.windows or mask.padding or mask.segments or mask.pairs
+    by_head = problem.bias is not None or mask.pairs
+    width = 1 if problem.bias is None else problem.width
+    return (problem.batch if by_sample else 1) * (problem.heads if by_head else 1) * scores * width
 
 
 def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, None]:
