@@ -13,27 +13,35 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from sheet import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    RISING,
+    ROWS,
+    SEEN,
+    SIGNED,
+    SKY,
+    SOFT,
+    TILES,
+    bare,
+    card,
+    frames,
+    lines,
+    outline,
+    tiles,
+    words,
+)
 from torch import Tensor
 
-from locant import (
-    ALiBi, Causal, GatedPosition, Grid, Learned, MaskedSine, Padding, RelativeTable, Rotary, Segments, Sinusoid, Windows,
-)  # fmt: skip
-from locant.masks import Mask
-from locant.positions.position import Bias, Embedding
+from locant import ALiBi, Causal, GatedPosition, Grid, Learned, MaskedSine, RelativeTable, Rotary, Sinusoid, Windows
+from locant.masks import Mask, Padding, Segments
+from locant.positions.position import Embedding
 from locant.resizing import resize_table
 
-INK, SOFT, PAPER, EDGE = "#22272e", "#636c76", "#fbfaf7", "#d5d2ca"
-BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
-RISING = LinearSegmentedColormap.from_list("rising", ["#f1ede3", "#b7d5e6", "#4d9bc8", "#0b5c91", "#062f4d"])
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#083d63", "#3f93c6", "#f1ede3", "#ee9b55", "#9c3f00"])
-ROWS = LinearSegmentedColormap.from_list("rows", ["#062f4d", "#0b5c91", "#56b4e9", "#e9e3d2", "#e69f00", "#8a3800"])
-TILES = ListedColormap(["#9fcbe6", "#f3cf8a", "#9bd3c0", "#e4bcd3", "#d9d4c7", "#f2b48c", "#bcd0ea", "#e8e2a8", "#c7c3dc"])
-SEEN = ListedColormap(["#ece8de", BLUE])
 IMAGE, QUERY = Grid(14, 14), (5, 4)
 CLIP, CLIP_QUERY = Grid(4, 10, 10), (1, 4, 3)
 PICTURES: dict[str, Callable[[], Figure]] = {}
@@ -42,85 +50,6 @@ PICTURES: dict[str, Callable[[], Figure]] = {}
 def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:
     PICTURES[draw.__name__.replace("_", "-")] = draw
     return draw
-
-
-# --- how things look ---------------------------------------------------------------------------------------------
-
-
-def card(height: float) -> Figure:
-    """A sheet of paper that is 10 inches wide and reads the same on a light and on a dark page."""
-    fig = plt.figure(figsize=(10, height), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.09, h_pad=0.1, wspace=0.03)
-    fig.patch.set_alpha(0)
-    box = FancyBboxPatch(
-        (0.004, 0.004 * 10 / height), 0.992, 1 - 0.008 * 10 / height, transform=fig.transFigure, facecolor=PAPER,
-        edgecolor=EDGE, linewidth=1, boxstyle="round,pad=0,rounding_size=0.012", mutation_aspect=10 / height, zorder=-9,
-    )  # fmt: skip
-    fig.add_artist(box)
-    return fig
-
-
-def words(ax: Axes, title: str, below: str = "") -> None:
-    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=6)
-    ax.set_xlabel(below, fontsize=8.5, color=SOFT, loc="left", labelpad=6, linespacing=1.35)
-
-
-def tiles(
-    ax: Axes, values: Tensor, colours: Colormap = SIGNED, span: float | tuple[float, float] | None = None,
-    query: tuple[int, ...] | None = None, numbers: str = "", size: float = 9,
-) -> None:  # fmt: skip
-    """A map of cells: one square each, the query outlined, numbers written in if wanted."""
-    values = values.detach().double()
-    top = float(values.abs().max()) or 1.0
-    low, high = (-top, top) if span is None else span if isinstance(span, tuple) else (-span, span)
-    ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="none")
-    rows, columns = values.shape
-    cuts = [((-0.5, r - 0.5), (columns - 0.5, r - 0.5)) for r in range(1, rows)]
-    cuts += [((c - 0.5, -0.5), (c - 0.5, rows - 0.5)) for c in range(1, columns)]
-    ax.add_collection(LineCollection(cuts, colors=PAPER, linewidths=0.7 if max(rows, columns) > 6 else 1.6))
-    for r in range(rows) if numbers else ():
-        for c in range(columns):
-            share = (float(values[r, c]) - low) / (high - low)
-            red, green, blue, _ = colours(share)
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
-            text = format(float(values[r, c]), numbers).replace("-", "−")
-            ax.text(c, r, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
-    if query is not None:
-        ax.add_patch(Rectangle((query[1] - 0.5, query[0] - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.8))
-    bare(ax)
-
-
-def bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def lines(ax: Axes, ticks: tuple[float, ...] = (), zero: bool = True) -> None:
-    """Axes for curves: nothing that does not say something."""
-    for name, side in ax.spines.items():
-        side.set_visible(name == "bottom")
-        side.set_color(EDGE)
-    ax.tick_params(colors=SOFT, labelsize=8, length=0)
-    ax.set_yticks(ticks)
-    ax.set_facecolor("none")
-    if zero:
-        ax.axhline(0, color=EDGE, linewidth=1, zorder=0)
-
-
-def frames(fig: Figure, spec: object, values: Tensor, colours: Colormap, title: str, below: str, **how: object) -> None:
-    """A clip: one map per frame, the query outlined in its own."""
-    inner = spec.subgridspec(1, len(values), wspace=0.06)  # type: ignore[attr-defined]
-    span = how.pop("span", None) or (float(values.min()), float(values.max()))
-    query = how.pop("query", CLIP_QUERY)
-    for t, one in enumerate(values):
-        ax = fig.add_subplot(inner[t])
-        tiles(ax, one, colours, span, query[1:] if query is not None and query[0] == t else None, **how)  # type: ignore[arg-type]
-        words(ax, title if t == 0 else "", below if t == 0 else "")
-        ax.text(0.98, 1.02, f"t = {t}", transform=ax.transAxes, ha="right", fontsize=8, color=SOFT)
-        if t == 0:
-            ax.title.set_y(1.12)
 
 
 # --- what the schemes say ----------------------------------------------------------------------------------------
@@ -168,15 +97,16 @@ def seen(mask: Mask, grid: Grid, query: tuple[int, ...]) -> Tensor:
 
 @picture
 def schemes() -> Figure:
-    fig = card(2.25)
+    fig = card(2.45)
     axes = fig.subplots(1, 6)
+    waves, cells = Rotary(64, axes=2, base=100.0), Windows((7, 7), (3, 3))
     shown: tuple[tuple[str, str, Tensor, Colormap, object], ...] = (
-        ("embed", "Sinusoid:\nhow alike two codes are", alike(Sinusoid(64, base=100.0), IMAGE), SIGNED, 1.0),
-        ("rotate", "Rotary:\nhow far k turns from q", turned(Rotary(64, axes=2, base=100.0), IMAGE), SIGNED, 1.0),
+        ("embed", "Sinusoid:\nhow alike two codes are", alike(Sinusoid(64, base=100.0), IMAGE), RISING, (0.0, 1.0)),
+        ("rotate", "Rotary:\nhow far k turns from q", turned(waves, IMAGE), RISING, (0.0, 1.0)),
         ("bias", "RelativeTable:\nany pattern of offsets", learned_table()(IMAGE)[0], SIGNED, 2.6),
         ("bias", "ALiBi: a penalty\nfor distance", ALiBi(4, distance="euclidean")(IMAGE)[0], SIGNED, 4.5),
         ("gate", "GatedPosition:\na map of its own", mapped(GatedPosition(9), IMAGE, 3), RISING, (0.0, 0.32)),
-        ("mask", "Windows((7, 7),\nshift=(3, 3))", Windows((7, 7), (3, 3)).allowed(IMAGE)[0, 0].float(), SEEN, (0.0, 1.0)),
+        ("mask", "Windows((7, 7),\nshift=(3, 3))", cells.allowed(IMAGE)[0, 0].float(), SEEN, (0.0, 1.0)),
     )  # fmt: skip
     for ax, (title, below, matrix, colours, span) in zip(axes, shown, strict=True):
         tiles(ax, row_of(matrix, IMAGE, QUERY), colours, span, QUERY)  # type: ignore[arg-type]
@@ -186,46 +116,56 @@ def schemes() -> Figure:
 
 @picture
 def learned() -> Figure:
-    fig = card(2.5)
-    spec = fig.add_gridspec(1, 3, width_ratios=(1, 2.2, 2.2))
-    ax = fig.add_subplot(spec[0])
-    tiles(ax, torch.arange(36.0).reshape(6, 6), ROWS, (0, 35))
-    words(ax, "Grid(6, 6)", "36 rows: one per cell")
-    grid = Grid(4, 6, 6)
-    for place, axis, below in ((1, (1, 2), "36 rows: every frame reads the same"), (2, (0,), "4 rows: one per frame")):
+    fig = card(1.95)
+    spec = fig.add_gridspec(1, 3, width_ratios=(1, 3.7, 3.7))
+    shown = ((Grid(6, 6), None, "36 rows: one per cell"),
+             (Grid(4, 6, 6), (1, 2), "36 rows: every frame reads the same ones"),
+             (Grid(4, 6, 6), (0,), "4 rows: one per frame"))  # fmt: skip
+    for place, (grid, axis, below) in zip(spec, shown, strict=True):
         scheme = Learned(grid, 1, axes=axis, init_std=0.0)
+        count = float(len(scheme.table))
         with torch.no_grad():
-            scheme.table.copy_(torch.arange(float(len(scheme.table)))[:, None])
+            scheme.table.copy_(torch.arange(count)[:, None])
         rows = scheme(grid).reshape(grid.shape)
-        frames(fig, spec[place], rows, ROWS, f"Grid(4, 6, 6), axes={axis}", below, query=None)
+        title = f"{grid}" if axis is None else f"{grid}, axes={axis}"
+        if grid.axes == 3:
+            frames(fig, place, rows, ROWS, (0.0, count - 1), title, below, None)
+        else:
+            part = fig.add_subfigure(place, facecolor="none")
+            part.suptitle(title, x=0.06, ha="left", fontsize=10, fontweight="bold", color=INK)
+            part.supxlabel(below, x=0.06, ha="left", fontsize=8.5, color=SOFT)
+            ax = part.subplots()
+            tiles(ax, rows, ROWS, (0.0, count - 1))
+            ax.set_title(" ", fontsize=8, pad=3)
     return fig
 
 
 @picture
 def sinusoid() -> Figure:
-    fig = card(4.6)
-    spec = fig.add_gridspec(2, 3, width_ratios=(1.5, 1.15, 1), height_ratios=(1, 0.85))
-    code, ax = Sinusoid(32), fig.add_subplot(spec[0, 0])
-    ax.imshow(code(Grid(48)).T.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="none")
-    bare(ax)
-    words(ax, "The code of 48 tokens", "token →   channels ↓: sine and cosine in turn, slower and slower")
-    ax = fig.add_subplot(spec[0, 1])
+    fig = card(5.6)
+    upper, lower = fig.add_gridspec(2, 1, height_ratios=(1, 1.05))
+    axes = fig.add_subfigure(upper, facecolor="none").subplots(1, 3, width_ratios=(1.5, 1.3, 1))
+    code = Sinusoid(32)(Grid(48)).T
+    axes[0].imshow(code.numpy(), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="none")
+    bare(axes[0])
+    words(axes[0], "The code of 48 tokens", "token →, channel ↓: sine and cosine in turn, ever slower")
     for query, colour in ((12, BLUE), (30, ORANGE)):
-        ax.plot(alike(code, Grid(48))[query].numpy(), color=colour, linewidth=2)
-        ax.axvline(query, color=colour, linewidth=0.8, linestyle=(0, (2, 2)))
-    lines(ax, (0, 0.5, 1))
-    words(ax, "Likeness to tokens 12 and 30", "the same curve, moved: only the distance counts")
-    ax = fig.add_subplot(spec[0, 2])
-    tiles(ax, row_of(alike(Sinusoid(64), IMAGE), IMAGE, QUERY), SIGNED, 1.0, QUERY)
-    words(ax, "On an image", "half of the channels per axis: a cross")
+        axes[1].plot(alike(Sinusoid(32), Grid(48))[query].numpy(), color=colour, linewidth=2)
+        axes[1].axvline(query, color=colour, linewidth=0.8, linestyle=(0, (2, 2)))
+    lines(axes[1], (0, 0.5, 1))
+    axes[1].set_xticks([12, 30])
+    words(axes[1], "Likeness to tokens 12 and 30", "one curve, moved: only the distance counts")
+    tiles(axes[2], row_of(alike(Sinusoid(64), IMAGE), IMAGE, QUERY), RISING, (0.3, 1.0), QUERY)
+    words(axes[2], "On an image", "half of the channels per axis: a cross")
     values = row_of(alike(Sinusoid(96), CLIP), CLIP, CLIP_QUERY)
-    frames(fig, spec[1, :], values, SIGNED, "On a clip", "a third per axis: time, row, column", span=(-1.0, 1.0))
+    title, below = "On a clip: likeness to one cell of frame 1", "a third of the channels per axis"
+    frames(fig, lower, values, RISING, (0.6, 1.0), title, below, CLIP_QUERY)
     return fig
 
 
 @picture
 def masked_sine() -> Figure:
-    fig = card(2.75)
+    fig = card(2.7)
     axes = fig.subplots(1, 5)
     valid = torch.zeros(4, 4, dtype=torch.bool)
     valid[:3, :3] = True
@@ -247,31 +187,30 @@ def masked_sine() -> Figure:
 
 @picture
 def relative_table() -> Figure:
-    fig = card(5.6)
-    spec = fig.add_gridspec(2, 3, width_ratios=(1.25, 1.25, 1), height_ratios=(1, 0.72))
+    fig = card(6.3)
+    upper, lower = fig.add_gridspec(2, 1, height_ratios=(1, 0.86))
+    axes = fig.add_subfigure(upper, facecolor="none").subplots(1, 3)
     table, window = learned_table().resized(Grid(7, 7)), Grid(7, 7)
-    ax = fig.add_subplot(spec[0, 0])
-    tiles(ax, table.table[0], SIGNED, 2.6, (6, 6))
-    ax.add_patch(Rectangle((2 - 0.5, 1 - 0.5), 7, 7, fill=False, edgecolor=GREEN, linewidth=2.2))
-    words(ax, "The table: 13 × 13 offsets", "query − key, the zero offset outlined; green: what one query reads")
-    ax = fig.add_subplot(spec[0, 1])
-    tiles(ax, row_of(table(window)[0], window, (1, 2)), SIGNED, 2.6, (1, 2))
-    for side in ax.spines.values():
-        side.set(visible=True, edgecolor=GREEN, linewidth=2.2)
-    words(ax, "The bias of query (1, 2)", "the green part, turned by half: key = query − offset")
-    ax = fig.add_subplot(spec[0, 2])
+    tiles(axes[0], table.table[0], SIGNED, 2.6, (6, 6))
+    outline(axes[0], (1, 2), (7, 7), GREEN)
+    below = "query − key, the zero offset outlined;\ngreen: what the query (1, 2) reads"
+    words(axes[0], "The table: 13 × 13 offsets", below)
+    tiles(axes[1], row_of(table(window)[0], window, (1, 2)), SIGNED, 2.6, (1, 2))
+    outline(axes[1], (0, 0), (7, 7), GREEN)
+    words(axes[1], "The bias of query (1, 2)", "the green part, turned by half a turn:\nkey = query − offset")
     time = RelativeTable(Grid(4), heads=1)
     with torch.no_grad():
         time.table.copy_(torch.arange(7.0)[None])
-        tiles(ax, time(Grid(4))[0], ROWS, (0, 6), numbers=".0f", size=11)
-    words(ax, "In time: Grid(4)", "which of 7 entries a pair reads;\nquery ↓, key →; 3 is the same frame")
+    tiles(axes[2], time(Grid(4))[0], ROWS, (0, 6), numbers=".0f", size=11)
+    words(axes[2], "In time: Grid(4)", "which of 7 entries a pair reads: query ↓,\nkey →; entry 3 is the same frame")
     video = RelativeTable(CLIP, heads=1, init_std=0.0)
     t, y, x = torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-9.0, 10), torch.arange(-9.0, 10), indexing="ij")
     with torch.no_grad():
         video.table.copy_((2 * torch.exp(-((y - t) ** 2 + (x - 2 * t) ** 2) / 4 - (t - 1) ** 2 / 6))[None])
     values = row_of(video(CLIP)[0], CLIP, CLIP_QUERY)
-    below = "one table over time, row and column: this one follows something that moves right"
-    frames(fig, spec[1, :], values, RISING, "In a clip: Grid(4, 10, 10)", below, span=(0.0, 2.0))
+    title = "In a clip: Grid(4, 10, 10), one table over time, row and column"
+    below = "as it might be learned: it follows what moves down and to the right"
+    frames(fig, lower, values, RISING, (0.0, 2.0), title, below, CLIP_QUERY)
     return fig
 
 
@@ -313,70 +252,70 @@ def alibi() -> Figure:
         tiles(ax, values, SIGNED, 1.1, QUERY)
         words(ax, distance.capitalize(), "on an image, head 1")
     causal = ALiBi(8)(Grid(14))[0].masked_fill(~Causal().allowed(Grid(14))[0, 0], torch.nan)
-    tiles(axes[3], torch.nan_to_num(causal, nan=0.0).where(~causal.isnan(), torch.tensor(torch.nan)), SIGNED, 7.0)
+    tiles(axes[3], causal, SIGNED, 7.0)
     words(axes[3], "As published", "with Causal: query ↓, key →")
     return fig
 
 
 @picture
 def mirror() -> Figure:
-    fig = card(2.6)
+    fig = card(2.85)
     axes = fig.subplots(1, 4)
-    centre = (6, 6)
-    square = Grid(13, 13)
-    pairs = (("ALiBi", ALiBi(4, distance="euclidean")(square)[1], 0.6), ("RelativeTable", learned_table()(square)[0], 2.6))
-    for number, (name, matrix, span) in enumerate(pairs):
+    square, centre = Grid(13, 13), (6, 6)
+    table, alibi = learned_table()(square)[0], ALiBi(4, distance="euclidean")(square)[1]
+    for place, name, matrix, span in ((0, "ALiBi", alibi, 0.6), (2, "RelativeTable", table, 2.6)):
         values = row_of(matrix, square, centre)
-        for ax, one, what in ((axes[2 * number], values, name), (axes[2 * number + 1], values.flip(1), "… in a mirror")):
-            tiles(ax, one, SIGNED, span, centre)
-            same = torch.equal(values, values.flip(1))
-            words(ax, what, ("the same: it cannot tell left from right" if same else "another: it can") if one is not values else "")
+        said = "the same: it cannot tell left from right" if torch.equal(values, values.flip(1)) else "another: it can"
+        tiles(axes[place], values, SIGNED, span, centre)
+        words(axes[place], name, "the bias of the centre")
+        tiles(axes[place + 1], values.flip(1), SIGNED, span, centre)
+        words(axes[place + 1], "… in a mirror", said)
     return fig
 
 
 @picture
 def rotary() -> Figure:
-    fig = card(4.6)
-    spec = fig.add_gridspec(2, 3, width_ratios=(1.3, 1.3, 1), height_ratios=(1, 0.85))
-    ax = fig.add_subplot(spec[0, 0])
+    fig = card(5.6)
+    upper, lower = fig.add_gridspec(2, 1, height_ratios=(1, 1.05))
+    axes = fig.add_subfigure(upper, facecolor="none").subplots(1, 3, width_ratios=(1.3, 1.3, 1))
     offsets = torch.arange(-24, 25)
-    for i, colour in ((0, ORANGE), (2, GREEN), (4, BLUE), (6, INK)):
-        ax.plot(offsets, torch.cos(offsets * 10000.0 ** (-i / 16)).numpy(), color=colour, linewidth=1.6)
-    lines(ax, (-1, 0, 1))
-    words(ax, "Pairs 0, 2, 4 and 6 of 16", "cosine of the angle between q and k, by key − query")
-    ax = fig.add_subplot(spec[0, 1])
+    for i, colour in ((0, "#e6a36a"), (2, GREEN), (4, BLUE), (6, INK)):
+        fine = torch.arange(-24, 24.05, 0.1)
+        axes[0].plot(fine, torch.cos(fine * 10000.0 ** (-i / 16)).numpy(), color=colour, linewidth=1.6)
+    lines(axes[0], (-1, 0, 1))
+    words(axes[0], "Pairs 0, 2, 4 and 6 of 16", "cosine of the angle between q and k, by key − query")
     for base, colour in ((10000.0, BLUE), (100.0, ORANGE)):
-        values = turned(Rotary(32, base=base), Grid(49))[24]
-        ax.plot(offsets, values.numpy(), color=colour, linewidth=2)
-    lines(ax, (0, 0.5, 1))
-    words(ax, "The mean over pairs", "blue: base 10000; orange: base 100, for small grids")
-    ax = fig.add_subplot(spec[0, 2])
-    tiles(ax, row_of(turned(Rotary(32, axes=2, base=100.0), IMAGE), IMAGE, QUERY), SIGNED, 1.0, QUERY)
-    words(ax, "On an image", "axial: half of the pairs per axis")
+        axes[1].plot(offsets, turned(Rotary(32, base=base), Grid(49))[24].numpy(), color=colour, linewidth=2)
+    lines(axes[1], (0, 0.5, 1))
+    words(axes[1], "The mean over pairs", "blue: base 10000; orange: base 100, for small grids")
+    tiles(axes[2], row_of(turned(Rotary(32, axes=2, base=100.0), IMAGE), IMAGE, QUERY), RISING, (0.0, 1.0), QUERY)
+    words(axes[2], "On an image", "axial: half of the pairs per axis")
     values = row_of(turned(Rotary(36, axes=3, base=100.0), CLIP), CLIP, CLIP_QUERY)
-    frames(fig, spec[1, :], values, SIGNED, "On a clip", "pairs shared out to time, row and column", span=(-1.0, 1.0))
+    below = "the mean over pairs, which time, row and column share"
+    frames(fig, lower, values, RISING, (0.3, 1.0), "On a clip: one cell of frame 1", below, CLIP_QUERY)
     return fig
 
 
 @picture
 def gated() -> Figure:
-    fig = card(4.5)
-    spec = fig.add_gridspec(1, 2, width_ratios=(1, 1.25))
-    heads = spec[0].subgridspec(3, 3, wspace=0.02, hspace=0.02)
-    gate, grid, query = GatedPosition(9), Grid(9, 9), (4, 4)
+    fig = card(4.75)
+    left, right = fig.subplots(1, 2)
+    gate, grid, centre = GatedPosition(9), Grid(9, 9), (4, 4)
+    nine = torch.full((29, 29), torch.nan)
     for head in range(9):
-        ax = fig.add_subplot(heads[head % 3, head // 3])  # the row offset changes fastest
-        tiles(ax, row_of(mapped(gate, grid, head), grid, query), RISING, (0.0, 0.32), query)
-        words(ax, "Nine heads at the start: a 3 × 3 convolution" if head == 0 else "", "")
-    halves = spec[1].subgridspec(2, 2, width_ratios=(0.12, 1), height_ratios=(0.12, 1), wspace=0.02, hspace=0.02)
+        row, column = 10 * (head % 3), 10 * (head // 3)  # the offset along rows changes fastest
+        nine[row : row + 9, column : column + 9] = row_of(mapped(gate, grid, head), grid, centre)
+    tiles(left, nine, RISING, (0.0, 0.32))
+    for head in range(9):
+        outline(left, (10 * (head % 3) + 4, 10 * (head // 3) + 4))
+    words(left, "Nine heads at the start", "each looks at a neighbour of the query: a 3 × 3 convolution")
     rows, columns = (torch.softmax(one[8, 4], -1) for one in gate.values(grid, grid).logits)
-    top, side, both = (fig.add_subplot(halves[place]) for place in ((0, 1), (1, 0), (1, 1)))
-    tiles(top, columns[None], RISING, (0.0, 0.7))
-    words(top, "One softmax per axis, multiplied", "")
-    tiles(side, rows[:, None], RISING, (0.0, 0.7))
-    tiles(both, rows[:, None] * columns[None], RISING, (0.0, 0.32), query, numbers=".2f", size=7.5)
-    assert torch.allclose(rows[:, None] * columns[None], row_of(mapped(gate, grid, 8), grid, query), atol=1e-6)
-    words(both, "", "the map of head 8: no N × N tensor is ever formed")
+    both = torch.full((11, 11), torch.nan)
+    both[2:, 2:] = row_of(mapped(gate, grid, 8), grid, centre)
+    both[2:, 0], both[0, 2:] = rows, columns
+    assert torch.allclose(rows[:, None] * columns, both[2:, 2:], atol=1e-6)
+    tiles(right, both, RISING, (0.0, 0.6), (6, 6), numbers=".2f", size=7)
+    words(right, "Head 8 is a product", "one softmax over rows × one over columns: no N × N map is formed")
     return fig
 
 
@@ -391,12 +330,12 @@ def partition(grid: Grid, mask: Mask) -> Tensor:
 
 @picture
 def windows() -> Figure:
-    fig = card(3.15)
+    fig = card(3.2)
     axes = fig.subplots(1, 4)
     for ax, grid, mask, title, below in (
         (axes[0], IMAGE, Windows((7, 7)), "Windows((7, 7))", "Grid(14, 14): four cells"),
         (axes[1], IMAGE, Windows((7, 7), (3, 3)), "shift=(3, 3)", "nine cells: no roll, no −100 mask"),
-        (axes[2], Grid(10, 13), Windows((4, 4), (2, 2)), "Any grid", "Grid(10, 13), (4, 4) shifted by (2, 2):\nborder cells are smaller"),
+        (axes[2], Grid(10, 13), Windows((4, 4), (2, 2)), "Any grid", "Grid(10, 13), 4 × 4:\nborder cells are smaller"),
     ):  # fmt: skip
         tiles(ax, partition(grid, mask), TILES, (0, 8))
         words(ax, title, below)
@@ -407,7 +346,7 @@ def windows() -> Figure:
 
 @picture
 def aim() -> Figure:
-    fig = card(3.9)
+    fig = card(4.7)
     spec = fig.add_gridspec(2, 1)
     grid, query = Grid(6, 8, 8), (2, 4, 2)
     for place, mask, below in (
@@ -415,13 +354,13 @@ def aim() -> Figure:
         (1, Windows((6, 1, 1)), "temporal: its own place in every frame"),
     ):
         size = ", ".join(map(str, mask.size))
-        frames(fig, spec[place], seen(mask, grid, query), SEEN, f"Windows(({size}))", below, query=query, span=(0.0, 1.0))
+        frames(fig, spec[place], seen(mask, grid, query), SEEN, (0.0, 1.0), f"Windows(({size}))", below, query)
     return fig
 
 
 @picture
 def masks() -> Figure:
-    fig = card(2.5)
+    fig = card(2.8)
     axes = fig.subplots(1, 5)
     grid = Grid(9, prefix=1)
     ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])

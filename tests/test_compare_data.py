@@ -298,7 +298,7 @@ def test_names_are_shown_escaped() -> None:
 
 
 def test_array_examples() -> None:
-    x = numbers(4, 2, 3)
+    x = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     examples = ArrayExamples(x, np.array([1, 0, 1, 2], np.int32))
     assert examples.labels.dtype == np.int64
     assert examples.shape == (2, 3)

@@ -110,7 +110,7 @@ def test_export(name, mask, strict):
     model = Mixer(scheme.make()).eval()
     x = torch.randn(2, scheme.grid.tokens, 16, dtype=torch.float64)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x, scheme.grid, mask), dynamic_shapes=({0: batch}, None, None), strict=strict)
+    program = torch.export.export(model, (x, scheme.grid, mask), dynamic_shapes=({0: batch}, [], None if mask is None else []), strict=strict)
     same(program.module()(x, scheme.grid, mask), model(x, scheme.grid, mask))
     more = torch.randn(5, scheme.grid.tokens, 16, dtype=torch.float64)
     same(program.module()(more, scheme.grid, mask), model(more, scheme.grid, mask))

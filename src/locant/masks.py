@@ -338,7 +338,6 @@ class Cell:
     keys: tuple[int, int]
 
 
-@lru_cache(maxsize=256)
 def cells(windows: tuple[Windows, ...], axis: int, grid: Grid, key_grid: Grid) -> tuple[Cell, ...]:
     """The cells on one axis that hold a query, in order; without windows there is one."""
     keys = _runs(windows, axis, key_grid)
@@ -356,10 +355,11 @@ def _runs(windows: tuple[Windows, ...], axis: int, grid: Grid) -> dict[tuple[int
 
 def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
     """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
-    return _reach(grid, key_grid, Structure.of(mask).windows)
+    windows = Structure.of(mask).windows
+    compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
+    return _reach(grid, key_grid, windows) if compiling else _remembered(grid, key_grid, windows)
 
 
-@lru_cache(maxsize=256)
 def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
     found = []
     for axis in range(grid.axes):
@@ -370,6 +370,9 @@ def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[in
             furthest = max(furthest, abs(q[-1] - k[0]), abs(k[-1] - q[0])) if q and k else furthest
         found.append(furthest)
     return tuple(found)
+
+
+_remembered = lru_cache(maxsize=256)(_reach)
 
 
 def _by_token(what: str, name: str, value: Tensor, grid: Grid, fill: int) -> tuple[Tensor, bool]:

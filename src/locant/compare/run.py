@@ -100,7 +100,9 @@ def run(
             return Result(json.loads((folder / "results.json").read_text()), folder)
         results = _assemble(tasks, schemes, chosen, trials, folder, shown)
     results["measured"]["seconds"] = time.monotonic() - started
-    checkpoint.write_bytes(folder / "results.json", json.dumps(results, indent=1).encode())
+    written = json.dumps(results, indent=1)
+    checkpoint.write_bytes(folder / "results.json", written.encode())
+    results = json.loads(written)  # what is returned is what was written
     report.write(results, folder / "report.html")
     world.wait()
     return Result(results, folder)

@@ -31,6 +31,11 @@ class Recipe:
     size: int | None = None
     frames: int | None = None
 
+    @staticmethod
+    def of(values: dict[str, Any]) -> Recipe:
+        """Read back from JSON, which knows no tuples."""
+        return Recipe(**{**values, "lr": tuple(values["lr"])})
+
 
 DEFAULTS = {
     "images": Recipe(epochs=30, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
@@ -73,8 +78,7 @@ class Settings:
         """What `flags` gave, read back from JSON."""
         values: dict[str, Any]
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
-        recipes = {kind: {**flags[kind], "lr": tuple(flags[kind]["lr"])} for kind in KINDS if kind in flags}
-        return Settings(**values, recipes={kind: Recipe(**recipe) for kind, recipe in recipes.items()})
+        return Settings(**values, recipes={kind: Recipe.of(flags[kind]) for kind in KINDS if kind in flags})
 
 
 def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:

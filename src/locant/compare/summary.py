@@ -71,7 +71,7 @@ def load(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
 
 
 def _rebuilt(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
-    kind, recipe, item = about["job"]["kind"], Recipe(**about["recipe"]), tuple(about["item"])
+    kind, recipe, item = about["job"]["kind"], Recipe.of(about["recipe"]), tuple(about["item"])
     (scheme,) = find(kind, (about["job"]["scheme"],))
     patch = patch_of(kind, item, recipe)
     model = Classifier(scheme, item, patch, len(about["classes"]), recipe.dim, recipe.depth, recipe.heads)

@@ -178,12 +178,12 @@ class _Group:
 
     @property
     def count(self) -> int:
-        return math.prod(len(line) for line in self.axes)
+        return math.prod([len(line) for line in self.axes])
 
     @property
     def scores(self) -> int:
-        queries = math.prod(line[0].queries[1] - line[0].queries[0] for line in self.axes)
-        keys = math.prod(line[0].keys[1] - line[0].keys[0] for line in self.axes)
+        queries = math.prod([line[0].queries[1] - line[0].queries[0] for line in self.axes])
+        keys = math.prod([line[0].keys[1] - line[0].keys[0] for line in self.axes])
         return queries * (keys + self.prefix)
 
     def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tokens, Tokens]:
@@ -223,9 +223,13 @@ def _flat(lines: list[list[tuple[int, int]]], grid: Grid, device: torch.device) 
     return total.flatten(axes).flatten(0, axes - 1)
 
 
-@lru_cache(maxsize=256)
 def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     """Cells gathered by shape, and by where their keys lie from their queries: at most three kinds per axis."""
+    compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
+    return _gathered(windows, grid, key_grid) if compiling else _remembered(windows, grid, key_grid)
+
+
+def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     kinds: list[list[tuple[Cell, ...]]] = []
     for axis in range(grid.axes):
         queries, keys, found = grid.along(axis), key_grid.along(axis), {}
@@ -236,3 +240,6 @@ def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_
         kinds.append([tuple(line) for line in found.values()])
     groups: list[_Group | _PrefixGroup] = [_Group(axes, key_grid.prefix) for axes in itertools.product(*kinds)]
     return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens)] if grid.prefix else []))
+
+
+_remembered = lru_cache(maxsize=256)(_gathered)
