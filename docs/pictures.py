@@ -118,7 +118,7 @@ def schemes() -> Figure:
 def learned() -> Figure:
     fig = card(1.95)
     spec = fig.add_gridspec(1, 3, width_ratios=(1, 3.7, 3.7))
-    shown = ((Grid(6, 6), None, "36 rows: one per cell"),
+    shown = ((Grid(6, 6), None, "36 rows"),
              (Grid(4, 6, 6), (1, 2), "36 rows: every frame reads the same ones"),
              (Grid(4, 6, 6), (0,), "4 rows: one per frame"))  # fmt: skip
     for place, (grid, axis, below) in zip(spec, shown, strict=True):

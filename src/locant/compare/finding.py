@@ -37,7 +37,7 @@ def of_task(task: dict[str, Any]) -> list[str]:
         said.append(f"Shown to be below {labels[best]}: {_list([labels[n] for n in beaten])}.")
     said += _against_none(task, labels)
     said += _beyond(task, labels)
-    blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none" and s.get("mirror")]
+    blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
         said.append(f"{_list(blind)} is mirror-blind: to it, left is right and before is after.")
     wide = [
