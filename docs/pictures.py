@@ -350,8 +350,8 @@ def aim() -> Figure:
     spec = fig.add_gridspec(2, 1)
     grid, query = Grid(6, 8, 8), (2, 4, 2)
     for place, mask, below in (
-        (0, Windows((1, 4, 4)), "spatial: the window of its own frame"),
-        (1, Windows((6, 1, 1)), "temporal: its own place in every frame"),
+        (0, Windows((6, 1, 1)), "temporal: its own place in every frame"),
+        (1, Windows((1, 4, 4)), "spatial: the window of its own frame"),
     ):
         size = ", ".join(map(str, mask.size))
         frames(fig, spec[place], seen(mask, grid, query), SEEN, (0.0, 1.0), f"Windows(({size}))", below, query)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import truth
 from laws import gradients, law, same
-from schemes import HEADS, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
+from schemes import HEADS, LINE, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
 from torch import Tensor
 
 from locant.attend import attention, weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Segments
 from locant.positions.gate import GatedPosition
+from locant.positions.rotary import Rotary
 
 SMALL = {1: (6,), 2: (3, 4), 3: (2, 3, 2)}
 
@@ -106,6 +108,66 @@ def masks_are_their_definition(mask: str, kernel: str) -> None:
         if made is not None:
             found = made.allowed(grid).expand(2, HEADS, -1, -1)
             assert torch.equal(found, truth.allowed(made, grid, grid, 2, HEADS)), f"{mask} on {grid}"
+
+
+@law(LINE)
+def rotation_by_hand(grid: Grid, kernel: str) -> None:
+    """One pair, one step: (1, 0) goes to (cos 1, sin 1), against the clock, for queries and keys alike."""
+    x = torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64)
+    golden = torch.tensor([math.cos(1), math.sin(1)], dtype=torch.float64)
+    same(Rotary(2)(x, Grid(1, origin=(1,))).flatten(), golden, "a turned pair")
+
+
+@law(*(s for s in SCHEMES if s.name in ("rotary-3d", "table-3d", "gate-3d", "rotary-1d", "table+alibi+rotary")))
+def moved_queries_are_elsewhere(scheme: Scheme, kernel: str) -> None:
+    """The grid's origin and stride count: keys at other places give another output, and the slow truth the same."""
+    small = Grid(*SMALL[scheme.grid.axes])
+    position = scheme.make()
+    far = Grid(*small.shape, origin=(1,) * small.axes)
+    if "table" in scheme.name:
+        far = Grid(*small.shape[:-1], small.shape[-1] - 1, origin=(0,) * (small.axes - 1) + (1,))
+    q, k, v = heads(small, far)
+    golden, _ = truth.attention(q, k, v, grid=small, key_grid=far, position=position)
+    same(attention(q, k, v, grid=small, key_grid=far, position=position, kernel=kernel), golden)
+
+
+@law(Grid(3, 3), Grid(2, 2, 2))
+def a_square_gate_keeps_its_axes(grid: Grid, kernel: str) -> None:
+    """On equal sides swapped axes fit, and only the values tell."""
+    gate = Scheme("", grid, lambda: GatedPosition(HEADS, axes=grid.axes)).make()
+    q, k, v = heads(grid)
+    golden, _ = truth.attention(q, k, v, grid=grid, position=gate)
+    same(attention(q, k, v, grid=grid, position=gate, kernel=kernel), golden)
+
+
+@law(1, 2, 4)
+def key_heads_serve_neighbouring_queries(kv_heads: int, kernel: str) -> None:
+    """Grouped queries: heads 0 and 1 share the first key head of two, 2 and 3 the second."""
+    grid, draw = Grid(5), torch.Generator().manual_seed(9)
+    q, k, v = (torch.randn(1, n, 5, 4, generator=draw, dtype=torch.float64) for n in (4, kv_heads, kv_heads))
+    golden, _ = truth.attention(q, k, v, grid=grid)
+    same(attention(q, k, v, grid=grid, kernel=kernel), golden)
+
+
+@law("padding", "pairs")
+def senses_agree(kind: str, kernel: str) -> None:
+    """Every published way to write one mask gives one mask."""
+    lengths = torch.tensor([5, 2])
+    kept = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    blocked = (~kept).double()
+    if kind == "padding":
+        found = [
+            Padding.from_lengths(lengths, 5), Padding.from_key_padding_mask(~kept), Padding.from_attention_mask(kept.int()),
+            Padding.from_additive(blocked[:, None, None] * -10000.0),
+        ]  # fmt: skip
+        assert all(torch.equal(mask.valid, kept) for mask in found)
+    else:
+        rows = kept[:, None]
+        found = [
+            Pairs.from_kept(rows.int()), Pairs.from_blocked(~rows), Pairs.from_additive(blocked[:, None] * -1e9),
+            Pairs.from_window_mask(blocked[:, None] * -100.0, batch=1), Pairs.from_lengths(lengths[:, None], 5),
+        ]  # fmt: skip
+        assert all(torch.equal(mask.allowed_pairs, rows) for mask in found)
 
 
 def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype | None = None) -> list[Tensor]:

@@ -123,7 +123,9 @@ def test_half_precision_is_rounded_once(dtype, method):
     assert ((found - golden).abs() <= golden.abs() * torch.finfo(dtype).eps / 2 + 1e-6).all()
 
 
-@pytest.mark.parametrize(("new", "method"), [((7, 5), "linear"), ((1, 9), "linear"), ((7, 5), "bicubic")])
+@pytest.mark.parametrize(
+    ("new", "method"), [((7, 5), "linear"), ((1, 9), "linear"), ((7, 5), "bicubic"), ((7, 1), "clip")]
+)
 def test_gradients(new, method):
     table = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: resize_table(t, new, method), (table,))
@@ -136,14 +138,23 @@ def test_only_what_requires_grad_gets_a_graph():
     assert resize_table(torch.randn(1, 3, requires_grad=True), (5,)).requires_grad
 
 
+def test_clip_keeps_each_offset_and_repeats_the_edge():
+    """Read at an offset, the new table says what the old one says at the offset clipped to its reach."""
+    table = torch.randn(2, 5, 3, dtype=torch.float64)
+    wide = resize_table(table, (9, 1), "clip")
+    for dy in range(-4, 5):
+        assert torch.equal(wide[:, 4 + dy, 0], table[:, 2 + max(-2, min(2, dy)), 1])
+    assert torch.equal(resize_table(wide, (5, 1), "clip"), table[:, :, 1:2])
+
+
 @pytest.mark.parametrize("sizes", [(3,), (3, 3, 3)])
 def test_bicubic_refuses_other_than_two_axes(sizes):
-    with pytest.raises(ValueError, match=rf"'bicubic' needs 2 axes; got {len(sizes)}.*these work: 'linear'"):
+    with pytest.raises(ValueError, match=rf"'bicubic' needs 2 axes; got {len(sizes)}.*these work: 'linear', 'clip'"):
         resize_table(torch.zeros(1, *sizes), tuple(n + 2 for n in sizes), "bicubic")
 
 
 def test_unknown_methods_are_told_the_known_ones():
-    with pytest.raises(ValueError, match=r"'linear', 'bicubic'; got 'nearest'.*Use"):
+    with pytest.raises(ValueError, match=r"'linear', 'clip', 'bicubic'; got 'nearest'.*Use"):
         resize_embedding(torch.zeros(4, 1), (4,), (8,), "nearest")
 
 

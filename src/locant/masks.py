@@ -421,6 +421,10 @@ def _register(kind: type[Mask], names: tuple[str, ...]) -> None:
     def flatten(mask: Any) -> tuple[list[Any], Any]:
         return [getattr(mask, n) for n in names], getattr(mask, "_literal", None)
 
+    def with_keys(mask: Any) -> tuple[list[Any], Any]:
+        children, literal = flatten(mask)
+        return [(_pytree.GetAttrKey(n), child) for n, child in zip(names, children, strict=True)], literal
+
     def unflatten(children: Any, literal: Any) -> Any:
         mask = object.__new__(kind)
         for name, child in zip(names, children, strict=True):
@@ -429,7 +433,8 @@ def _register(kind: type[Mask], names: tuple[str, ...]) -> None:
             mask._literal = literal
         return mask
 
-    _pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=f"locant.masks.{kind.__name__}")
+    name = f"locant.masks.{kind.__name__}"
+    _pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name, flatten_with_keys_fn=with_keys)
 
 
 _pytree.register_constant(Causal)

@@ -4,6 +4,8 @@
     "linear"    1-3     x[t], t = i (n - 1) / (n' - 1), linear between neighbours, one axis after the other:
                         end points fall on end points, so the centre of an offset table stays its centre and
                         a table that is linear in the offset stays linear
+    "clip"      1-3     x at the same distance from the centre, and beyond the old reach the edge: the same pixels on a
+                        larger canvas, where "linear" would stretch them (Shaw et al., arXiv 1803.02155, eq. 4)
     "bicubic"   2       torch's bicubic interpolation without aligned corners or antialiasing: what Swin's
                         published loader does to bias tables, and DeiT, MAE and transformers' ViT to positions
 
@@ -34,7 +36,7 @@ def resize_table(
     Args:
         table: one value per head and offset, odd sizes.
         sizes: the new sizes, odd as well, one per axis of the table.
-        method: "linear" or "bicubic".
+        method: "linear", "clip" or "bicubic".
 
     Raises:
         ValueError: for sizes that are not odd, or not one per axis; for a method that is unknown or does not work
@@ -58,7 +60,7 @@ def resize_embedding(
         rows: one vector per cell of `old_shape`.
         old_shape: sizes of the grid that the rows belong to.
         new_shape: sizes of the grid that they are wanted for, as many.
-        method: "linear" or "bicubic".
+        method: "linear", "clip" or "bicubic".
 
     Raises:
         ValueError: if the rows do not fill `old_shape`, if the number of axes changes, if a size is below 1; for a
@@ -109,11 +111,20 @@ def _linear(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) ->
     return values
 
 
+def _clip(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
+    for axis, size in enumerate(sizes, start=1):
+        old = values.shape[axis]
+        i = torch.arange(size, device=values.device) + (old - size) // 2
+        values = values.index_select(axis, i.clamp(0, old - 1))
+    return values
+
+
 def _bicubic(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
     return F.interpolate(values[None], size=sizes, mode="bicubic", align_corners=False)[0]
 
 
 METHODS: dict[str, tuple[Callable[[Tensor, tuple[int, ...]], Tensor], tuple[int, ...]]] = {
     "linear": (_linear, (1, 2, 3)),
+    "clip": (_clip, (1, 2, 3)),
     "bicubic": (_bicubic, (2,)),
 }

@@ -125,7 +125,7 @@ def clips(size: int | tuple[int, ...] | None = None, frames: int | None = None) 
         )
     scans = _scans()
     parts = {name: _motion(*scans[name], cells, frames, 0, _generator("clips", name)) for name in NAMES}
-    longer, wider = frames + 2, cells + 2
+    longer, wider = frames + 2, cells + 1
     shifts = (
         Shift(
             "longer clips",

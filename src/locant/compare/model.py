@@ -121,7 +121,8 @@ class Classifier(nn.Module):
         return sum(p.numel() for position in self.positions() for p in position.parameters())
 
     def moved_to(self, item: tuple[int, ...]) -> tuple[Classifier, str]:
-        """A copy that takes examples of another size, and how it does so."""
+        """A copy that takes larger examples of the same scale, and how it does so: tables keep what they know of each
+        offset and repeat their edge beyond it, learned embeddings are stretched."""
         grid = grid_of(item, self.patch)
         moved, how = copy.deepcopy(self), "its own reach"
         if grid.shape == self.grid.shape:
@@ -129,8 +130,9 @@ class Classifier(nn.Module):
         for modules in (moved.tokens, *(layer.positions for layer in moved.inside())):
             for index, position in enumerate(modules):
                 if isinstance(position, (Learned, RelativeTable)):
-                    modules[index] = position.resized(_stretched(position.grid, self.grid, grid))
-                    how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized (linear)"
+                    method = "clip" if isinstance(position, RelativeTable) else "linear"
+                    modules[index] = position.resized(_stretched(position.grid, self.grid, grid), method=method)
+                    how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized ({method})"
         moved.grid = grid
         return moved, how
 

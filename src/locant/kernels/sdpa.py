@@ -111,9 +111,11 @@ def _native_causal(problem: Problem) -> bool:
 
 def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
     """Cell by cell: gather a group of equal cells as a batch, attend, put the rows back in order."""
-    outs, order = [], []
+    outs, order, device = [], [], inputs.q.device
+    every_query, every_key = problem.grid.select(device=device), problem.key_grid.select(device=device)
     for group in _groups(problem.mask.windows, problem.grid, problem.key_grid):
-        queries, keys = group.tokens(problem.grid, problem.key_grid, inputs.q.device)
+        at, key_at = group.tokens(problem.grid, problem.key_grid, device)
+        queries, keys = _chosen(every_query, at), _chosen(every_key, key_at)
         q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
         extra = _extra(inputs, queries, keys)
         if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
@@ -186,11 +188,12 @@ class _Group:
         keys = math.prod([line[0].keys[1] - line[0].keys[0] for line in self.axes])
         return queries * (keys + self.prefix)
 
-    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tokens, Tokens]:
+    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Token numbers of the queries and of the keys, `[cells, count]` each."""
         queries = _flat([[c.queries for c in line] for line in self.axes], grid, device)
         keys = _flat([[c.keys for c in line] for line in self.axes], key_grid, device)
         prefix = torch.arange(key_grid.prefix, device=device).expand(len(keys), -1)
-        return grid.select(queries), key_grid.select(torch.cat([prefix, keys], dim=1))
+        return queries, torch.cat([prefix, keys], dim=1)
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,12 @@ class _PrefixGroup:
     def scores(self) -> int:
         return self.queries * self.keys
 
-    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tokens, Tokens]:
-        return grid.select(torch.arange(grid.prefix, device=device)[None]), key_grid.select(device=device)
+    def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        return torch.arange(grid.prefix, device=device)[None], torch.arange(key_grid.tokens, device=device)[None]
+
+
+def _chosen(whole: Tokens, index: Tensor) -> Tokens:
+    return Tokens(index, whole.coordinates[0, index], whole.placed[0, index])
 
 
 def _flat(lines: list[list[tuple[int, int]]], grid: Grid, device: torch.device) -> Tensor:
