@@ -15,7 +15,7 @@ from torch import Tensor
 
 from locant.attend import attention, weights
 from locant.grid import Grid
-from locant.masks import Causal, Mask, Padding, Pairs, Segments
+from locant.masks import Causal, Mask, Padding, Pairs, Segments, Windows
 from locant.positions.gate import GatedPosition
 from locant.positions.rotary import Rotary
 
@@ -42,6 +42,7 @@ MASKS: dict[str, Callable[[Grid], Mask | None]] = {
     "two-windows": lambda grid: RAGGED[grid.axes] & WHOLE[grid.axes],
     "samples": every_sample,
     "pairs": lambda grid: Pairs(draw(2, HEADS, grid.tokens, grid.tokens) > 0),
+    "cells+samples": lambda grid: every_sample(grid) & Windows((2,) * grid.axes),
     "shifted+samples": lambda grid: every_sample(grid) & RAGGED[grid.axes],
     "shifted+causal": lambda grid: RAGGED[grid.axes] & Causal(),
 }
@@ -61,7 +62,7 @@ class Case:
 CASES = tuple(Case(s, m) for s, m in itertools.product(SCHEMES, MASKS))
 # every mask with one scheme, every scheme with two masks: the slow truth takes its time
 SLOW = tuple(
-    c for c in CASES if c.scheme.name in ("table-2d-prefix", "gate-2d") or c.mask in ("shifted+causal", "samples")
+    c for c in CASES if c.scheme.name in ("table-2d-prefix", "gate-2d") or c.mask in ("shifted+causal", "cells+samples")
 )
 
 

@@ -13,8 +13,9 @@ from mutants import MUTANTS, alive
 
 def broken(law: str) -> bool:
     """Whether the law fails for any of its cases, under any kernel. Only its own complaint counts."""
+    law, _, word = law.partition("/")
     check, cases = LAWS[law]
-    for case in cases:
+    for case in (case for case in cases if word in str(case)):
         for kernel in KERNELS:
             try:
                 check(case, kernel)
@@ -40,7 +41,7 @@ def test_the_library_is_whole_again():
 def test_every_law_is_needed():
     """No mutant has the name of another, and every law named is a law."""
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
-    assert {m.law for m in MUTANTS} <= set(LAWS)
+    assert {m.law.partition("/")[0] for m in MUTANTS} <= set(LAWS)
 
 
 def table() -> None:

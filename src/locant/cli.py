@@ -61,7 +61,7 @@ Size = Annotated[int | None, _option(MODEL, "Side that pictures are brought to."
 Patch = Annotated[int | None, _option(MODEL, "Side of a patch, which becomes one token.", metavar="N")]
 Frames = Annotated[int | None, _option(MODEL, "Frames of a clip.", metavar="N")]
 Device = Annotated[str | None, _option(RUN, "cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Threads = Annotated[int | None, _option(RUN, "Threads of a process.", metavar="N")]
+Threads = Annotated[int | None, _option(RUN, "Trials side by side on a CPU, one thread each; default all cores.", metavar="N")]
 Out = Annotated[Path | None, _option(RUN, "Folder for results, models and report.html.", metavar="FOLDER")]
 Resume = Annotated[bool, _option(RUN, "Go on from the last step saved in --out.", "--resume")]
 Quick = Annotated[bool, _option(RUN, "A first look: one seed, few schemes, no ranking.", "--quick")]

@@ -19,7 +19,10 @@ KINDS = ("images", "clips", "sequences")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one task's models are built and trained: the same for every scheme."""
+    """How one task's models are built and trained: the same for every scheme.
+
+    `patch` None cuts a picture into about sixteen; `size` and `frames` None leave them to the task.
+    """
 
     epochs: int
     lr: tuple[float, ...]
@@ -98,7 +101,8 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     recipes = {}
     for kind in tasks or KINDS:
         own = {name: value for name, value in tables.get(kind, {}).items() if name not in flags}
-        recipes[kind] = _recipe(base[kind], {**common, **own})
+        start = base[kind] if said.get("data") is None else replace(base[kind], patch=None)
+        recipes[kind] = _recipe(start, {**common, **own})
     positions = said.pop("positions", None)
     return Settings(
         task=tasks,

@@ -56,8 +56,7 @@ class Pool:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.process.kill()
-            worker.process.wait()
+            worker.end()
 
 
 class _Worker:
@@ -69,13 +68,20 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env={**os.environ, **threads}, start_new_session=True,
         )  # fmt: skip
-        Thread(target=self._listen, args=(heard,), daemon=True).start()
+        self.listener = Thread(target=self._listen, args=(heard,), daemon=True)
+        self.listener.start()
         self.send(start)
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # its death is heard by the listener
             print(json.dumps(message), file=self.process.stdin, flush=True)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.listener.join()
+        self.process.communicate()  # closes its pipes
+        self.errors.close()
 
     def died(self) -> RuntimeError:
         self.process.wait()
