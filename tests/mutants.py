@@ -1,0 +1,156 @@
+"""Mutants: one small mistake each, made in the library's own source, and the law that must notice it.
+
+A mutant names a function, a piece of its source and what stands there instead. `alive` builds the changed function
+and puts it in the place of the real one, wherever that was imported, for as long as the block lasts.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import contextlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from locant import attend, forms, grid, masks, problem
+from locant.kernels import reference, sdpa
+from locant.positions import gate, rotary, slopes, table
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    owner: Any  # a module or class
+    function: str
+    old: str
+    new: str
+    law: str  # of laws.LAWS; after a slash, a word in the names of the cases that are tried
+
+    def __str__(self) -> str:
+        return f"{self.name} | {self.law}"
+
+
+TRUTH = "attention_is_its_definition"
+MASKS = "masks_are_their_definition"
+ALONE = "a_cell_attends_as_if_alone"
+MOVED = "moving_every_token_changes_nothing"
+CACHE = "one_query_against_a_cache_is_the_last_row"
+POOLED = "pooled_keys_lie_at_every_second_or_third_place"
+AT, MAKE = forms.OffsetValues, attend._Request
+
+MUTANTS = (
+    # offsets and tables
+    Mutant("axes swapped in the table", AT, "at", "enumerate(sizes)", "reversed(list(enumerate(sizes)))", f"{TRUTH}/table-2d"),
+    Mutant("key - query", AT, "at", "queries.coordinates[..., axis, None] - keys.coordinates[..., None, :, axis]", "keys.coordinates[..., None, :, axis] - queries.coordinates[..., axis, None]", "aim_is_one_call_under_two_windows"),
+    Mutant("centre off by one", AT, "at", "size // 2)", "size // 2 + 1)", f"{TRUTH}/table-1d"),
+    Mutant("query's place instead of the offset", AT, "at", "- keys.coordinates[..., None, :, axis]", "- 0 * keys.coordinates[..., None, :, axis]", MOVED),
+    Mutant("prefix reads the table", AT, "at", "return torch.where(placed, bias, 0.0)", "return bias", f"{TRUTH}/under-prefix"),
+    Mutant("prefix rows swapped", AT, "at", "(self.both, self.query_prefix, self.key_prefix)", "(self.both, self.key_prefix, self.query_prefix)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("corner of the table, not its centre", table.RelativeTable, "values", "size - 1 - needed", "0", ALONE),
+    Mutant("prefix rows forgotten", table.RelativeTable, "values", "OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)", "OffsetValues(centre)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("the first of two biases alone", forms, "add_values", "sum((v.table for v in values[1:]), values[0].table)", "values[0].table", f"{TRUTH}/table+alibi"),
+    Mutant("slopes off by one", slopes, "slopes", "(i + 1)", "i", f"{TRUTH}/alibi-1d"),
+    Mutant("distance with a sign", slopes.ALiBi, "values", ".abs()", "", "mirrors/alibi"),
+    Mutant("distance grows the logits", slopes.ALiBi, "values", "-rate", "rate", f"{TRUTH}/alibi-1d"),
+    Mutant("Euclid without the root", slopes.ALiBi, "values", "total.sqrt() if", "total if", f"{TRUTH}/euclidean"),
+    # rotations
+    Mutant("turned the other way", rotary.Rotary, "_cos_and_sin", "angles.sin()", "-angles.sin()", "rotation_by_hand"),
+    Mutant("mirror image of a turn", rotary.Rotary, "_turned", "a * sin + b * cos", "a * sin - b * cos", f"{TRUTH}/rotary-1d-halves"),
+    Mutant("pair layouts swapped", rotary.Rotary, "_turned", '"interleaved" and', '"halves" and', f"{TRUTH}/rotary-1d-halves"),
+    Mutant("prefix turned, cells not", rotary.Rotary, "forward", "x[..., grid.prefix :, :]", "x[..., : grid.cells, :]", f"{TRUTH}/rotary-2d-prefix"),
+    Mutant("rotation forgets the origin", rotary.Rotary, "_cos_and_sin", "line = grid.along(axis)", "line = range(grid.shape[axis])", "moved_queries_are_elsewhere"),
+    Mutant("keys turned from 0", MAKE, "inputs", "rotation(k, key_grid)", "rotation(k, Grid(*key_grid.shape, prefix=key_grid.prefix))", "moved_queries_are_elsewhere"),
+    # gates
+    Mutant("gate without sigmoid", gate.GatedPosition, "values", "torch.sigmoid(self.gate.to(kind))", "self.gate.to(kind)", f"{TRUTH}/gate-1d"),
+    Mutant("share swapped in the reference", reference, "probabilities", "(1 - share) * p + share * r", "share * p + (1 - share) * r", f"{TRUTH}/gate-1d"),
+    Mutant("share swapped in sdpa", sdpa, "run", "(1 - share) * out + share *", "share * out + (1 - share) *", f"{TRUTH}/gate-2d"),
+    Mutant("axes of values swapped", sdpa, "_by_axis", "v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)", "v.movedim(1 + problem.grid.axes - axis, -2)).movedim(-2, 1 + problem.grid.axes - axis)", "a_square_gate_keeps_its_axes"),
+    Mutant("gate's axes swapped", gate.GatedPosition, "values", "direction[:, axis, None, None]", "direction[:, self.axes - 1 - axis, None, None]", f"{TRUTH}/gate-2d"),
+    Mutant("gate's key - query", gate.GatedPosition, "values", "offset = q[:, None] - k", "offset = k - q[:, None]", f"{TRUTH}/gate-1d"),
+    Mutant("gate forgets windows", sdpa, "_by_axis", "allowed = allowed & (q[:, None] == k)", "pass", f"{ALONE}/gate"),
+    # masks
+    Mutant("causal sees one more", masks.Causal, "pairs", "(k < q)", "(k < q + 1)", MASKS),
+    Mutant("causal misses itself", masks.Causal, "pairs", "torch.ones(", "torch.zeros(", MASKS),
+    Mutant("causal turned round", masks.Causal, "pairs", "(k < q)", "(k > q)", CACHE),
+    Mutant("last axis decides", masks.Causal, "pairs", "reversed(axes)", "axes", MASKS),
+    Mutant("prefix sees the future", masks.Causal, "pairs", "past = past & queries.placed[..., None]", "past = past | ~queries.placed[..., None]", "prefix_tokens_see_all_and_are_seen"),
+    Mutant("prefix treated as placed", masks.Windows, "pairs", "(same | ~queries.placed[..., None] | ~keys.placed[..., None, :])", "same", MASKS),
+    Mutant("shift dropped", masks.Windows, "_cell", "coordinates - coordinates.new_tensor(self.shift)", "coordinates", MASKS),
+    Mutant("shift flipped", masks.Windows, "_cell", "coordinates - coordinates", "coordinates + coordinates", MASKS),
+    Mutant("shift dropped in the cells", masks.Windows, "cell_of", "(coordinate - self.shift[axis])", "coordinate", ALONE),
+    Mutant("shift flipped in the cells", masks.Windows, "cell_of", "coordinate - self", "coordinate + self", ALONE),
+    Mutant("toward zero, not down", masks.Windows, "_cell", '"floor"', '"trunc"', MASKS),
+    Mutant("Padding inverted", masks.Padding, "pairs", "self.valid[", "(~self.valid)[", "padded_is_truncated"),
+    Mutant("lengths off by one", masks.Padding, "from_lengths", "< lengths", "<= lengths", "senses_agree"),
+    Mutant("ignore means keep", masks.Padding, "from_key_padding_mask", "cls(~mask)", "cls(mask)", "senses_agree"),
+    Mutant("Segments forget the prefix", masks.Segments, "bound", "literal and self._literal[0]", "literal", f"{TRUTH}/table-2d-prefix"),
+    Mutant("any mask is enough", masks.Every, "pairs", "pairs = pairs & ", "pairs = pairs | ", MASKS),
+    # grids
+    Mutant("a slice forgets where it lies", grid.Grid, "__getitem__", "self.origin[0] + start * self.stride[0]", "self.origin[0]", "a_slice_of_queries_gives_its_rows"),
+    Mutant("pooled keys lie side by side", grid.Grid, "pooled", "stride=stride", "stride=self.stride", POOLED),
+    Mutant("columns first", grid.Grid, "coordinates", "self.shape[axis + 1 :]", "self.shape[:axis]", f"{TRUTH}/table-2d"),
+    # kernels
+    Mutant("bias is scaled", reference, "probabilities", "logits + inputs.bias.dense(grid, key_grid)", "logits + inputs.scale * inputs.bias.dense(grid, key_grid)", f"{TRUTH}/table-1d"),
+    Mutant("bias is scaled in sdpa", sdpa, "_extra", "inputs.bias.at(*first)", "inputs.scale * inputs.bias.at(*first)", f"{TRUTH}/table-1d"),
+    Mutant("scale forgotten", sdpa, "_sdpa", "scale=inputs.scale", "scale=None", f"{TRUTH}/none"),
+    Mutant("softmax over the queries", reference, "softmax", "e.sum(-1, keepdim=True)", "e.sum(-2, keepdim=True).transpose(-1, -2)", "weights_are_shares"),
+    Mutant("rows of cells left as they come", sdpa, "_windowed", ".index_select(2, torch.argsort(torch.cat(order)))", "", ALONE),
+    Mutant("order put back the wrong way", sdpa, "_windowed", "torch.argsort(torch.cat(order))", "torch.cat(order)", ALONE),
+    Mutant("one bias for unequal offsets", sdpa, "_gathered", "queries[q0] - keys[k0] if k1 > k0 else 0", "0", POOLED),
+    Mutant("mask of the first cell for all", sdpa, "_windowed", "extra = extra.expand(problem.batch, group.count", "extra = extra[:, :1].expand(problem.batch, group.count", f"{TRUTH}/none-cells"),
+    Mutant("prefix keys left out of cells", sdpa._Group, "tokens", "torch.cat([prefix, keys], dim=1)", "torch.cat([prefix[:, :0], keys], dim=1)", "prefix_tokens_see_all_and_are_seen"),
+    Mutant("samples and cells mixed up", sdpa, "_gather", ".transpose(1, 2).flatten(0, 1)", ".permute(2, 0, 1, 3, 4).flatten(0, 1)", "samples_do_not_meet"),
+    Mutant("key heads in turn, not in groups", problem.Inputs, "grouped", "self.k.repeat_interleave(groups, 1), self.v.repeat_interleave(groups, 1)", "self.k.repeat(1, groups, 1, 1), self.v.repeat(1, groups, 1, 1)", "key_heads_serve_neighbouring_queries"),
+    Mutant("is_causal without causal", sdpa, "_whole", "causal=True", "causal=False", CACHE),
+    Mutant("NaN in padded values", MAKE, "inputs", "k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)", "k, v", "what_padding_hides_does_not_leak"),
+    Mutant("empty rows are uniform", reference, "softmax", "torch.where(empty, 1.0, total)", "total", "a_row_that_sees_nothing_is_zero"),
+    Mutant("log-sum-exp without its top", reference, "softmax", "top + torch.log(total)", "torch.log(total)", f"{TRUTH}/none"),
+    Mutant("finite -10 instead of -inf", reference, "softmax", "masked_fill(~allowed, -torch.inf)", "masked_fill(~allowed, -10.0)", "padded_is_truncated"),
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def alive(mutant: Mutant) -> Iterator[None]:
+    """The library with this mistake in it."""
+    real = inspect.getattr_static(mutant.owner, mutant.function)
+    if inspect.ismodule(mutant.owner):
+        holders = [m for n, m in sys.modules.items() if n.startswith("locant.") and vars(m).get(mutant.function) is real]
+    else:
+        holders = [mutant.owner]
+    caches = _caches()
+    places = [(holder, mutant.function) for holder in holders]
+    places += [(module, name) for module, name, cache in caches if cache.__wrapped__ is real]  # they hold the real one
+    before = [(holder, name, inspect.getattr_static(holder, name)) for holder, name in places]
+    fake = changed(mutant, real)
+    try:
+        for holder, name, _ in before:
+            setattr(holder, name, fake)
+        for _, _, cache in caches:
+            cache.cache_clear()
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
+        for _, _, cache in caches:
+            cache.cache_clear()
+
+
+def changed(mutant: Mutant, real: Any) -> Any:
+    """The function with the mistake, built from its source in its own module."""
+    function = inspect.unwrap(real.__func__ if isinstance(real, classmethod) else real)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(mutant.old) == 1, f"the source of {mutant.function} has changed: rewrite the mutant"
+    names: dict[str, Any] = {}
+    flags = __future__.annotations.compiler_flag
+    exec(compile(source.replace(mutant.old, mutant.new), "<mutant>", "exec", flags), function.__globals__, names)
+    return names[mutant.function]
+
+
+def _caches() -> list[tuple[Any, str, Any]]:
+    """Every cache of the library, and where it hangs."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("locant.")]
+    return [(m, name, value) for m in modules for name, value in list(vars(m).items()) if hasattr(value, "cache_clear")]

@@ -1,6 +1,6 @@
 """The laws bite: every mutant is caught by the law that it names.
 
-`PYTHONPATH=src:tests python tests/test_mutants.py` prints the table of which law catches which mutant.
+`PYTHONPATH=src:tests python tests/test_mutants.py` prints which law catches which mutant.
 """
 
 from __future__ import annotations
@@ -45,16 +45,11 @@ def test_every_law_is_needed():
 
 
 def table() -> None:
-    """Print, mutant by mutant, every law that catches it."""
+    """Print, mutant by mutant, the law that catches it."""
     for mutant in MUTANTS:
         with alive(mutant):
-            found = []
-            for law in LAWS:
-                try:
-                    found += [law] if broken(law) else []
-                except Exception as error:
-                    found.append(f"{law} ({type(error).__name__})")
-        print(f"{mutant.name:36} {', '.join(found)}", flush=True)
+            found = "caught by" if broken(mutant.law) else "SURVIVES "
+        print(f"{mutant.name:36} {found} {mutant.law}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,8 @@ def _require_libraries(listing: Listing) -> None:
 
 def _decoder(kind: str, size: tuple[int, int], frames: int) -> Callable[[str], Decoded]:
     if kind == "images":
-        return lambda path: stills.read_still(path, size)
-    return lambda path: films.read_clip(path, size, frames)
+        return partial(stills.read_still, size=size)
+    return partial(films.read_clip, size=size, frames=frames)
 
 
 def _reasons(listing: Listing) -> str:
