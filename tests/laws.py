@@ -331,7 +331,11 @@ def a_row_that_sees_nothing_is_zero(scheme: Scheme, kernel: str) -> None:
     blocked = torch.ones(2, HEADS, grid.tokens, grid.tokens, dtype=torch.bool)
     blocked[0, :, 2], blocked[1, 1, -1] = False, False
     nothing = ~blocked.any(-1)
-    for mask in (Pairs(blocked), Pairs(blocked) & RAGGED[grid.axes], Padding(torch.tensor([[True], [False]]).expand(-1, grid.tokens))):
+    for mask in (
+        Pairs(blocked),
+        Pairs(blocked) & RAGGED[grid.axes],
+        Padding(torch.tensor([[True], [False]]).expand(-1, grid.tokens)),
+    ):
         empty = nothing if isinstance(next(mask.members()), Pairs) else torch.tensor([False, True])[:, None, None]
         empty = empty.expand(2, HEADS, grid.tokens)
         out = attention(q, k, v, grid=grid, position=position, mask=mask, kernel=kernel)

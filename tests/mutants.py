@@ -118,7 +118,9 @@ def alive(mutant: Mutant) -> Iterator[None]:
     """The library with this mistake in it."""
     real = inspect.getattr_static(mutant.owner, mutant.function)
     if inspect.ismodule(mutant.owner):
-        holders = [m for n, m in sys.modules.items() if n.startswith("locant.") and vars(m).get(mutant.function) is real]
+        holders = [
+            m for n, m in sys.modules.items() if n.startswith("locant.") and vars(m).get(mutant.function) is real
+        ]
     else:
         holders = [mutant.owner]
     caches = _caches()

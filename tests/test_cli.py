@@ -125,13 +125,13 @@ def test_nothing_given_is_none(command: Command) -> None:
 def test_what_is_given_is_handed_on(command: Command) -> None:
     _, seen = command(
         *"photos --task images,clips --task sequences --positions none,relative, --seeds 3 --lr 0.001,3e-3".split(),
-        *"--epochs 4 --batch 8 --dim 16 --depth 2 --heads 2 --size 24 --patch 4 --frames 6".split(),
+        *"--epochs 4 --batch 8 --dim 16 --depth 2 --heads 2 --size 24x32 --patch 4 --frames 6".split(),
         *"--device cpu --threads 1 --out o --config c.toml --resume --quick --strict -q".split(),
     )
     assert seen == {
         "data": Path("photos"), "task": ("images", "clips", "sequences"), "positions": ("none", "relative"),
         "seeds": 3, "lr": (0.001, 0.003), "epochs": 4, "batch": 8, "dim": 16, "depth": 2, "heads": 2,
-        "size": 24, "patch": 4, "frames": 6, "device": "cpu", "threads": 1, "out": Path("o"),
+        "size": (24, 32), "patch": 4, "frames": 6, "device": "cpu", "threads": 1, "out": Path("o"),
         "config": Path("c.toml"), "resume": True, "quick": True, "strict": True, "quiet": True,
     }  # fmt: skip
 

@@ -33,11 +33,6 @@ def splits(task: Task) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: (part.read(np.arange(len(part))), part.labels) for name, part in parts.items()}
 
 
-def shift(task: Task, name: str) -> tuple[np.ndarray, np.ndarray]:
-    (found,) = [s.examples for s in task.shifts if s.name == name]
-    return found.read(np.arange(len(found))), found.labels
-
-
 def scan_of(clip: np.ndarray) -> bytes:
     """The only occupied cell of the first frame."""
     return cells(clip)[0].tobytes()
@@ -97,37 +92,9 @@ def test_values_lie_in_0_to_1(images: Task, clips: Task, sequences: Task) -> Non
             assert x.max() == 1.0
 
 
-def test_larger_canvas_holds_the_whole_digit_anywhere(images: Task) -> None:
-    x, y = splits(images)["test"]
-    wide, labels = shift(images, "larger canvas")
-    assert wide.shape == (len(x), 1, 12, 12)
-    assert (labels == y).all()
-    found = set()
-    for small, large in zip(x[:, 0], wide[:, 0], strict=True):
-        assert large.sum() == pytest.approx(small.sum())
-        found |= {(i, j) for i in range(5) for j in range(5) if (large[i : i + 8, j : j + 8] == small).all()}
-    assert len(found) == 25
-
-
-def test_off_centre_moves_every_digit(images: Task) -> None:
-    x, y = splits(images)["test"]
-    moved, labels = shift(images, "off centre")
-    assert (labels == y).all()
-    found = set()
-    for before, after in zip(x[:, 0], moved[:, 0], strict=True):
-        wide = np.pad(before, 2)
-        fits = {(i - 2, j - 2) for i in range(5) for j in range(5) if (wide[i : i + 8, j : j + 8] == after).all()}
-        assert fits
-        assert fits != {(0, 0)}
-        if len(fits) == 1:
-            found |= fits
-    assert found == {(i, j) for i in range(-2, 3) for j in range(-2, 3)} - {(0, 0)}
-
-
 def test_images_at_another_size() -> None:
-    task = digits.images(size=16, patch=4)
+    task = digits.images(size=16)
     assert task.train.shape == (1, 16, 16)
-    assert [s.examples.shape for s in task.shifts] == [(1, 24, 24), (1, 16, 16)]
     x, _ = splits(task)["train"]
     small, _ = splits(digits.images())["train"]
     # inner pixels of a doubling are 9/16, 3/16, 3/16, 1/16 of the four nearest
@@ -136,17 +103,17 @@ def test_images_at_another_size() -> None:
     assert np.abs(x[:, 0, 7, 7] - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["train", "validation", "test", "longer clips", "larger canvas"])
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_reversing_time_maps_each_class_onto_its_opposite(clips: Task, name: str) -> None:
-    x, y = shift(clips, name) if " " in name else splits(clips)[name]
+    x, y = splits(clips)[name]
     whole = Counter((clip.tobytes(), int(label)) for clip, label in zip(x, y, strict=True))
     backwards = Counter((clip[::-1].tobytes(), OPPOSITE[int(label)]) for clip, label in zip(x, y, strict=True))
     assert whole == backwards
 
 
-@pytest.mark.parametrize("name", ["train", "validation", "test", "longer clips", "larger canvas"])
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_frames_say_nothing_about_the_sense_of_motion(clips: Task, name: str) -> None:
-    x, y = shift(clips, name) if " " in name else splits(clips)[name]
+    x, y = splits(clips)[name]
     # as a multiset of clips, each clip a multiset of frames: what a model without time can see at most
     bags = [Counter(tuple(sorted(f.tobytes() for f in clip)) for clip in x[y == label]) for label in range(8)]
     for label in range(8):
@@ -176,30 +143,6 @@ def test_each_direction_is_as_it_is_called(clips: Task) -> None:
         assert counts.max() - counts.min() <= 10  # each of ten digits may miss one line of motion
 
 
-def test_longer_clips_wait_before_or_after(clips: Task) -> None:
-    x, y = shift(clips, "longer clips")
-    assert x.shape[1:] == (5, 1, 24, 24)
-    waits = Counter()
-    for clip in x:
-        moving = np.diff(places(clip), axis=0).any(1)
-        assert moving.sum() == 2
-        waits[tuple(moving.tolist())] += 1
-    t, f = True, False
-    assert set(waits) == {(t, t, f, f), (f, t, t, f), (f, f, t, t)}
-    assert len(y) == len(x) == 718
-
-
-def test_patches_may_be_rectangles() -> None:
-    task = digits.images(size=(12, 12), patch=(2, 3))
-    assert [s.examples.shape for s in task.shifts] == [(1, 18, 18), (1, 12, 12)]
-
-
-def test_larger_canvas_of_clips_is_used_everywhere(clips: Task) -> None:
-    x, _ = shift(clips, "larger canvas")
-    assert x.shape[1:] == (3, 1, 32, 32)
-    assert {tuple(p) for clip in x for p in places(clip).tolist()} == {(i, j) for i in range(4) for j in range(4)}
-
-
 def test_more_frames_on_a_wider_canvas() -> None:
     task = digits.clips(size=40, frames=4)
     x, _ = splits(task)["validation"]
@@ -216,35 +159,20 @@ def test_sequences_read_the_scan_in_order(size: int, images: Task) -> None:
     assert (y == labels).all()
 
 
-def test_longer_sequence_pads_with_blanks(sequences: Task) -> None:
-    x, y = splits(sequences)["test"]
-    longer, labels = shift(sequences, "longer sequence")
-    assert longer.shape[1:] == (24, 4)
-    assert (labels == y).all()
-    starts = set()
-    for short, long in zip(x, longer, strict=True):
-        fits = [s for s in range(9) if (long[s : s + 16] == short).all()]
-        assert fits
-        assert long.sum() == pytest.approx(short.sum())
-        starts |= set(fits) if len(fits) == 1 else set()
-    assert starts == set(range(9))
-
-
 @pytest.mark.parametrize("name", ["images", "clips", "sequences"])
 def test_the_same_data_every_time(name: str, request: pytest.FixtureRequest) -> None:
     assert digits.TASKS[name]().fingerprint == request.getfixturevalue(name).fingerprint
 
 
 def test_fingerprints_differ_with_settings(images: Task, clips: Task, sequences: Task) -> None:
-    marks = [images, clips, sequences, digits.images(patch=4), digits.clips(size=32), digits.sequences(8)]
+    marks = [images, clips, sequences, digits.images(size=16), digits.clips(size=32), digits.sequences(8)]
     assert len({task.fingerprint for task in marks}) == 6
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: digits.images(size=9), "Take --size 10"),
-        (lambda: digits.images(size=2, patch=1), "Take --size 4"),
+        (lambda: digits.images(size=2), "Take --size 8"),
         (lambda: digits.images(size=(8, 12)), "one side for both"),
         (lambda: digits.clips(size=20), "Take --size 24 --frames 3"),
         (lambda: digits.clips(frames=4), "Take --size 32 --frames 4"),

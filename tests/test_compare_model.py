@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from locant.compare.model import Classifier, grid_of, patches
+from locant.compare.model import Classifier, grid_of, patch_of, patches
 from locant.compare.schemes import DEFAULT, SCHEMES, find
 from locant.compare.settings import DEFAULTS
-from locant.compare.trial import patch_of
 
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
 

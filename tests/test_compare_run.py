@@ -116,7 +116,7 @@ def test_other_settings_or_data_are_refused_on_resume(whole, monkeypatch) -> Non
     ("change", "sentence"),
     [
         ({"positions": ("none", "shared")}, "positions for images must be among none, learned"),
-        ({"patch": 3}, "in whole patches; it is 8, with a patch of 3"),
+        ({"patch": 3}, "patches of .3, 3. must divide examples of .8, 8."),
         ({"dim": 18, "heads": 3, "positions": ("sinusoid",)}, "Sinusoid"),
     ],
 )

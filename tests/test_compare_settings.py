@@ -34,7 +34,7 @@ def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
     assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
 
 
-@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": 4}])
+@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8)}])
 def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path) -> None:
     chosen = resolve(given, None)
     path = tmp_path / "settings.toml"

@@ -112,7 +112,9 @@ def test_export(name, mask, strict):
     model = Mixer(scheme.make()).eval()
     x = torch.randn(2, scheme.grid.tokens, 16, dtype=torch.float64)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x, scheme.grid, mask), dynamic_shapes=({0: batch}, [], None if mask is None else []), strict=strict)
+    program = torch.export.export(
+        model, (x, scheme.grid, mask), dynamic_shapes=({0: batch}, [], None if mask is None else []), strict=strict
+    )
     same(program.module()(x, scheme.grid, mask), model(x, scheme.grid, mask))
     more = torch.randn(5, scheme.grid.tokens, 16, dtype=torch.float64)
     same(program.module()(more, scheme.grid, mask), model(more, scheme.grid, mask))
@@ -171,7 +173,12 @@ def test_copies_and_moves(scheme):
     golden = out(position)
     again = torch.nn.ModuleList(parts(scheme.build())).double()
     again.load_state_dict(position.state_dict(), strict=True)
-    for other in (copy.deepcopy(position), pickle.loads(pickle.dumps(position)), again, copy.deepcopy(position).to("cpu")):
+    for other in (
+        copy.deepcopy(position),
+        pickle.loads(pickle.dumps(position)),
+        again,
+        copy.deepcopy(position).to("cpu"),
+    ):
         assert torch.equal(out(other), golden)
     assert set(position.state_dict()) == {name for name, _ in position.named_parameters()}, "learned tensors only"
     for dtype in (torch.float16, torch.bfloat16, torch.float32):

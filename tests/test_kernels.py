@@ -99,10 +99,15 @@ def test_hostile_sizes(shape, kernel):
     grid, axes = Grid(*shape), len(shape)
     table = RelativeTable(grid, HEADS, init_std=0.5).double()
     gate = GatedPosition(HEADS, axes=axes).double()
-    for position, mask in itertools.product((table, gate), (None, RAGGED[axes], Windows((1,) * axes), Windows((50,) * axes))):
+    for position, mask in itertools.product(
+        (table, gate), (None, RAGGED[axes], Windows((1,) * axes), Windows((50,) * axes))
+    ):
         inputs = tuple(x.requires_grad_() for x in heads(grid, batch=1))
         inputs += tuple(position.parameters())
-        both = [attention(*inputs[:3], grid=grid, position=position, mask=mask, kernel=name) for name in (kernel, "reference")]
+        both = [
+            attention(*inputs[:3], grid=grid, position=position, mask=mask, kernel=name)
+            for name in (kernel, "reference")
+        ]
         for found, golden in zip(*([out, *gradients(out, inputs)] for out in both), strict=True):
             same(found, golden)
 
@@ -175,7 +180,9 @@ def test_expanded_samples_and_heads():
         found = attention(q.expand(3, -1, -1, -1), k.expand(3, 2, -1, -1), v.expand(3, 2, -1, -1), **arguments)
         golden = attention(q, k, v, kernel="reference", **arguments)
         same(found, golden.expand_as(found))
-        for x, ref in zip(torch.autograd.grad(found.sum(), (q, k, v)), torch.autograd.grad(golden.sum(), (q, k, v)), strict=True):
+        for x, ref in zip(
+            torch.autograd.grad(found.sum(), (q, k, v)), torch.autograd.grad(golden.sum(), (q, k, v)), strict=True
+        ):
             same(x, 3 * ref)
 
 
@@ -268,7 +275,9 @@ def problems(build):
     grid = Grid(*sizes, prefix=prefix, origin=tuple(build(st.integers(-3, 3)) for _ in sizes))
     key_grid = build(st.sampled_from([grid, grid.pooled(2), grid[1:] if sizes[0] > 1 else grid, grid.without_prefix()]))
     window = Windows(tuple(build(st.integers(1, 4)) for _ in sizes), tuple(build(st.integers(-2, 2)) for _ in sizes))
-    padding = Padding(torch.tensor([build(st.lists(st.booleans(), min_size=key_grid.tokens, max_size=key_grid.tokens))]))
+    padding = Padding(
+        torch.tensor([build(st.lists(st.booleans(), min_size=key_grid.tokens, max_size=key_grid.tokens))])
+    )
     masks = build(st.lists(st.sampled_from([window, padding, Causal(), Causal(axis=0)]), max_size=3))
     table = RelativeTable(Grid(*(2 * n + 6 for n in sizes), prefix=build(st.integers(0, 1))), HEADS, init_std=0.5)
     alibi, rotary = ALiBi(HEADS, distance="euclidean"), Rotary(8, axes=axes)

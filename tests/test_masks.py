@@ -119,7 +119,9 @@ def test_swins_golden_labels():
     assert big[0] == [0] * 7 + [1] * 4 + [2] * 3
 
 
-@pytest.mark.parametrize(("rows", "columns", "window", "shift"), [(4, 4, 2, 1), (14, 14, 7, 3), (6, 9, 3, 1), (8, 4, 4, 2)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "window", "shift"), [(4, 4, 2, 1), (14, 14, 7, 3), (6, 9, 3, 1), (8, 4, 4, 2)]
+)
 def test_windows_are_swins_roll_and_mask(rows, columns, window, shift):
     _, golden = swin_by_rolling(rows, columns, window, shift)
     found = Windows((window, window), shift=(shift, shift)).allowed(Grid(rows, columns))[0, 0]
@@ -189,7 +191,9 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize(("senses", "name"), [(s, n) for s in (PADDINGS, PAIRS) for n in s], ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("senses", "name"), [(s, n) for s in (PADDINGS, PAIRS) for n in s], ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_every_published_sense_gives_the_same_attention(senses, name):
     q, k, v = heads(Grid(5))
     first = next(iter(senses.values()))

@@ -57,7 +57,9 @@ def sees(mask: Mask | None, grid: Grid, key_grid: Grid, sample: int, head: int, 
     assert isinstance(mask, Pairs)
     allowed = mask.allowed_pairs
     allowed = allowed[:, None] if allowed.ndim == 3 else allowed
-    index = [n if size > 1 else 0 for n, size in zip((sample, head, i, j)[4 - allowed.ndim :], allowed.shape, strict=True)]
+    index = [
+        n if size > 1 else 0 for n, size in zip((sample, head, i, j)[4 - allowed.ndim :], allowed.shape, strict=True)
+    ]
     return bool(allowed[tuple(index)])
 
 

@@ -57,11 +57,13 @@ Batch = Annotated[int | None, _option(TRAINING, "Examples per step, over all pro
 Dim = Annotated[int | None, _option(MODEL, "Channels.", metavar="N")]
 Depth = Annotated[int | None, _option(MODEL, "Layers.", metavar="N")]
 Heads = Annotated[int | None, _option(MODEL, "Attention heads.", metavar="N")]
-Size = Annotated[int | None, _option(MODEL, "Side that pictures are brought to.", metavar="N")]
-Patch = Annotated[int | None, _option(MODEL, "Side of a patch, which becomes one token.", metavar="N")]
+Size = Annotated[str | None, _option(MODEL, "Side that pictures are brought to: 32, or 24x32.", metavar="SIZE")]
+Patch = Annotated[str | None, _option(MODEL, "Side of a patch, which becomes one token: 4, or 2x4.", metavar="SIZE")]
 Frames = Annotated[int | None, _option(MODEL, "Frames of a clip.", metavar="N")]
 Device = Annotated[str | None, _option(RUN, "cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Threads = Annotated[int | None, _option(RUN, "Trials side by side on a CPU, one thread each; default all cores.", metavar="N")]
+Threads = Annotated[
+    int | None, _option(RUN, "Trials side by side on a CPU, one thread each; default all cores.", metavar="N")
+]
 Out = Annotated[Path | None, _option(RUN, "Folder for results, models and report.html.", metavar="FOLDER")]
 Resume = Annotated[bool, _option(RUN, "Go on from the last step saved in --out.", "--resume")]
 Quick = Annotated[bool, _option(RUN, "A first look: one seed, few schemes, no ranking.", "--quick")]
@@ -131,8 +133,8 @@ def _compare(
         "dim": dim,
         "depth": depth,
         "heads": heads,
-        "size": size,
-        "patch": patch,
+        "size": _sides("--size", size),
+        "patch": _sides("--patch", patch),
         "frames": frames,
         "device": device,
         "threads": threads,
@@ -212,6 +214,11 @@ def _one_or_more(option: str, given: str | None) -> int | tuple[int, ...] | None
     if found is None or given is None or "," in given or len(found) > 1:
         return found
     return found[0]
+
+
+def _sides(option: str, given: str | None) -> int | tuple[int, ...] | None:
+    """'4' is the number 4; '2x4' is rows and columns."""
+    return _one_or_more(option, None if given is None else given.replace("x", ","))
 
 
 def main() -> None:

@@ -16,14 +16,13 @@ label. Patches as large as a cell (or that divide it) see the same patches in ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from locant.compare.splits import NAMES, divide
-from locant.compare.task import ArrayExamples, Refusal, Shift, Task, fingerprint, two_sides
+from locant.compare.task import ArrayExamples, Refusal, Task, fingerprint, two_sides
 
 SIDE = 8  # pixels of a scan, each way
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -67,41 +66,20 @@ def _generator(*words: str) -> np.random.Generator:
     return np.random.default_rng(list("/".join(words).encode()))
 
 
-def images(size: int | tuple[int, ...] | None = None, patch: int | tuple[int, ...] | None = None) -> Task:
+def images(size: int | tuple[int, ...] | None = None) -> Task:
     """Which digit is it? Examples `[1, size, size]`.
 
     Args:
-        size: side of the pictures; scans are resized to it (bilinear). Default 8, as scanned.
-        patch: side of a patch, or rows and columns; the larger canvas is made of whole patches. Default 2.
+        size: side of the pictures, 4 or more; scans are resized to it (bilinear). Default 8, as scanned.
 
     Raises:
-        Refusal: if `size` is below 4 or is not a whole number of patches.
+        Refusal: if `size` is below 4 or names two sides.
     """
     size = _one_side(SIDE if size is None else size)
-    step = math.lcm(*two_sides("patch", 2 if patch is None else patch))
-    if size < 4 or size % step:
-        raise Refusal(
-            f"size needs to be 4 or more, in whole patches; it is {size}, with a patch of {patch}. "
-            f"Take --size {-(-max(4, size) // step) * step} or another --patch."
-        )
-    scans = {name: (_resized(x, size), y) for name, (x, y) in _scans().items()}
-    parts = {name: ArrayExamples(x[:, None], y) for name, (x, y) in scans.items()}
-    x, y = scans["test"]
-    wide, reach = -(-size * 3 // 2 // step) * step, max(1, size // 4)
-    shifts = (
-        Shift(
-            "larger canvas",
-            f"the same digits at a random place on an empty canvas of {wide} × {wide} pixels",
-            ArrayExamples(_scattered(x, wide, _generator("images", "larger canvas"))[:, None], y),
-        ),
-        Shift(
-            "off centre",
-            f"the same digits moved by up to {reach} pixels each way; what leaves the picture is lost",
-            ArrayExamples(_moved(x, reach, _generator("images", "off centre"))[:, None], y),
-        ),
-    )
-    question = "Which digit was written?"
-    return _task("images", question, DIGITS, parts, shifts, (SPLIT_NOTE,), {"size": size, "step": step})
+    if size < 4:
+        raise Refusal(f"the digits need a size of 4 or more to be told apart; it is {size}. Take --size 8, as scanned.")
+    parts = {name: ArrayExamples(_resized(x, size)[:, None], y) for name, (x, y) in _scans().items()}
+    return _task("images", "Which digit was written?", DIGITS, parts, (SPLIT_NOTE,), {"size": size})
 
 
 def clips(size: int | tuple[int, ...] | None = None, frames: int | None = None) -> Task:
@@ -124,20 +102,7 @@ def clips(size: int | tuple[int, ...] | None = None, frames: int | None = None) 
             f"--frames {max(2, frames)}."
         )
     scans = _scans()
-    parts = {name: _motion(*scans[name], cells, frames, 0, _generator("clips", name)) for name in NAMES}
-    longer, wider = frames + 2, cells + 1
-    shifts = (
-        Shift(
-            "longer clips",
-            f"{longer} frames instead of {frames}: the digit waits before it sets off, or after it arrives, or both",
-            _motion(*scans["test"], cells, frames, longer - frames, _generator("clips", "longer clips")),
-        ),
-        Shift(
-            "larger canvas",
-            f"the same motion anywhere on a canvas of {wider * SIDE} × {wider * SIDE} pixels",
-            _motion(*scans["test"], wider, frames, 0, _generator("clips", "larger canvas")),
-        ),
-    )
+    parts = {name: _motion(*scans[name], cells, frames, _generator("clips", name)) for name in NAMES}
     notes = (
         SPLIT_NOTE,
         (
@@ -146,7 +111,7 @@ def clips(size: int | tuple[int, ...] | None = None, frames: int | None = None) 
         ),
     )
     question = "Which way does the digit move: one of eight compass directions?"
-    return _task("clips", question, tuple(DIRECTIONS), parts, shifts, notes, {"size": size, "frames": frames})
+    return _task("clips", question, tuple(DIRECTIONS), parts, notes, {"size": size, "frames": frames})
 
 
 def sequences(size: int | tuple[int, ...] | None = None) -> Task:
@@ -164,17 +129,9 @@ def sequences(size: int | tuple[int, ...] | None = None) -> Task:
         raise Refusal(
             f"a scan line needs --size 8, 16, 32 or 64 (of the 64 pixels of a scan); it got {size}. Pick one."
         )
-    scans = {name: (x.reshape(len(x), size, 64 // size), y) for name, (x, y) in _scans().items()}
-    parts = {name: ArrayExamples(x, y) for name, (x, y) in scans.items()}
-    x, y = scans["test"]
-    longer = size * 3 // 2
-    shift = Shift(
-        "longer sequence",
-        f"{longer} steps instead of {size}: the same lines with blank steps before and after, divided at random",
-        ArrayExamples(_padded(x, longer, _generator("sequences", "longer sequence")), y),
-    )
+    parts = {name: ArrayExamples(x.reshape(len(x), size, 64 // size), y) for name, (x, y) in _scans().items()}
     question = "Which digit was written, read from its scan line?"
-    return _task("sequences", question, DIGITS, parts, (shift,), (SPLIT_NOTE,), {"size": size})
+    return _task("sequences", question, DIGITS, parts, (SPLIT_NOTE,), {"size": size})
 
 
 TASKS: dict[str, Callable[..., Task]] = {"images": images, "clips": clips, "sequences": sequences}
@@ -185,16 +142,14 @@ def _task(
     question: str,
     classes: tuple[str, ...],
     parts: dict[str, ArrayExamples],
-    shifts: tuple[Shift, ...],
     notes: tuple[str, ...],
     settings: dict[str, int],
 ) -> Task:
-    held = [*parts.values(), *(shift.examples for shift in shifts)]
-    whole = np.arange(max(len(examples) for examples in held))
-    arrays = [array for x in held for array in (x.read(whole[: len(x)]), x.labels)]
-    mark = fingerprint({"kind": kind, **settings}, *arrays)
+    mark = fingerprint(
+        {"kind": kind, **settings}, *(array for part in parts.values() for array in (part.x, part.labels))
+    )
     train, validation, test = (parts[name] for name in NAMES)
-    return Task(kind, SOURCE, question, classes, train, validation, test, shifts, notes, (), mark)
+    return Task(kind, SOURCE, question, classes, train, validation, test, (), notes, (), mark)
 
 
 def _one_side(size: int | tuple[int, ...]) -> int:
@@ -215,62 +170,25 @@ def _resized(scans: Scans, size: int) -> Canvases:
     )
 
 
-def _scattered(scans: Scans, side: int, rng: np.random.Generator) -> Canvases:
-    """Each scan at a random place on an empty canvas."""
-    size = scans.shape[1]
-    out = np.zeros((len(scans), side, side), np.float32)
-    for canvas, scan, (y, x) in zip(out, scans, rng.integers(0, side - size + 1, (len(scans), 2)), strict=True):
-        canvas[y : y + size, x : x + size] = scan
-    return out
-
-
-def _moved(scans: Scans, reach: int, rng: np.random.Generator) -> Scans:
-    """Each scan moved by up to `reach` pixels each way, and by one at least; blanks come in."""
-    size, span = scans.shape[1], 2 * reach + 1
-    places = rng.integers(1, span * span, len(scans))  # 0 would be: not moved
-    wide = np.pad(scans, ((0, 0), (reach, reach), (reach, reach)))
-    steps = (np.stack(np.divmod(places, span), axis=1) + reach) % span  # place 0 is (reach, reach): the middle
-    return np.stack([scan[y : y + size, x : x + size] for scan, (y, x) in zip(wide, steps, strict=True)])
-
-
-def _motion(
-    scans: Scans, digits: Labels, cells: int, frames: int, wait: int, rng: np.random.Generator
-) -> ArrayExamples:
-    """Each scan in motion, then the same clip backwards; the four lines of motion equally often for each digit.
-
-    With `wait`, that many more frames show the digit at rest, divided at random between start and end.
-    """
+def _motion(scans: Scans, digits: Labels, cells: int, frames: int, rng: np.random.Generator) -> ArrayExamples:
+    """Each scan in motion, then the same clip backwards; the four lines of motion equally often for each digit."""
     names = list(DIRECTIONS)
     turn = np.empty(len(scans), np.int64)  # which line of motion
     for digit in np.unique(digits):
         members = rng.permutation(np.flatnonzero(digits == digit))
         turn[members] = np.arange(len(members)) % 4
-    out = np.zeros((len(scans), 2, frames + wait, 1, cells * SIDE, cells * SIDE), np.float32)
+    out = np.zeros((len(scans), 2, frames, 1, cells * SIDE, cells * SIDE), np.float32)
     for pair, scan, line in zip(out, scans, turn, strict=True):
-        before = rng.integers(0, wait + 1)
-        step = np.clip(np.arange(frames + wait) - before, 0, frames - 1)
-        y, x = (SIDE * _path(by, step, cells, frames, rng) for by in DIRECTIONS[names[2 * line]])
-        for t in range(frames + wait):
+        y, x = (SIDE * _path(by, cells, frames, rng) for by in DIRECTIONS[names[2 * line]])
+        for t in range(frames):
             pair[0, t, 0, y[t] : y[t] + SIDE, x[t] : x[t] + SIDE] = scan
         pair[1] = pair[0, ::-1]
     labels = np.stack([2 * turn, 2 * turn + 1], axis=1).reshape(-1)
     return ArrayExamples(out.reshape(-1, *out.shape[2:]), labels)
 
 
-def _path(
-    by: int, step: Int64[np.ndarray, " frames"], cells: int, frames: int, rng: np.random.Generator
-) -> Int64[np.ndarray, " frames"]:
-    """Cells on one axis after each step of -1, 0 or 1, from a random start that stays on the canvas."""
+def _path(by: int, cells: int, frames: int, rng: np.random.Generator) -> Int64[np.ndarray, " frames"]:
+    """The cell on one axis in each frame, by steps of -1, 0 or 1 from a random start that stays on the canvas."""
     travel = by * (frames - 1)
     start = rng.integers(max(0, -travel), cells - max(0, travel))
-    return start + by * step
-
-
-def _padded(
-    x: Float32[np.ndarray, "count length channels"], length: int, rng: np.random.Generator
-) -> Float32[np.ndarray, "count longer channels"]:
-    """Each sequence at a random place in a longer blank one."""
-    out = np.zeros((len(x), length, x.shape[2]), np.float32)
-    for blank, row, start in zip(out, x, rng.integers(0, length - x.shape[1] + 1, len(x)), strict=True):
-        blank[start : start + x.shape[1]] = row
-    return out
+    return start + by * np.arange(frames)

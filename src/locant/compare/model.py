@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import locant.nn
 from locant.attend import plan
 from locant.compare.schemes import Reach, Scheme, Shape, mask_of
+from locant.compare.settings import Recipe
+from locant.compare.task import two_sides
 from locant.grid import Grid
 from locant.planner import Plan
 from locant.positions.learned import Learned
@@ -156,6 +158,21 @@ class Classifier(nn.Module):
             mlp = sum(m.weight.numel() for m in layer.mlp if isinstance(m, nn.Linear))
             total += 2 * tokens * (len(layer.reaches) * attention + mlp)
         return total + sum(p.cost.flops for p in self.plans(item, 1))
+
+
+def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
+    """The patch per axis: over rows and columns on pictures, one frame deep on clips, along a sequence."""
+    if kind == "sequences":
+        return (1 if recipe.patch is None else two_sides("patch", recipe.patch)[0],)
+    if recipe.patch is None:  # a picture becomes sixteen patches, as near as its sides divide
+        rows, columns = (_divisor(side, side // 4) for side in item[-2:])
+    else:
+        rows, columns = two_sides("patch", recipe.patch)
+    return (rows, columns) if kind == "images" else (1, rows, columns)
+
+
+def _divisor(side: int, most: int) -> int:
+    return next(n for n in range(max(1, most), 0, -1) if side % n == 0)
 
 
 def grid_of(item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:

@@ -30,14 +30,15 @@ class Recipe:
     dim: int
     depth: int
     heads: int
-    patch: int | None = None
-    size: int | None = None
+    patch: int | tuple[int, ...] | None = None
+    size: int | tuple[int, ...] | None = None
     frames: int | None = None
 
     @staticmethod
     def of(values: dict[str, Any]) -> Recipe:
         """Read back from JSON, which knows no tuples."""
-        return Recipe(**{**values, "lr": tuple(values["lr"])})
+        lists: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return Recipe(**lists)
 
 
 DEFAULTS = {
@@ -156,7 +157,7 @@ def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
             raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
         values["lr"] = tuple(sorted({float(r) for r in rates}))
     for name in values.keys() - {"lr"}:
-        values[name] = _count(name, values[name])
+        values[name] = (_sides if name in ("patch", "size") else _count)(name, values[name])
     recipe = replace(base, **values)
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
@@ -170,6 +171,15 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
     return value
+
+
+def _sides(name: str, value: Any) -> int | tuple[int, ...]:
+    """One number for both sides, or rows and columns."""
+    if not isinstance(value, (list, tuple)):
+        return _count(name, value)
+    if len(value) != 2:
+        raise Refusal(f"{name} needs one side, or rows and columns; got {value}. Write --{name} 4 or --{name} 4x8.")
+    return tuple(_count(name, side) for side in value)
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

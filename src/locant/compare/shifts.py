@@ -7,15 +7,13 @@ only their places are new, which is the question put to a position scheme. Off c
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
 from locant.compare.task import Examples, Shift
 
 SEED = 0
-GROWTH = 1.5  # of each side, in whole patches
+GROWTH = 1.25  # of each side, in whole patches and at least by one: more blank tokens would drown the others
 
 
 def of(kind: str, test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
@@ -106,4 +104,4 @@ class Held(Examples):
 
 
 def _grown(size: int, patch: int) -> int:
-    return math.ceil(GROWTH * size / patch) * patch
+    return max(size // patch + 1, int(GROWTH * size / patch)) * patch

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from locant.compare import checkpoint, finding, statistics
 from locant.compare.looks import look
-from locant.compare.model import Classifier, grid_of
+from locant.compare.model import Classifier, grid_of, patch_of
 from locant.compare.schemes import Scheme, find
 from locant.compare.settings import Recipe, Settings
 from locant.compare.task import Examples, Task
-from locant.compare.trial import Job, patch_of
+from locant.compare.trial import Job
 
 
 def of_task(

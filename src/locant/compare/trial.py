@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from locant.compare import checkpoint
-from locant.compare.model import Classifier
+from locant.compare.model import Classifier, patch_of
 from locant.compare.schemes import find
 from locant.compare.settings import Recipe
 from locant.compare.task import Examples, Task
@@ -50,19 +50,6 @@ def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
     patch = patch_of(job.kind, task.train.shape, recipe)
     torch.manual_seed(job.seed)
     return Classifier(scheme, task.train.shape, patch, len(task.classes), recipe.dim, recipe.depth, recipe.heads)
-
-
-def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
-    """The patch per axis: over rows and columns on pictures, one frame deep on clips, along a sequence."""
-    if kind == "sequences":
-        return (recipe.patch or 1,)
-    # unless told, a picture becomes sixteen patches, as near as its sides divide
-    rows, columns = (recipe.patch or _divisor(side, side // 4) for side in item[-2:])
-    return (rows, columns) if kind == "images" else (1, rows, columns)
-
-
-def _divisor(side: int, most: int) -> int:
-    return next(n for n in range(max(1, most), 0, -1) if side % n == 0)
 
 
 def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell: Tell) -> dict[str, Any]:
