@@ -1,4 +1,4 @@
-"""What a kernel owes the definition: values, log-sum-exp and every gradient, in every dtype. More laws for the table."""
+"""What a kernel owes the definition: values, log-sum-exp and every gradient, in every dtype. More laws."""
 
 from __future__ import annotations
 
@@ -158,9 +158,11 @@ def senses_agree(kind: str, kernel: str) -> None:
     blocked = (~kept).double()
     if kind == "padding":
         found = [
-            Padding.from_lengths(lengths, 5), Padding.from_key_padding_mask(~kept), Padding.from_attention_mask(kept.int()),
+            Padding.from_lengths(lengths, 5),
+            Padding.from_key_padding_mask(~kept),
+            Padding.from_attention_mask(kept.int()),
             Padding.from_additive(blocked[:, None, None] * -10000.0),
-        ]  # fmt: skip
+        ]
         assert all(torch.equal(mask.valid, kept) for mask in found)
     else:
         rows = kept[:, None]

@@ -13,8 +13,23 @@ from typing import Any
 import torch
 import truth
 from schemes import (
-    BIASES, CLIP, HEAD_DIM, HEADS, LINE, NONE, PLACED, PLANE, PURE, RAGGED, SCHEMES, UNPLACED, WHOLE, Scheme, heads,
-    learned, parts,
+    BIASES,
+    CLIP,
+    HEAD_DIM,
+    HEADS,
+    LINE,
+    NONE,
+    PLACED,
+    PLANE,
+    PURE,
+    RAGGED,
+    SCHEMES,
+    UNPLACED,
+    WHOLE,
+    Scheme,
+    heads,
+    learned,
+    parts,
 )  # fmt: skip
 from torch import Tensor
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a table: one mutant a line, its source as it stands)
 """Mutants: one small mistake each, made in the library's own source, and the law that must notice it.
 
 A mutant names a function, a piece of its source and what stands there instead. `alive` builds the changed function
@@ -5,7 +6,6 @@ and puts it in the place of the real one, wherever that was imported, for as lon
 """
 
 from __future__ import annotations
-
 import __future__
 
 import contextlib

@@ -6,9 +6,22 @@ import pytest
 import torch
 
 from locant import (
-    ALiBi, Causal, GatedPosition, Grid, Learned, Padding, Pairs, RelativeTable, Rotary, Segments, Sinusoid, Windows, attention,
-    plan, weights,
-)  # fmt: skip
+    ALiBi,
+    Causal,
+    GatedPosition,
+    Grid,
+    Learned,
+    Padding,
+    Pairs,
+    RelativeTable,
+    Rotary,
+    Segments,
+    Sinusoid,
+    Windows,
+    attention,
+    plan,
+    weights,
+)
 from locant.attend import attention_packed
 from locant.forms import OffsetTable, add_tables
 
@@ -36,7 +49,12 @@ def attend(q=Q, k=None, v=None, **arguments):
 CASES = {
     "three axes": (lambda: attend(Q[0]), "as [batch, heads, tokens, head_dim]", "q [4, 6, 8]", "Reshape them"),
     "batches": (lambda: attend(Q, Q[:1]), "one batch", "k [1, 4, 6, 8]", "Make these agree"),
-    "keys and values": (lambda: attend(Q, Q, Q[:, :, :5]), "as many keys as values", "v [2, 4, 5, 8]", "Make these agree"),
+    "keys and values": (
+        lambda: attend(Q, Q, Q[:, :, :5]),
+        "as many keys as values",
+        "v [2, 4, 5, 8]",
+        "Make these agree",
+    ),
     "head dims": (lambda: attend(Q, Q[..., :4], Q), "one head_dim for q and k", "k [2, 4, 6, 4]", "Make these agree"),
     "no channels": (lambda: attend(Q[..., :0]), "head_dim of at least 1", "q [2, 4, 6, 0]", "Give heads"),
     "grouped heads": (lambda: attend(Q, Q[:, :3]), "multiple of the heads", "4 and 3", "matching heads"),
@@ -49,40 +67,123 @@ CASES = {
     "grid": (lambda: attend(grid=Grid(2, 4)), "must have 8 tokens", "got 6", "Pass grid="),
     "prefix": (lambda: attend(grid=Grid(2, 3, prefix=1)), "must have 7 tokens", "got 6", "Pass grid="),
     "key grid": (lambda: attend(Q, Q[:, :, :4], grid=ON), "k and v on Grid(2, 3)", "got 4", "Pass key_grid="),
-    "key grid that differs": (lambda: attend(grid=ON, key_grid=Grid(5)), "must have 5 tokens", "got 6", "Pass key_grid="),
+    "key grid that differs": (
+        lambda: attend(grid=ON, key_grid=Grid(5)),
+        "must have 5 tokens",
+        "got 6",
+        "Pass key_grid=",
+    ),
     "axes": (lambda: attend(grid=ON, key_grid=Grid(6)), "grids of the same dimension", "Grid(6)", "Add axes of size 1"),
-    "cache without grids": (lambda: attend(Q[:, :, 5:], Q, mask=Causal()), "must have 1 tokens", "got 6", "knows where it lies"),
+    "cache without grids": (
+        lambda: attend(Q[:, :, 5:], Q, mask=Causal()),
+        "must have 1 tokens",
+        "got 6",
+        "knows where it lies",
+    ),
     "position is a mask": (lambda: attend(position=Causal()), "a position scheme", "got Causal", "use mask="),
     "position is a class": (lambda: attend(position=(ALiBi(4), "rotary")), "a position scheme", "got str", "use mask="),
     "embedding": (lambda: attend(position=Sinusoid(8)), "receives projected heads", "Sinusoid", "locant.nn.Attention"),
-    "learned": (lambda: attend(position=Learned(Grid(6), 8)), "receives projected heads", "Learned", "locant.nn.Attention"),
+    "learned": (
+        lambda: attend(position=Learned(Grid(6), 8)),
+        "receives projected heads",
+        "Learned",
+        "locant.nn.Attention",
+    ),
     "two rotations": (lambda: attend(position=(Rotary(8), Rotary(8))), "one scheme per entrance", "rotate", "Keep one"),
-    "two gates": (lambda: attend(grid=ON, position=(GatedPosition(4), GatedPosition(4))), "one scheme per entrance", "gate", "Keep one"),
+    "two gates": (
+        lambda: attend(grid=ON, position=(GatedPosition(4), GatedPosition(4))),
+        "one scheme per entrance",
+        "gate",
+        "Keep one",
+    ),
     "heads of a table": (lambda: attend(position=RelativeTable(Grid(6), 3)), "has 3 heads", "q has 4", "heads=4"),
     "heads of a gate": (lambda: attend(grid=ON, position=GatedPosition(2)), "has 2 heads", "q has 4", "heads=4"),
     "heads of two biases": (lambda: attend(position=(ALiBi(4), ALiBi(2))), "has 2 heads", "q has 4", "heads=4"),
-    "lse of a gate": (lambda: attend(grid=ON, position=GatedPosition(4), return_lse=True), "needs one softmax", "gated", "without the gate"),
+    "lse of a gate": (
+        lambda: attend(grid=ON, position=GatedPosition(4), return_lse=True),
+        "needs one softmax",
+        "gated",
+        "without the gate",
+    ),
     "mask batch": (lambda: attend(mask=Padding(torch.ones(3, 6).bool())), "a batch of 2", "got 3", "Build the mask"),
     "mask device": (lambda: attend(mask=Padding(KEEP.to("meta"))), "on cpu", "on meta", "Build the mask"),
-    "segments batch": (lambda: attend(mask=Causal() & Segments(torch.ones(3, 6).long())), "a batch of 2", "got 3", "Build the mask"),
-    "pairs heads": (lambda: attend(mask=Pairs(torch.ones(2, 3, 6, 6).bool())), "Pairs needs 4 heads", "got 3", "Lay it out"),
-    "mask layout": (lambda: attend(grid=ON, mask=Padding(torch.ones(2, 3, 2).bool())), "[batch, 6]", "[2, 3, 2]", "Lay it out"),
-    "windows axes": (lambda: attend(grid=ON, mask=Windows(2)), "a size per axis of Grid(2, 3)", "got 1", "Give one number"),
+    "segments batch": (
+        lambda: attend(mask=Causal() & Segments(torch.ones(3, 6).long())),
+        "a batch of 2",
+        "got 3",
+        "Build the mask",
+    ),
+    "pairs heads": (
+        lambda: attend(mask=Pairs(torch.ones(2, 3, 6, 6).bool())),
+        "Pairs needs 4 heads",
+        "got 3",
+        "Lay it out",
+    ),
+    "mask layout": (
+        lambda: attend(grid=ON, mask=Padding(torch.ones(2, 3, 2).bool())),
+        "[batch, 6]",
+        "[2, 3, 2]",
+        "Lay it out",
+    ),
+    "windows axes": (
+        lambda: attend(grid=ON, mask=Windows(2)),
+        "a size per axis of Grid(2, 3)",
+        "got 1",
+        "Give one number",
+    ),
     "kernel name": (lambda: attend(kernel="flash"), "kernel='flash'", "no kernel of that name", "name another kernel"),
-    "reach": (lambda: attend(grid=ON, position=RelativeTable(Grid(2, 2), 4)), "offsets up to (1, 2)", "reaches (1, 1)", "resized(Grid(2, 3))"),
-    "axes of a table": (lambda: attend(grid=ON, position=RelativeTable(Grid(6), 4)), "a grid of 1 axes", "got Grid(2, 3)", "Add axes"),
+    "reach": (
+        lambda: attend(grid=ON, position=RelativeTable(Grid(2, 2), 4)),
+        "offsets up to (1, 2)",
+        "reaches (1, 1)",
+        "resized(Grid(2, 3))",
+    ),
+    "axes of a table": (
+        lambda: attend(grid=ON, position=RelativeTable(Grid(6), 4)),
+        "a grid of 1 axes",
+        "got Grid(2, 3)",
+        "Add axes",
+    ),
     "axes of a gate": (lambda: attend(position=GatedPosition(4)), "grids of 2 axes", "got Grid(6)", "axes=1"),
-    "distance on a picture": (lambda: attend(grid=ON, position=ALiBi(4)), "which distance", "got none", "ALiBi(heads, distance="),
+    "distance on a picture": (
+        lambda: attend(grid=ON, position=ALiBi(4)),
+        "which distance",
+        "got none",
+        "ALiBi(heads, distance=",
+    ),
     "unknown distance": (lambda: ALiBi(4, distance="chess"), 'distance="euclidean"', "got 'chess'", "Name one"),
     "empty table": (lambda: RelativeTable(Grid(0, 3), 4), "at least one cell", "got Grid(0, 3)", "sizes of 1 or more"),
-    "resized prefix": (lambda: RelativeTable(ON, 4).resized(Grid(4, 6, prefix=1)), "exactly if it has them", "got Grid(4, 6, prefix=1)", "prefix=0"),
-    "packed layout": (lambda: attention_packed(Q), "[batch, *grid, 3, heads, head_dim]", "[2, 4, 6, 8]", "Reshape the projection"),
-    "packed thirds": (lambda: attention_packed(torch.zeros(2, 6, 4, 4, 8)), "[batch, *grid, 3, heads, head_dim]", "[2, 6, 4, 4, 8]", "Reshape"),
-    "packed grid": (lambda: attention_packed(torch.zeros(2, 6, 3, 4, 8), grid=Grid(7)), "[batch, 7, 3", "[2, 6, 3, 4, 8]", "Pass the grid"),
-    "packed prefix": (
-        lambda: attention_packed(torch.zeros(2, 2, 3, 3, 4, 8), grid=Grid(2, 3, prefix=1)), "[batch, 7, 3", "[2, 2, 3, 3, 4, 8]", "Pass the grid"
+    "resized prefix": (
+        lambda: RelativeTable(ON, 4).resized(Grid(4, 6, prefix=1)),
+        "exactly if it has them",
+        "got Grid(4, 6, prefix=1)",
+        "prefix=0",
     ),
-}  # fmt: skip
+    "packed layout": (
+        lambda: attention_packed(Q),
+        "[batch, *grid, 3, heads, head_dim]",
+        "[2, 4, 6, 8]",
+        "Reshape the projection",
+    ),
+    "packed thirds": (
+        lambda: attention_packed(torch.zeros(2, 6, 4, 4, 8)),
+        "[batch, *grid, 3, heads, head_dim]",
+        "[2, 6, 4, 4, 8]",
+        "Reshape",
+    ),
+    "packed grid": (
+        lambda: attention_packed(torch.zeros(2, 6, 3, 4, 8), grid=Grid(7)),
+        "[batch, 7, 3",
+        "[2, 6, 3, 4, 8]",
+        "Pass the grid",
+    ),
+    "packed prefix": (
+        lambda: attention_packed(torch.zeros(2, 2, 3, 3, 4, 8), grid=Grid(2, 3, prefix=1)),
+        "[batch, 7, 3",
+        "[2, 2, 3, 3, 4, 8]",
+        "Pass the grid",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

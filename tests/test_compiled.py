@@ -21,8 +21,8 @@ VALID = torch.arange(24)[None] < torch.tensor([[24], [17]])
 CASES = [
     ("none", None), ("none", Causal()), ("alibi-1d", Causal()), ("rotary-1d", Causal()), ("table-1d", None),
     ("table-2d", None), ("table-2d", RAGGED[2]), ("table-2d", WHOLE[2] & Causal()), ("table-2d", Padding(VALID)),
-    ("table-2d", Segments(VALID.long())), ("table-3d", WHOLE[3]), ("table-2d-prefix", WHOLE[2]), ("rotary-2d-prefix", None),
-    ("gate-2d", None), ("gate-2d", RAGGED[2]), ("gate-2d", Padding(VALID)), ("table+alibi+rotary", None),
+    ("table-2d", Segments(VALID.long())), ("table-3d", WHOLE[3]), ("table-2d-prefix", WHOLE[2]),
+    ("rotary-2d-prefix", None), ("gate-2d", None), ("gate-2d", RAGGED[2]), ("gate-2d", Padding(VALID)), ("table+alibi+rotary", None),
 ]  # fmt: skip
 
 

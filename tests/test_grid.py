@@ -90,8 +90,12 @@ def test_equality_and_hash_are_those_of_the_numbers():
     assert a == b
     assert hash(a) == hash(b)
     others = [
-        Grid(4, 3, prefix=1), Grid(3, 4), Grid(3, 4, prefix=1, origin=(0, 1)), Grid(3, 4, prefix=1, stride=(1, 2)), Grid(12),
-    ]  # fmt: skip
+        Grid(4, 3, prefix=1),
+        Grid(3, 4),
+        Grid(3, 4, prefix=1, origin=(0, 1)),
+        Grid(3, 4, prefix=1, stride=(1, 2)),
+        Grid(12),
+    ]
     assert len({a, b, *others}) == 1 + len(others)
     assert a != (3, 4)
 

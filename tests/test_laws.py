@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import exactness  # noqa: F401  enters more laws
+import pytest
 from laws import KERNELS, LAWS
 
 CASES = [pytest.param(law, case, id=f"{law}-{case}") for law, (_, cases) in LAWS.items() for case in cases]

@@ -55,15 +55,29 @@ def made(kind: str, grid: Grid, key_grid: Grid):
         "pairs-of-samples": lambda: Pairs(ids(grid.tokens, key_grid.tokens) > 0),
         "pairs-for-all": lambda: Pairs(ids(grid.tokens, key_grid.tokens)[0] > 0),
         "pairs-of-queries": lambda: Pairs(ids(grid.tokens, 1) > 0),
-        "joined": lambda: Windows(sizes, shifts) & Causal() & Padding(ids(*key_grid.shape) > 0) & Windows(3 if axes == 1 else sizes),
-    }[kind]()  # fmt: skip
+        "joined": lambda: (
+            Windows(sizes, shifts) & Causal() & Padding(ids(*key_grid.shape) > 0) & Windows(3 if axes == 1 else sizes)
+        ),
+    }[kind]()
 
 
 KINDS = (
-    "causal", "causal-first-axis", "causal-last-axis", "windows", "windows-shifted", "windows-huge", "padding-tokens",
-    "padding-cells", "segments-tokens", "segments-cells", "pairs", "pairs-of-samples", "pairs-for-all",
-    "pairs-of-queries", "joined",
-)  # fmt: skip
+    "causal",
+    "causal-first-axis",
+    "causal-last-axis",
+    "windows",
+    "windows-shifted",
+    "windows-huge",
+    "padding-tokens",
+    "padding-cells",
+    "segments-tokens",
+    "segments-cells",
+    "pairs",
+    "pairs-of-samples",
+    "pairs-for-all",
+    "pairs-of-queries",
+    "joined",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,7 +260,10 @@ def test_round_trips(kind):
         (lambda: Padding.from_key_padding_mask(KEPT.long()), ("True = ignore", "torch.int64", "from_attention_mask")),
         (lambda: Padding.from_attention_mask(KEPT * 2), ("zeros and ones", "torch.int64", "from_additive")),
         (lambda: Padding.from_additive(KEPT * 0.5), ("zeros (free)", "0.5", "a bias, not a mask")),
-        (lambda: Padding.from_additive(torch.zeros(2, 1, 5, 5)), ("[batch, 1, 1, tokens]", "[2, 1, 5, 5]", "Pairs.from_additive")),
+        (
+            lambda: Padding.from_additive(torch.zeros(2, 1, 5, 5)),
+            ("[batch, 1, 1, tokens]", "[2, 1, 5, 5]", "Pairs.from_additive"),
+        ),
         (lambda: Segments(torch.zeros(2, 5)), ("whole numbers", "torch.float32", "Number the segments")),
         (lambda: Segments(torch.zeros(5, dtype=torch.int64)), ("[batch, tokens]", "(5,)", "Number the segments")),
         (lambda: Segments(LENGTHS[:, None]).allowed(Grid(4)), ("`ids` of shape", "[2, 1]", "Lay it out")),
@@ -259,7 +276,7 @@ def test_round_trips(kind):
         (lambda: Pairs.from_additive(torch.full((2, 2), -3.0)), ("-100 or less", "-3", "a bias, not a mask")),
         (lambda: Pairs.from_additive(torch.full((2, 2), torch.nan)), ("-100 or less", "nan", "a bias, not a mask")),
     ],
-)  # fmt: skip
+)
 def test_errors_have_three_parts(make, parts):
     with pytest.raises(ValueError, match=".") as caught:
         make()

@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
     coordinates are zeros without meaning.
     """
 
-    index: Int[Tensor, "groups count"]
+    index: Int[Tensor, "groups count"]  # type: ignore[assignment]  # in place of tuple.index, which nobody calls
     coordinates: Int[Tensor, "groups count axes"]
     placed: Bool[Tensor, "groups count"]
 

@@ -430,7 +430,7 @@ def _register(kind: type[Mask], names: tuple[str, ...]) -> None:
         for name, child in zip(names, children, strict=True):
             setattr(mask, name, child)
         if literal is not None:
-            mask._literal = literal
+            setattr(mask, "_literal", literal)  # noqa: B010 (only Segments has it)
         return mask
 
     name = f"locant.masks.{kind.__name__}"

@@ -46,7 +46,10 @@ def through(theirs, x, gate, grid, kernel):
     return theirs.proj(out.transpose(1, 2).flatten(2))
 
 
-CASES = pytest.mark.parametrize(("side", "count", "start"), [(4, 4, "random"), (7, 9, "random"), (14, 4, "local"), (14, 9, "random"), (14, 16, "local")])  # fmt: skip
+CASES = pytest.mark.parametrize(
+    ("side", "count", "start"),
+    [(4, 4, "random"), (7, 9, "random"), (14, 4, "local"), (14, 9, "random"), (14, 16, "local")],
+)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "reference"])

@@ -239,7 +239,8 @@ def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_
 def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     kinds: list[list[tuple[Cell, ...]]] = []
     for axis in range(grid.axes):
-        queries, keys, found = grid.along(axis), key_grid.along(axis), {}
+        queries, keys = grid.along(axis), key_grid.along(axis)
+        found: dict[tuple[int, int, int], list[Cell]] = {}
         for cell in cells(windows, axis, grid, key_grid):
             (q0, q1), (k0, k1) = cell.queries, cell.keys
             kind = (q1 - q0, k1 - k0, queries[q0] - keys[k0] if k1 > k0 else 0)

@@ -56,8 +56,8 @@ class GatedPosition(Gate):
         side = int(math.floor(self.heads ** (1 / self.axes) + 1e-9))
         centre = (side - 1) / 2 if side % 2 == 0 else side // 2
         with torch.no_grad():
-            self.direction *= locality
-            self.spread *= locality
+            self.direction.mul_(locality)
+            self.spread.mul_(locality)
             for head in range(side**self.axes):
                 offset = [head // side**axis % side - centre for axis in range(self.axes)]
                 self.direction[head] = torch.tensor([-2 * locality * o for o in offset])

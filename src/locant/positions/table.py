@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
@@ -32,6 +32,10 @@ class RelativeTable(Bias):
         heads: one table each.
         init_std: of the normal that it starts from.
     """
+
+    query_prefix: nn.Parameter | None
+    key_prefix: nn.Parameter | None
+    both: nn.Parameter | None
 
     def __init__(self, grid: Grid, heads: int, *, init_std: float = 0.02) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class RelativeTable(Bias):
         return OffsetTable(self.heads, needed, self.query_prefix is not None)
 
     def values(self, form: OffsetTable) -> OffsetValues:
-        centre = self.table
+        centre: Tensor = self.table
         for axis, (size, needed) in enumerate(zip(self.grid.shape, form.reach, strict=True), start=1):
             centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
         return OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)
