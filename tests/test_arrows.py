@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
     {"grid"},
-    {"masks", "forms", "resizing", "problem"},
+    {"masks", "cells", "forms", "resizing", "problem"},
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner"},
     {"attend"},

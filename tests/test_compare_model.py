@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patch_of, patches
 from locant.compare.schemes import DEFAULT, SCHEMES, find
 from locant.compare.settings import DEFAULTS
@@ -115,6 +116,42 @@ def test_default_patches_divide_the_built_in_examples(kind, item) -> None:
 def test_patches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"patches of \(3, 3\) must divide examples of \(8, 8\)"):
         grid_of((1, 8, 8), (3, 3))
+
+
+KINDS = {"relative": "bias", "shared": "bias", "alibi": "bias", "rotary": "rotation", "gated": "gate", "none": "none"}
+
+
+@pytest.mark.parametrize(("kind", "name"), every())
+def test_every_scheme_has_a_picture_of_its_numbers(kind, name) -> None:
+    model = loud(model_of(kind, name))
+    picture = look(model)
+    assert picture["kind"] == KINDS.get(name, "embedding")
+    tokens = model.grid.tokens
+    for layer in picture["layers"]:
+        for head in layer["heads"]:
+            assert np.array(head).shape == (tokens, tokens)
+            assert np.isfinite(head).all()
+            if picture["kind"] == "gate":
+                assert np.allclose(np.sum(head, 1), 1, atol=1e-3)
+            if picture["kind"] in ("rotation", "embedding") and name != "masked-sine":
+                assert np.allclose(np.diag(head), 1, atol=1e-3)
+    assert bool(picture["layers"]) == (name != "none")
+
+
+def test_the_picture_of_shared_weights_joins_what_each_pass_may_see() -> None:
+    """Same frame: the spatial table. Same place, another frame: the temporal one. Else nothing."""
+    model = loud(model_of("clips", "shared"))
+    time, space = model.inside()[1].positions
+    heads = look(model)["layers"][1]["heads"]
+    places = model.grid.coordinates().tolist()
+    for q, (t, y, x) in enumerate(places):
+        for k, (kt, ky, kx) in enumerate(places):
+            expected = 0.0
+            if t == kt:
+                expected += float(space.table[2, 0, y - ky + 1, x - kx + 1])
+            if (y, x) == (ky, kx):
+                expected += float(time.table[2, t - kt + 2, 0, 0])
+            assert heads[2][q][k] == pytest.approx(expected, abs=1e-4)
 
 
 def test_unknown_schemes_are_refused_by_name() -> None:

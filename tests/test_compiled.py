@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 from laws import gradients, same
 from schemes import HEADS, PLANE, RAGGED, SCHEMES, WHOLE, heads, learned, parts
 
@@ -22,7 +23,8 @@ CASES = [
     ("none", None), ("none", Causal()), ("alibi-1d", Causal()), ("rotary-1d", Causal()), ("table-1d", None),
     ("table-2d", None), ("table-2d", RAGGED[2]), ("table-2d", WHOLE[2] & Causal()), ("table-2d", Padding(VALID)),
     ("table-2d", Segments(VALID.long())), ("table-3d", WHOLE[3]), ("table-2d-prefix", WHOLE[2]),
-    ("rotary-2d-prefix", None), ("gate-2d", None), ("gate-2d", RAGGED[2]), ("gate-2d", Padding(VALID)), ("table+alibi+rotary", None),
+    ("rotary-2d-prefix", None), ("gate-2d", None), ("gate-2d", RAGGED[2]), ("gate-2d", Padding(VALID)),
+    ("table+alibi+rotary", None),
 ]  # fmt: skip
 
 
@@ -68,7 +70,7 @@ def test_any_batch_is_one_graph():
     count = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(run, fullgraph=True, backend=count, dynamic=True)
     table = RelativeTable(PLANE, HEADS).double()
-    for batch in (2, 3, 5):
+    for batch in (4, 3, 7):  # no other size is 4: the compiler takes equal sizes for one
         q, k, v = heads(PLANE, batch=batch)
         same(compiled(q, k, v, PLANE, table, WHOLE[2]), run(q, k, v, PLANE, table, WHOLE[2]))
     assert count.frame_count == 1

@@ -12,7 +12,8 @@ from schemes import heads
 from torch.utils import _pytree
 
 from locant import Causal, Grid, Padding, Pairs, Segments, Windows, attention
-from locant.masks import Structure, cells, reach
+from locant.cells import cells, reach
+from locant.masks import Structure
 
 GRIDS = {
     "line": (Grid(7), Grid(7)),

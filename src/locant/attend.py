@@ -81,7 +81,9 @@ def attention_packed(
         )
     places = tuple(qkv.shape[1:-3])
     grid = Grid(*places) if grid is None else grid
-    if places not in ((grid.tokens,), grid.shape) or (places == grid.shape and places != (grid.tokens,) and grid.prefix):
+    if places not in ((grid.tokens,), grid.shape) or (
+        places == grid.shape and places != (grid.tokens,) and grid.prefix
+    ):
         raise ValueError(
             f"attention_packed on {grid} needs qkv of shape [batch, {grid.tokens}, 3, heads, head_dim] or, without a "
             f"prefix, [batch, *{grid.shape}, 3, heads, head_dim]; got {list(qkv.shape)}. Pass the grid of these tokens."
@@ -220,13 +222,13 @@ class _Request:
         for p in positions:
             if not isinstance(p, Position):
                 raise ValueError(
-                    f"position needs a position scheme such as RelativeTable, or a tuple of them; got {type(p).__name__}. "
-                    "For a mask use mask=."
+                    f"position needs a position scheme such as RelativeTable, or a tuple of them; "
+                    f"got {type(p).__name__}. For a mask use mask=."
                 )
             if isinstance(p, Embedding):
                 raise ValueError(
                     f"attention receives projected heads, and {type(p).__name__} acts on tokens before projection. "
-                    "Add it to the tokens, or use locant.nn.Attention, which adds it to what q and k are projected from."
+                    "Add it to the tokens, or use locant.nn.Attention, which adds it before it projects q and k."
                 )
             if p.entrance in seen and p.entrance != "bias":
                 raise ValueError(
@@ -247,7 +249,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
         )
     if q.shape[3] == 0:
         raise ValueError(f"attention needs a head_dim of at least 1; got {shapes}. Give heads some channels.")
-    if k.shape[1] == 0 and q.shape[1] > 0 or k.shape[1] > 0 and q.shape[1] % k.shape[1]:
+    if q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]:
         raise ValueError(
             f"the heads of q must be a multiple of the heads of k and v; got {q.shape[1]} and {k.shape[1]}. "
             "Project to matching heads."

@@ -111,7 +111,9 @@ class Grid:
         ]
         return torch.stack(lines, dim=-1)
 
-    def select(self, index: Int[Tensor, "groups count"] | None = None, device: torch.device | str | None = None) -> Tokens:
+    def select(
+        self, index: Int[Tensor, "groups count"] | None = None, device: torch.device | str | None = None
+    ) -> Tokens:
         """The tokens at `index` (prefix included in the count), by default all of them as one group."""
         index = torch.arange(self.tokens, device=device)[None] if index is None else index
         places = self.coordinates(index.device)

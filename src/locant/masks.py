@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -245,7 +244,7 @@ class Pairs(Mask):
 
     @classmethod
     def from_blocked(cls, mask: Shaped[Tensor, "*batch queries keys"]) -> Pairs:
-        """1 or True = blocked (TensorFlow's tutorial, Transformer-XL, XLNet, bool `attn_mask` of MultiheadAttention)."""
+        """1 or True = blocked (TensorFlow's tutorial, Transformer-XL, XLNet, MultiheadAttention's bool `attn_mask`)."""
         return cls(~_zero_or_one("from_blocked", mask).bool())
 
     @classmethod
@@ -328,51 +327,6 @@ class Structure:
         """The names of what is not windows, or None: a window kernel asks this."""
         named = {"causal": self.causal, "padding": self.padding, "segments": self.segments, "pairs": self.pairs}
         return " and ".join(name for name, there in named.items() if there) or None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell on one axis: which queries and which keys lie in it, as half-open index ranges."""
-
-    queries: tuple[int, int]
-    keys: tuple[int, int]
-
-
-def cells(windows: tuple[Windows, ...], axis: int, grid: Grid, key_grid: Grid) -> tuple[Cell, ...]:
-    """The cells on one axis that hold a query, in order; without windows there is one."""
-    keys = _runs(windows, axis, key_grid)
-    return tuple(Cell(run, keys.get(label, (0, 0))) for label, run in _runs(windows, axis, grid).items())
-
-
-def _runs(windows: tuple[Windows, ...], axis: int, grid: Grid) -> dict[tuple[int, ...], tuple[int, int]]:
-    """Which indices lie in each cell of one axis: coordinates rise, so that a cell is one run."""
-    runs: dict[tuple[int, ...], tuple[int, int]] = {}
-    for index, coordinate in enumerate(grid.along(axis)):
-        label = tuple(w.cell_of(axis, coordinate) for w in windows)
-        runs[label] = (runs[label][0] if label in runs else index, index + 1)
-    return runs
-
-
-def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
-    """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
-    windows = Structure.of(mask).windows
-    compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
-    return _reach(grid, key_grid, windows) if compiling else _remembered(grid, key_grid, windows)
-
-
-def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
-    found = []
-    for axis in range(grid.axes):
-        queries, keys = grid.along(axis), key_grid.along(axis)
-        furthest = 0
-        for cell in cells(windows, axis, grid, key_grid):
-            q, k = queries[slice(*cell.queries)], keys[slice(*cell.keys)]
-            furthest = max(furthest, abs(q[-1] - k[0]), abs(k[-1] - q[0])) if q and k else furthest
-        found.append(furthest)
-    return tuple(found)
-
-
-_remembered = lru_cache(maxsize=256)(_reach)
 
 
 def _by_token(what: str, name: str, value: Tensor, grid: Grid, fill: int) -> tuple[Tensor, bool]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from locant.compare.model import Classifier
 from locant.compare.schemes import mask_of
 from locant.grid import Grid
+from locant.masks import Windows
 from locant.positions.position import Bias, Embedding, Gate, Position
 from locant.positions.rotary import Rotary
 
@@ -42,8 +43,8 @@ def look(model: Classifier) -> dict[str, Any]:
             if position is None:
                 continue
             kind = KINDS[position.entrance]
-            drawn = _drawn(position, grid)
             window = mask_of(reach, grid)
+            drawn = _drawn(position, grid, window)
             if window is not None:  # a pass shows what it may see; passes side by side add up to one picture
                 drawn = drawn * window.allowed(grid)[0, 0]
             heads = drawn if heads is None else heads + drawn
@@ -60,9 +61,9 @@ def look(model: Classifier) -> dict[str, Any]:
     }
 
 
-def _drawn(position: Position, grid: Grid) -> Float[Tensor, "heads queries keys"]:
+def _drawn(position: Position, grid: Grid, window: Windows | None) -> Float[Tensor, "heads queries keys"]:
     if isinstance(position, Bias):
-        return position(grid)
+        return position(grid, mask=window)
     if isinstance(position, Gate):
         return torch.softmax(position.values(grid, grid).dense(grid, grid), -1)
     assert isinstance(position, Rotary), f"no picture for {type(position).__name__}"

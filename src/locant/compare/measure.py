@@ -26,9 +26,11 @@ from locant.compare.settings import Recipe
 from locant.compare.task import Task
 from locant.compare.trial import Job, build
 
-ROUNDS = 5
+ROUNDS = 5  # at the trained size
+GROWING = 3  # at larger ones
 GROWTH = (1, 2, 4, 8)  # each axis of the grid this many times as long (sequences: squared, to match)
-TOKENS_AT_ONCE = 2048  # examples × tokens of one call while growing
+MOST_TOKENS = 1024  # growth ends here, so that its cost stays small beside the training's
+TOKENS_AT_ONCE = 1024  # examples × tokens of one call while growing
 CEILING = 1 << 30  # bytes: a call that would hold more scores than this is not made, and says so
 
 
@@ -45,11 +47,13 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
     """Every scheme of one task: its time and memory at the trained size, and at larger ones."""
     models = {name: build(Job(kind, name, 0, 0.0), task, recipe).to(device) for name in schemes}
     item = tuple(task.train.shape)
-    at_size = _in_turn(models, item, recipe.batch, device)
+    at_size = _in_turn(models, item, recipe.batch, device, ROUNDS)
     found: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
     for factor in GROWTH:
         larger = _grown(item, models[schemes[0]].patch, factor)
         tokens = grid_of(larger, models[schemes[0]].patch).tokens
+        if factor > 1 and tokens > MOST_TOKENS:
+            break
         batch = max(1, TOKENS_AT_ONCE // tokens)
         fitting, stopped = {}, {}
         for name, model in models.items():
@@ -59,21 +63,23 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
                 fitting[name] = moved
             else:
                 stopped[name] = why
-        figures = _in_turn(fitting, larger, batch, device)
+        figures = _in_turn(fitting, larger, batch, device, GROWING)
         for name in schemes:
             row = _per_example(figures[name], batch) if name in figures else {}
             found[name]["growth"].append({"tokens": tokens, "stopped": stopped.get(name), **row})
     return found
 
 
-def _in_turn(models: dict[str, Classifier], item: tuple[int, ...], batch: int, device: str) -> dict[str, Any]:
+def _in_turn(
+    models: dict[str, Classifier], item: tuple[int, ...], batch: int, device: str, rounds: int
+) -> dict[str, Any]:
     x = torch.rand(batch, *item, device=device)
     calls = {name: (_forward(model, x), _step(model, x)) for name, model in models.items()}
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
-    for name in models:  # the first call warms up, and is the one whose memory is read
-        calls[name][0](), calls[name][1]()
+    gc.collect()
+    # the first call of each, which warms up too: later ones reuse its memory and would show less
     bytes_ = {name: tuple(_extra_bytes(call, device) for call in calls[name]) for name in models}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name in models:
             for call, seen in zip(calls[name], times[name], strict=True):
                 seen.append(_milliseconds(call, device))
@@ -121,7 +127,6 @@ def _settle(device: str) -> None:
 
 def _extra_bytes(call: Callable[[], None], device: str) -> int | None:
     """The rise of resident memory during a call; None where the system does not tell."""
-    gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

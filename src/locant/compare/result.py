@@ -46,7 +46,7 @@ class Result:
             for task in self.data["tasks"]
             for s in task["schemes"]
         )
-        return f"<table><tr><th>task</th><th>scheme</th><th>accuracy</th></tr>{rows}</table>"
+        return f"<table><tr><th>task</th><th>scheme</th><th>accuracy, %</th></tr>{rows}</table>"
 
 
 def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
@@ -56,23 +56,20 @@ def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
     from rich.table import Table
 
     size = " × ".join(map(str, task["grid"]))
-    title = (
-        f"{task['kind'].capitalize()}: {escape(task['question'])} [dim]{escape(task['source'])}, {size} tokens[/dim]"
-    )
+    about = f"{task['source']}, {size} tokens"
+    title = f"{task['kind'].capitalize()}: {escape(task['question'])}\n[dim]{escape(about)}[/dim]"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scheme", no_wrap=True)
-    table.add_column("accuracy (95 %)", justify="right", no_wrap=True)
+    table.add_column("scheme")
+    table.add_column("accuracy, %\n(95 % interval)", justify="right", no_wrap=True)
     for shift in task["shifts"]:
-        table.add_column(escape(shift["name"].replace(" ", "\n", 1)), justify="right")
-    table.add_column("position\nnumbers", justify="right")
-    table.add_column("training\nstep, ms", justify="right")
+        table.add_column(escape(shift["name"].replace(" ", "\n", 1)), justify="right", min_width=6)
+    table.add_column("step,\nms", justify="right", min_width=5)
     for s in task["schemes"]:
         cost = measured.get(s["name"])
         table.add_row(
             escape(s["label"]),
             _accuracy(s["accuracy"]),
             *(_share(s["shifts"].get(shift["name"], {}).get("mean")) for shift in task["shifts"]),
-            f"{s['parameters']['position']:,}",
             f"{cost['step_ms']['median']:.1f}" if cost else "–",
         )
     return table
@@ -85,4 +82,4 @@ def _accuracy(accuracy: dict[str, Any]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,1 +1,2 @@
-"""One file per way to execute. Each has four names: `name`, `refuses(problem)`, `cost(problem)`, `run(problem, inputs)`."""
+"""One file per way to execute, each with four names: `name`, `refuses(problem)`, `cost(problem)` and
+`run(problem, inputs)`."""

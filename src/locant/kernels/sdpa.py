@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from locant.cells import Cell, cells
 from locant.forms import SeparableValues
 from locant.grid import Grid, Tokens
-from locant.masks import Cell, Every, Structure, Windows, cells
+from locant.masks import Every, Structure, Windows
 from locant.problem import Cost, Inputs, Problem
 
 name = "sdpa"

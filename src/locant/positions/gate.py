@@ -23,12 +23,13 @@ class GatedPosition(Gate):
     the whole batch. It works on any rectangle, and under `Windows`. The published code takes sqrt(N) for both sides
     and expands R to batch × N × N.
 
-    With `local_init`, head h starts looking at the offset Δ (key - query) of a k × k neighbourhood, k = ⌊heads^(1/axes)⌋,
-    the first axis changing fastest: R = -α·(|j - i - Δ|² - |Δ|²), so spread = -α and direction = -2αΔ. Heads past
-    k^axes keep a random start scaled by α. The gate starts at 1, a share of sigmoid(1) = 0.7311.
+    With `local_init`, head h starts looking at the offset Δ (key - query) of a k × k neighbourhood, where
+    k = ⌊heads^(1/axes)⌋ and the first axis changes fastest: R = -α·(|j - i - Δ|² - |Δ|²), so spread = -α and
+    direction = -2αΔ. Heads past k^axes keep a random start scaled by α. The gate starts at 1, a share of
+    sigmoid(1) = 0.7311.
 
     The published `pos_proj.weight [heads, 3]` acts on (dx, dy, dx² + dy²) of key - query: direction is
-    -pos_proj.weight[:, (1, 0)], spread is pos_proj.weight[:, 2]; its bias cancels in the softmax and has no counterpart.
+    -pos_proj.weight[:, (1, 0)], spread is pos_proj.weight[:, 2]; its bias cancels in the softmax.
     Source: ConViT (arXiv 2103.10697, eqs. 5 to 8).
 
     Args:
@@ -53,7 +54,7 @@ class GatedPosition(Gate):
             self._look_nearby(locality)
 
     def _look_nearby(self, locality: float) -> None:
-        side = int(math.floor(self.heads ** (1 / self.axes) + 1e-9))
+        side = math.floor(self.heads ** (1 / self.axes) + 1e-9)
         centre = (side - 1) / 2 if side % 2 == 0 else side // 2
         with torch.no_grad():
             self.direction.mul_(locality)

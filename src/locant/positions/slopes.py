@@ -8,9 +8,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from locant.cells import reach
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask, reach
+from locant.masks import Mask
 from locant.positions.position import Bias
 
 Distance = Literal["euclidean", "manhattan"]
@@ -21,7 +22,7 @@ class ALiBi(Bias):
     """bias[head, i, j] = -slope[head] · |i - j|, nothing learned.
 
     On sequences |i - j| is the distance; on pictures and clips its name must be given: "euclidean", the root of the
-    summed squares, or "manhattan", the sum over axes. The slopes are 2^(-8/n), 2^(-16/n), ... for n heads; if n is not a
+    summed squares, or "manhattan", the sum over axes. The slopes are 2^(-8/n), 2^(-16/n), ... for n heads; if n is no
     power of two, those of the next smaller power and then every second one of the next larger.
 
     Without `Causal` the bias is the same for a key before and after the query: it is mirror-blind, it cannot tell left

@@ -7,9 +7,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from locant.cells import reach
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask, reach
+from locant.masks import Mask
 from locant.positions.position import Bias
 from locant.resizing import resize_table
 
@@ -24,7 +25,7 @@ class RelativeTable(Bias):
     standard deviation `init_std`. If the grid has a prefix, three learned rows per head say what holds between prefix
     tokens and the others (BEiT); without, their bias is 0.
 
-    Published tables are flat, `[(2H-1)(2W-1), heads]`, row-major over the same query - key offset: `table.flatten(1).T`.
+    Published tables are flat, `[(2H-1)(2W-1), heads]`, row-major over the same offset: `table.flatten(1).T`.
     Source: Swin (arXiv 2103.14030, eq. 4), AIM (arXiv 2302.03024, `temporal_position_bias_table`), BEiT (2106.08254).
 
     Args:
@@ -60,7 +61,8 @@ class RelativeTable(Bias):
             size = ", ".join(str(n + 1) for n in needed)
             raise ValueError(
                 f"this attention needs offsets up to {needed}; the RelativeTable on {self.grid} reaches "
-                f"{tuple(size - 1 for size in self.grid.shape)}. Use position.resized(Grid({size})), or a smaller window."
+                f"{tuple(size - 1 for size in self.grid.shape)}. "
+                f"Use position.resized(Grid({size})), or a smaller window."
             )
         return OffsetTable(self.heads, needed, self.query_prefix is not None)
 
