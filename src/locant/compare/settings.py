@@ -44,7 +44,7 @@ class Recipe:
 DEFAULTS = {
     "images": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
     "clips": Recipe(epochs=10, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=8),
-    "sequences": Recipe(epochs=40, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
+    "sequences": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
 }
 QUICK = {
     "images": replace(DEFAULTS["images"], epochs=15, lr=(0.006,)),

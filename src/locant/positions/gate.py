@@ -23,13 +23,14 @@ class GatedPosition(Gate):
     the whole batch. It works on any rectangle, and under `Windows`. The published code takes sqrt(N) for both sides
     and expands R to batch × N × N.
 
-    With `local_init`, head h starts looking at the offset Δ (key - query) of a k × k neighbourhood, where
-    k = ⌊heads^(1/axes)⌋ and the first axis changes fastest: R = -α·(|j - i - Δ|² - |Δ|²), so spread = -α and
+    With `local_init`, head h starts looking at the offset Δ (key - query) of a k × k neighbourhood,
+    k = ⌊heads^(1/axes)⌋, the first axis changing fastest: R = -α·(|j - i - Δ|² - |Δ|²), so spread = -α and
     direction = -2αΔ. Heads past k^axes keep a random start scaled by α. The gate starts at 1, a share of
     sigmoid(1) = 0.7311.
 
     The published `pos_proj.weight [heads, 3]` acts on (dx, dy, dx² + dy²) of key - query: direction is
-    -pos_proj.weight[:, (1, 0)], spread is pos_proj.weight[:, 2]; its bias cancels in the softmax.
+    -pos_proj.weight[:, (1, 0)], spread is pos_proj.weight[:, 2]; its bias cancels in the softmax, so that it has no
+    counterpart.
     Source: ConViT (arXiv 2103.10697, eqs. 5 to 8).
 
     Args:
