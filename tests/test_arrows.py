@@ -21,6 +21,7 @@ LAYERS = (
     {"flops", "nn"},
     {"models", "checkpoints", "explain", "compare", "bench"},
     {"cli"},
+    {"__main__"},
 )
 # Members of a family know the contract of the family, and never each other.
 CONTRACTS = {"positions": "locant.positions.position", "kernels": "locant.kernels.kernel"}
