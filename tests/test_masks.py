@@ -282,3 +282,13 @@ def test_errors_have_three_parts(make, parts):
     with pytest.raises(ValueError, match=".") as caught:
         make()
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_masks_print_what_they_are() -> None:
+    """Those of integers as they were written, those of tensors by their sizes."""
+    padding = Padding(torch.ones(2, 5, dtype=torch.bool))
+    mask = Causal() & Windows((2, 3), shift=(1, 0)) & padding & Segments(torch.zeros(2, 5, dtype=torch.int64))
+    assert repr(mask) == (
+        "Causal(axis=None) & Windows(size=(2, 3), shift=(1, 0)) & Padding(valid=[2, 5]) & "
+        "Segments(ids=[2, 5], key_ids=[2, 5])"
+    )

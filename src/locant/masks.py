@@ -52,6 +52,10 @@ class Mask(ABC):
     def __and__(self, other: Mask) -> Mask:
         return Every((*self.members(), *other.members()))
 
+    def __repr__(self) -> str:
+        shapes = [f"{name}={list(t.shape)}" for name, t in vars(self).items() if isinstance(t, Tensor)]
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
 
 @dataclass(frozen=True)
 class Causal(Mask):
@@ -157,7 +161,11 @@ class Padding(Mask):
     @classmethod
     def from_key_padding_mask(cls, mask: Bool[Tensor, "batch *tokens"]) -> Padding:
         """True = *ignore* (`nn.MultiheadAttention`, DETR's masks `[batch, rows, columns]`)."""
-        _need_bool("from_key_padding_mask", mask, "True = ignore")
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"from_key_padding_mask needs a bool tensor, True = ignore; got {mask.dtype}. "
+                "If 1 means keep, use from_attention_mask; if it is added to the logits, from_additive."
+            )
         return cls(~mask)
 
     @classmethod
@@ -288,6 +296,9 @@ class Every(Mask):
     def members(self) -> Iterator[Mask]:
         return iter(self.masks)
 
+    def __repr__(self) -> str:
+        return " & ".join(map(repr, self.masks))
+
     def bound(self, grid: Grid, key_grid: Grid) -> Mask:
         return Every(tuple(m.bound(grid, key_grid) for m in self.masks))
 
@@ -319,10 +330,6 @@ class Structure:
             pairs=any(isinstance(m, Pairs) for m in members),
         )
 
-    @property
-    def empty(self) -> bool:
-        return self == Structure()
-
     def beyond_windows(self) -> str | None:
         """The names of what is not windows, or None: a window kernel asks this."""
         named = {"causal": self.causal, "padding": self.padding, "segments": self.segments, "pairs": self.pairs}
@@ -349,14 +356,6 @@ def _zero_or_one(what: str, mask: Tensor) -> Tensor:
             "If it is added to the logits, use from_additive."
         )
     return mask
-
-
-def _need_bool(what: str, mask: Tensor, sense: str) -> None:
-    if mask.dtype != torch.bool:
-        raise ValueError(
-            f"{what} needs a bool tensor, {sense}; got {mask.dtype}. "
-            "If 1 means keep, use from_attention_mask; if it is added to the logits, from_additive."
-        )
 
 
 def _not_blocked(mask: Tensor) -> Tensor:
