@@ -42,8 +42,8 @@ class Recipe:
 
 
 DEFAULTS = {
-    "images": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
-    "clips": Recipe(epochs=10, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=8),
+    "images": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
+    "clips": Recipe(epochs=9, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=8),
     "sequences": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
 }
 QUICK = {
