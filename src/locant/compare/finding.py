@@ -112,7 +112,7 @@ def _kind(task: dict[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\u00a0%"  # no line breaks before the sign
 
 
 def _list(names: list[str]) -> str:

@@ -174,7 +174,7 @@ def _by_axis(problem: Problem, gate: SeparableValues, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Group:
-    """Cells of equal shape: per axis, the cells that take part (all of one size). Empty axes: the prefix queries."""
+    """Cells of equal shape: per axis, the cells that take part (all of one size)."""
 
     axes: tuple[tuple[Cell, ...], ...]
     prefix: int  # prefix tokens among the keys
