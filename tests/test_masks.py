@@ -156,7 +156,7 @@ def test_masks_combine_flat_and_describe_themselves():
     structure = Structure.of(joined)
     assert structure == Structure(causal=(Causal(),), windows=(Windows(3), Windows(2)), padding=True)
     assert structure.beyond_windows() == "causal and padding"
-    assert Structure.of(None).empty
+    assert Structure.of(None) == Structure()
     assert Structure.of(Windows(3)).beyond_windows() is None
     assert Windows((7, 7), shift=(10, -4)) == Windows((7, 7), shift=(3, 3))
     assert Windows(4) == Windows((4,), shift=(0,))

@@ -86,8 +86,10 @@ def run(
     folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
     schemes = {kind: _schemes(kind, chosen) for kind in tasks}
-    for kind in tasks:  # a size that doesn't fit is said before anything is written
-        build(Job(kind, schemes[kind][0].name, 0, 0.0), tasks[kind], chosen.recipes[kind])
+    for kind, opened in tasks.items():  # what doesn't fit is said before anything is written
+        for scheme in schemes[kind]:
+            model = build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind])
+            model(torch.zeros(1, *opened.train.shape))
     if world.leads:
         _open_folder(folder, chosen, tasks, resume)
     world.wait()
