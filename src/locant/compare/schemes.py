@@ -24,7 +24,7 @@ from locant.positions.table import RelativeTable
 
 Reach = Literal["joint", "space", "time"]
 Pass = tuple[Reach, Position | None]
-TABLE_STD = 2.0  # tables start wide enough to matter: from 0.02 they learn too little in a few hundred steps (LOG.md)
+TABLE_STD = 1.5  # tables start wide enough to matter: from 0.02 they learn too little in a few hundred steps (LOG.md)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Recipe:
 
 DEFAULTS = {
     "images": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
-    "clips": Recipe(epochs=9, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=8),
+    "clips": Recipe(epochs=9, lr=(0.004, 0.008), batch=64, dim=48, depth=2, heads=4, patch=8),
     "sequences": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
 }
 QUICK = {
