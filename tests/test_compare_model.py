@@ -141,16 +141,16 @@ def test_every_scheme_has_a_picture_of_its_numbers(kind, name) -> None:
 def test_the_picture_of_shared_weights_joins_what_each_pass_may_see() -> None:
     """Same frame: the spatial table. Same place, another frame: the temporal one. Else nothing."""
     model = loud(model_of("clips", "shared"))
-    time, space = model.inside()[1].positions
+    time, space = (position.table.detach() for position in model.inside()[1].positions)
     heads = look(model)["layers"][1]["heads"]
     places = model.grid.coordinates().tolist()
     for q, (t, y, x) in enumerate(places):
         for k, (kt, ky, kx) in enumerate(places):
             expected = 0.0
             if t == kt:
-                expected += float(space.table[2, 0, y - ky + 1, x - kx + 1])
+                expected += float(space[2, 0, y - ky + 1, x - kx + 1])
             if (y, x) == (ky, kx):
-                expected += float(time.table[2, t - kt + 2, 0, 0])
+                expected += float(time[2, t - kt + 2, 0, 0])
             assert heads[2][q][k] == pytest.approx(expected, abs=1e-4)
 
 
