@@ -116,6 +116,7 @@ def test_other_settings_or_data_are_refused_on_resume(whole, monkeypatch) -> Non
     ("change", "sentence"),
     [
         ({"positions": ("none", "shared")}, "positions for images must be among none, learned"),
+        ({"positions": ("shared",), "task": ("images", "clips")}, "images need a scheme that fits them; got .'shared'"),
         ({"patch": 3}, "patches of .3, 3. must divide examples of .8, 8."),
         ({"dim": 18, "heads": 3, "positions": ("sinusoid",)}, "Sinusoid"),
     ],
@@ -123,6 +124,13 @@ def test_other_settings_or_data_are_refused_on_resume(whole, monkeypatch) -> Non
 def test_what_cannot_be_built_is_refused_before_anything_is_written(change, sentence, tmp_path) -> None:
     with pytest.raises(ValueError, match=sentence):
         compare.run(**{**SMALL, **change}, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scheme_that_does_not_fit_own_data_of_a_guessed_kind_is_refused_not_dropped(tmp_path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.random.default_rng(0).random((60, 8, 8)), y=np.arange(60) % 2)
+    with pytest.raises(Refusal, match="positions for images must be among .* got shared"):
+        compare.run(tmp_path / "own.npz", positions=("none", "shared"), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

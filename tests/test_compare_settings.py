@@ -53,6 +53,7 @@ def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path
         ({"dim": 50, "heads": 4}, "dim must be an even multiple of heads; got dim=50, heads=4. Use --dim 48"),
         ({"task": "pictures"}, r"task must be among images, clips, sequences; got \['pictures'\]"),
         ({"device": "abacus"}, "--device needs a device that works here; 'abacus' does not"),
+        ({"data": "photos", "task": ("images", "clips")}, "your own data are one task; --task names images, clips"),
         ({"patch": 0}, "patch needs a whole number of at least 1; got 0"),
     ],
 )

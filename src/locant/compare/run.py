@@ -85,7 +85,7 @@ def run(
     world = World.join(chosen.device)
     folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
-    schemes = {kind: _schemes(kind, chosen) for kind in tasks}
+    schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
     for kind, opened in tasks.items():  # what doesn't fit is said before anything is written
         for scheme in schemes[kind]:
             model = build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind])
@@ -110,14 +110,17 @@ def run(
     return Result(results, folder)
 
 
-def _schemes(kind: str, chosen: Settings) -> tuple[Scheme, ...]:
-    names = chosen.positions
-    if names is None:
-        names = (QUICK if chosen.quick else DEFAULT)[kind]
-    elif len(chosen.recipes) > 1:  # of several tasks, each takes the schemes that fit it
-        there = {scheme.name for scheme in SCHEMES if kind in scheme.kinds}
-        known = {scheme.name for scheme in SCHEMES}
-        names = tuple(name for name in names if name in there or name not in known)
+def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
+    """The schemes of a task. Of several tasks, each takes those that fit it; one alone refuses those that don't."""
+    asked = chosen.positions
+    names = (QUICK if chosen.quick else DEFAULT)[kind] if asked is None else asked
+    if several:
+        elsewhere = {scheme.name for scheme in SCHEMES if kind not in scheme.kinds}
+        names = tuple(name for name in names if name not in elsewhere)
+    if not names:
+        raise Refusal(
+            f"{kind} need a scheme that fits them; got {asked}. Name one more, or leave {kind} out of --task."
+        )
     try:
         return find(kind, names)
     except ValueError as error:
@@ -193,7 +196,7 @@ def _train_all(
         shown.ended(job.key, about)
         tried = [trials.get(Job(job.kind, job.scheme, first, r).key) for r in chosen.recipes[job.kind].lr]
         if job.seed == first and all(t is not None for t in tried):
-            rate = _best_rate([t for t in tried if t is not None])
+            rate = summary.best_rate([t for t in tried if t is not None])
             waiting.extend(Job(job.kind, job.scheme, seed, rate) for seed in others)
 
     if world.size > 1 or world.device != "cpu":
@@ -211,11 +214,6 @@ def _train_all(
     finally:
         pool.close()
     return trials
-
-
-def _best_rate(tried: list[dict[str, Any]]) -> float:
-    """The rate that validates best; of equals the smaller."""
-    return float(max(tried, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"])
 
 
 def _assemble(

@@ -95,6 +95,10 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     tables = {kind: said.pop(kind) for kind in KINDS if kind in said}
     said.update({name: value for name, value in given.items() if value is not None and value is not False})
     tasks = _texts("task", said.pop("task", ("images", "clips") if said.get("data") is None else ()), KINDS)
+    if len(tasks) > 1 and said.get("data") is not None:
+        raise Refusal(
+            f"your own data are one task; --task names {', '.join(tasks)}. Name one, or none to have it guessed."
+        )
     quick = bool(said.pop("quick", False))
     base = QUICK if quick else DEFAULTS
     common = {f.name: said.pop(f.name) for f in fields(Recipe) if f.name in said}

@@ -53,6 +53,11 @@ def of_task(
     return {**found, "finding": finding.of_task(found)}
 
 
+def best_rate(sweep: list[dict[str, Any]]) -> float:
+    """The rate that validates best; of equals the smaller."""
+    return float(max(sweep, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"])
+
+
 def best(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the best model of each task lies, and the lines that rebuild and load it."""
     files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in found}
@@ -84,7 +89,7 @@ def _of_scheme(
 ) -> tuple[dict[str, Any], np.ndarray]:
     first = chosen.seeds[0]
     sweep = [trials[Job(task.kind, scheme.name, first, rate).key] for rate in recipe.lr]
-    rate = max(sweep, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"]
+    rate = best_rate(sweep)
     jobs = [Job(task.kind, scheme.name, seed, rate) for seed in chosen.seeds]
     saved = [checkpoint.read(folder / "trials" / f"{job.key}.safetensors")[0] for job in jobs]
     model = _rebuilt(saved[0], trials[jobs[0].key])

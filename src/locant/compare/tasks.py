@@ -17,7 +17,8 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
 
         asked = settings.task[0] if settings.task else None
         recipe = next(iter(settings.recipes.values()))
-        task = open_task(settings.data, asked, size=recipe.size, frames=recipe.frames, strict=settings.strict, seed=0)
+        frames = settings.recipes.get("clips", recipe).frames  # no other kind has frames
+        task = open_task(settings.data, asked, size=recipe.size, frames=frames, strict=settings.strict, seed=0)
         return {task.kind: _shifted(task, settings.recipes[task.kind])}
     return {kind: _shifted(_built_in(kind, settings.recipes[kind]), settings.recipes[kind]) for kind in settings.task}
 
