@@ -219,6 +219,10 @@ class Segments(Mask):
             same = same | ~keys.placed[..., None, :]
         return same[:, None]
 
+    def free(self, grid: Grid, key_grid: Grid) -> tuple[int, int]:
+        """How many tokens, of the queries and of the keys, see and are seen by every segment: a prefix without ids."""
+        return (0 if self._literal[0] else grid.prefix), (0 if self._literal[1] else key_grid.prefix)
+
     def bound(self, grid: Grid, key_grid: Grid) -> Segments:
         ids, literal = _by_token("Segments", "ids", self.ids, grid, fill=0)
         key_ids, key_literal = _by_token("Segments", "key_ids", self.key_ids, key_grid, fill=0)
@@ -316,7 +320,7 @@ class Structure:
     causal: tuple[Causal, ...] = ()
     windows: tuple[Windows, ...] = ()
     padding: bool = False
-    segments: bool = False
+    segments: int = 0  # how many
     pairs: bool = False
 
     @staticmethod
@@ -326,7 +330,7 @@ class Structure:
             causal=tuple(m for m in members if isinstance(m, Causal)),
             windows=tuple(m for m in members if isinstance(m, Windows)),
             padding=any(isinstance(m, Padding) for m in members),
-            segments=any(isinstance(m, Segments) for m in members),
+            segments=sum(isinstance(m, Segments) for m in members),
             pairs=any(isinstance(m, Pairs) for m in members),
         )
 

@@ -14,10 +14,10 @@ from types import ModuleType
 
 import torch
 
-from locant.kernels import reference, sdpa
+from locant.kernels import native, reference, sdpa
 from locant.problem import Cost, Problem
 
-FAMILY: tuple[ModuleType, ...] = (sdpa, reference)  # fastest first
+FAMILY: tuple[ModuleType, ...] = (native, sdpa, reference)  # fastest first
 KNOWN = ("reference", "sdpa", "native", "flex", "triton")
 
 

@@ -68,6 +68,7 @@ class Inputs:
     gate: SeparableValues | None = None
     mask: Mask | None = None
     dropout: float = 0.0
+    qkv: Float[Tensor, "batch *grid 3 heads head_dim"] | None = None  # what q, k and v are views of, if they are
 
     def grouped(self) -> tuple[Tensor, Tensor]:
         """k and v with every query head's own: grouped-query heads repeated."""

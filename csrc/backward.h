@@ -1,0 +1,302 @@
+// The gradients, from q, k, v, out and the log-sum-exp alone: scores and weights are computed again, block by block.
+//
+//     P = 2^(S - lse)            dV = Pᵀ dO
+//     dP = dO Vᵀ                 dS = P ∘ (dP - δ),  δ = Σ_channels dO ∘ O - dlse
+//     dQ = scale · dS K          dK = scale · dSᵀ Q          d table[query - key] = Σ dS
+//
+// As in the forward pass lanes are queries, and S, P, dP and dS stand transposed. An item of work is one key head with
+// a range of (sample, cell) pairs, or a range of keys where pairs are few. How many items there are never depends on
+// threads. What several items add to (the table, and queries when keys are split) goes into partial sums that belong
+// to them, and these are added in the order of items: the same bits for any number of threads.
+#pragma once
+
+#include "forward.h"
+
+namespace {
+
+constexpr int64_t RANGES = 16;  // work items per key head, at most, and in all, at least, if the work can be cut so
+
+struct Division {               // of the backward pass into items
+    int64_t ranges, splits;     // of (sample, cell) pairs, and of the keys of a pair
+    int64_t table, queries;     // numbers in an item's partial sums: of the table, and of all queries per split
+    int64_t group;              // query heads per key head
+    int64_t items(const Problem& p) const { return p.kv_heads * ranges * splits; }
+};
+
+constexpr int64_t MARGIN = 4 * LANES;  // what slices may hang over, before and after a head's table
+
+inline Division division(const Problem& p) {
+    const Layout& layout = *p.layout;
+    const int64_t pairs = p.batch * layout.cells;
+    Division d{pairs < RANGES ? pairs : RANGES, 1, 0, 0, p.kv_heads ? p.heads / p.kv_heads : 0};
+    if (layout.shared_keys) d.ranges = p.batch;
+    else if (layout.cells == 1 && pairs * p.kv_heads < RANGES && pairs * p.kv_heads > 0) {
+        const int64_t blocks = (layout.key_start[1] + BLOCK - 1) / BLOCK, wanted = RANGES / (pairs * p.kv_heads);
+        d.splits = blocks < wanted ? (blocks ? blocks : 1) : wanted;
+    }
+    if (p.dtable) d.table = d.group * (p.numbers + 2 * MARGIN);
+    if (p.dtable) d.table += d.group * LANES;  // three learned rows, padded
+    if (d.splits > 1) d.queries = p.batch * p.heads * layout.queries * p.head_dim;
+    return d;
+}
+
+struct Backward {
+    Panel* panel;
+    Sight* seen;
+    Keys keys;
+    int64_t wide, tall;  // head_dim and value_dim, rounded up to whole vectors
+    real *q, *qt, *o, *ot, *dq, *lse, *delta, *k, *v, *s, *d, *dk, *dv, *shared_k, *shared_v, *lines, *ones;
+
+    Backward(const Problem& p, Arena& arena)
+        : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
+          keys{0, 0, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, wide(padded(p.head_dim)),
+          tall(padded(p.value_dim)) {
+        int64_t most = 0;
+        for (int64_t c = 0; c < p.layout->cells; ++c) {
+            const int64_t n = p.layout->key_start[c + 1] - p.layout->key_start[c];
+            most = n > most ? n : most;
+        }
+        q = arena.take<real>(CHUNK * wide), qt = arena.take<real>(CHUNK * p.head_dim);
+        o = arena.take<real>(CHUNK * tall), ot = arena.take<real>(CHUNK * p.value_dim);
+        dq = arena.take<real>(CHUNK * p.head_dim), lse = arena.take<real>(CHUNK), delta = arena.take<real>(CHUNK);
+        k = arena.take<real>(BLOCK * p.head_dim), v = arena.take<real>(BLOCK * p.value_dim);
+        s = arena.take<real>(BLOCK * PANEL + OVERHANG), d = arena.take<real>(BLOCK * PANEL + OVERHANG);
+        dk = arena.take<real>(most * wide), dv = arena.take<real>(most * tall);
+        const int64_t shared = p.layout->shared_keys ? p.layout->keys : 0;
+        shared_k = arena.take<real>(shared * wide), shared_v = arena.take<real>(shared * tall);
+        lines = arena.take<real>(LANES * (wide > tall ? wide : tall));
+        ones = arena.take<real>(CHUNK);
+    }
+};
+
+struct Sums {  // one head's partial sums of the table; null if nobody learns it
+    real *table, *rows;
+};
+
+// s: scores -> weights; d: gradients of weights -> gradients of scores.
+template <unsigned WIDTH> inline void harden(int64_t keys, const real* lse, const real* delta, real* s, real* d) {
+    constexpr int64_t lanes = WIDTH * LANES;
+    vec sum[WIDTH], less[WIDTH], magic[WIDTH], least[WIDTH];
+    EACH(n, WIDTH) sum[n] = load(lse + n * LANES), less[n] = load(delta + n * LANES);
+    EACH(n, WIDTH) magic[n] = all(MAGIC), least[n] = all(SMALLEST);
+    for (int64_t j = 0; j < keys; ++j) {
+        vec weight[WIDTH];
+        EACH(n, WIDTH) weight[n] = load(s + j * lanes + n * LANES) - sum[n];
+        exp2<WIDTH>(weight, magic, least);
+        EACH(n, WIDTH) store(s + j * lanes + n * LANES, weight[n]);
+        EACH(n, WIDTH)
+        store(d + j * lanes + n * LANES, weight[n] * (load(d + j * lanes + n * LANES) - less[n]));
+    }
+}
+
+INLINE void harden(int64_t vectors, int64_t keys, const real* lse, const real* delta, real* s, real* d) {
+    if (vectors == 1) harden<1>(keys, lse, delta, s, d);
+    if (vectors == 2) harden<2>(keys, lse, delta, s, d);
+    if constexpr (WIDE >= 4) {
+        if (vectors == 3) harden<3>(keys, lse, delta, s, d);
+        if (vectors == 4) harden<4>(keys, lse, delta, s, d);
+    }
+}
+
+// The table's gradient: dS is added to the slices that the bias was read from. Rows of keys from the two halves of the
+// block take turns: neighbouring keys touch overlapping slices, and a load waits for a store that it half overlaps.
+inline void collect(const Panel& panel, const Keys& keys, const real* d, Sums sums) {
+    const int64_t lanes = panel.lanes(), half = (keys.count - keys.prefix + 1) / 2;
+    const auto add = [&](int64_t j) INLINED {
+        real* to = sums.table - keys.place[j];
+        for (int64_t n = 0; n < panel.vectors; ++n) {
+            const vec x = load(d + j * lanes + n * LANES);
+            for (int64_t i = panel.slices[n]; i < panel.slices[n + 1]; ++i) {
+                real* at = to + panel.slice[i].place;
+                store(at, load(at) + only(panel.slice[i].lanes, x));
+            }
+        }
+    };
+    for (int64_t j = keys.prefix; j < keys.prefix + half; ++j) {
+        add(j);
+        if (j + half < keys.count) add(j + half);
+    }
+    if (keys.prefix == 0 && panel.prefix == 0) return;
+    for (int64_t j = 0; j < keys.count; ++j)
+        for (int64_t l = 0; l < panel.count; ++l) {
+            const bool query = l < panel.prefix, key = j < keys.prefix;
+            if (query || key) sums.rows[query && key ? 2 : key ? 1 : 0] += d[j * lanes + l];
+        }
+}
+
+// Rows and lanes of a chunk of queries, and what a row's weights are measured by.
+inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t panels, Backward& w) {
+    const real *lse = static_cast<const real*>(p.lse), *dlse = static_cast<const real*>(p.dlse);
+    const int64_t first = (sample * p.heads + head) * p.layout->queries;
+    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
+        const Panel& panel = w.panel[i];
+        const int64_t lanes = panel.lanes(), n = panel.count;
+        const int64_t q = offset(p.q, sample, head, 0), out = offset(p.out, sample, head, 0),
+                      dout = offset(p.dout, sample, head, 0);
+        read_rows(p.number, p.q, q, panel.token, n, p.head_dim, w.wide, w.q + at * w.wide);
+        read_lanes(p.number, p.q, q, panel.token, n, lanes, p.head_dim, real(p.scale) * LOG2E, w.lines,
+                   w.qt + at * p.head_dim);
+        read_rows(p.number, p.dout, dout, panel.token, n, p.value_dim, w.tall, w.o + at * w.tall);
+        read_lanes(p.number, p.dout, dout, panel.token, n, lanes, p.value_dim, real(1), w.lines, w.ot + at * p.value_dim);
+        fill(w.dq + at * p.head_dim, 0, lanes * p.head_dim, 0);
+        for (int64_t l = 0; l < lanes; ++l) {
+            w.lse[at + l] = INFINITE, w.delta[at + l] = 0;  // weights of 0
+            if (l >= n) continue;
+            const int64_t token = panel.token[l];
+            read_row(p.number, p.out, out + token * p.out.token, p.value_dim, real(1), w.lines);
+            const real* dO = w.o + (at + l) * w.tall;
+            real sum[LANES] = {};
+            for (int64_t c = 0; c < p.value_dim; ++c) sum[c % LANES] += dO[c] * w.lines[c];
+            real delta = 0;
+            for (int64_t c = 0; c < LANES; ++c) delta += sum[c];
+            w.delta[at + l] = delta - (dlse ? dlse[first + token] : real(0));
+            if (lse[first + token] != -INFINITE) w.lse[at + l] = lse[first + token] * LOG2E;
+        }
+    }
+}
+
+// A chunk of queries against the keys [low, high) of their cell: adds to dk, dv and the table, writes dq.
+inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
+                  const int32_t* key, int64_t low, int64_t high, Rows dq, Number number, Sums sums, Backward& w) {
+    const int64_t kv = head / (p.heads / p.kv_heads), panels = make_panels(p, token, count, w.panel);
+    const bool seeded = p.table || p.query_id || p.layout->orders;
+    prepare(p, sample, head, panels, w);
+    for (int64_t from = low; from < high; from += BLOCK) {
+        gather_keys(p, sample, key + from, high - from < BLOCK ? high - from : BLOCK, w.keys);
+        const int64_t n = w.keys.count;
+        bool needed = false;
+        for (int64_t i = 0; i < panels; ++i) {
+            w.seen[i] = sight(p, sample, w.panel[i], w.keys);
+            needed = needed || w.seen[i] != Sight::none;
+        }
+        if (!needed) continue;
+        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
+        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v);
+        for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
+            if (w.seen[i] == Sight::none) continue;
+            const Panel& panel = w.panel[i];
+            const int64_t lanes = panel.lanes();
+            if (seeded) seed(p, sample, head, panel, w.keys, w.seen[i], w.s);
+            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {w.qt + at * p.head_dim, lanes},
+                          {w.s, lanes}, seeded ? Into::seeded : Into::fresh);
+            product<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.ot + at * p.value_dim, lanes},
+                          {w.d, lanes}, Into::fresh);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d);
+            harden(panel.vectors, n, w.lse + at, w.delta + at, w.s, w.d);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
+            product<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.o + at * w.tall, w.tall},
+                          {w.dv + from * w.tall, w.tall}, Into::added);
+            product<true>(n, w.wide / LANES, panel.count, {w.d, lanes, 1}, {w.q + at * w.wide, w.wide},
+                          {w.dk + from * w.wide, w.wide}, Into::added);
+            product<false>(p.head_dim, panel.vectors, n, {w.k, 1, p.head_dim}, {w.d, lanes},
+                           {w.dq + at * p.head_dim, lanes}, Into::added);
+            if (sums.table) collect(panel, w.keys, w.d, sums);
+        }
+    }
+    for (int64_t l = 0; l < CHUNK; ++l) w.ones[l] = real(p.scale);
+    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes())
+        write_lanes(number, dq, offset(dq, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
+                    p.head_dim, w.ones, w.lines, w.dq + at * p.head_dim);
+}
+
+// What was summed for the keys [low, high) of a cell, out to dk and dv: zeros for keys that are not there.
+inline void settle(const Problem& p, int64_t sample, int64_t kv, const int32_t* key, int64_t low, int64_t high,
+                   Backward& w) {
+    const int64_t dk = offset(p.dk, sample, kv, 0), dv = offset(p.dv, sample, kv, 0);
+    for (int64_t from = low; from < high; from += BLOCK) {
+        const int64_t size = high - from < BLOCK ? high - from : BLOCK;
+        gather_keys(p, sample, key + from, size, w.keys);
+        for (int64_t j = 0, found = 0; j < size; ++j) {
+            const int64_t token = key[from + j];
+            const bool there = found < w.keys.count && w.keys.token[found] == token;
+            real *rk = w.dk + (from + found) * w.wide, *rv = w.dv + (from + found) * w.tall;
+            if (there) {
+                for (int64_t c = 0; c < p.head_dim; ++c) rk[c] *= real(p.scale);
+                ++found;
+            } else {
+                rk = rv = w.lines;
+                fill(w.lines, 0, w.wide > w.tall ? w.wide : w.tall, 0);
+            }
+            if (p.layout->shared_keys) {
+                for (int64_t c = 0; c < w.wide; ++c) w.shared_k[token * w.wide + c] += rk[c];
+                for (int64_t c = 0; c < w.tall; ++c) w.shared_v[token * w.tall + c] += rv[c];
+            } else {
+                write_row(p.number, p.dk, dk + token * p.dk.token, p.head_dim, rk);
+                write_row(p.number, p.dv, dv + token * p.dv.token, p.value_dim, rv);
+            }
+        }
+    }
+}
+
+inline void settle_shared(const Problem& p, int64_t sample, int64_t kv, Backward& w) {
+    for (int64_t j = 0; j < p.layout->keys; ++j) {
+        write_row(p.number, p.dk, offset(p.dk, sample, kv, j), p.head_dim, w.shared_k + j * w.wide);
+        write_row(p.number, p.dv, offset(p.dv, sample, kv, j), p.value_dim, w.shared_v + j * w.tall);
+    }
+}
+
+// One item: a key head, a range of pairs, a split of their keys.
+inline void item(const Problem& p, const Division& by, int64_t number, Backward& w) {
+    const Layout& layout = *p.layout;
+    const int64_t split = number % by.splits, range = number / by.splits % by.ranges,
+                  kv = number / by.splits / by.ranges, pairs = p.batch * layout.cells;
+    real* own = static_cast<real*>(p.partial) + number * by.table;
+    fill(own, 0, by.table, 0);
+    Rows dq = p.dq;
+    if (by.splits > 1) {
+        dq.data = static_cast<real*>(p.partial) + by.items(p) * by.table + split * by.queries;
+        dq.channel = 1, dq.token = p.head_dim, dq.head = layout.queries * dq.token, dq.batch = p.heads * dq.head;
+    }
+    for (int64_t pair = pairs * range / by.ranges; pair < pairs * (range + 1) / by.ranges; ++pair) {
+        const int64_t sample = pair / layout.cells, c = pair % layout.cells, first = layout.query_start[c],
+                      queries = layout.query_start[c + 1] - first, keys = layout.key_start[c + 1] - layout.key_start[c];
+        const int32_t* key = layout.key + layout.key_start[c];
+        const int64_t low = keys * split / by.splits, high = keys * (split + 1) / by.splits;
+        if (layout.shared_keys && c == 0)
+            fill(w.shared_k, 0, layout.keys * w.wide, 0), fill(w.shared_v, 0, layout.keys * w.tall, 0);
+        fill(w.dk, low * w.wide, high * w.wide, 0), fill(w.dv, low * w.tall, high * w.tall, 0);
+        for (int64_t g = 0; g < by.group; ++g) {
+            real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
+            const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * LANES};
+            for (int64_t from = 0; from < queries; from += CHUNK)
+                chunk(p, sample, kv * by.group + g, layout.query + first + from,
+                      queries - from < CHUNK ? queries - from : CHUNK, key, low, high, dq,
+                      by.splits > 1 ? OWN : p.number, sums, w);
+        }
+        settle(p, sample, kv, key, low, high, w);
+        if (layout.shared_keys && c == layout.cells - 1) settle_shared(p, sample, kv, w);
+    }
+}
+
+// Partial sums of one head, in the order of items.
+inline void add_up(const Problem& p, const Division& by, int64_t head) {
+    const int64_t kv = head / by.group, g = head % by.group, items = by.ranges * by.splits;
+    const real* partial = static_cast<const real*>(p.partial);
+    if (p.dtable) {
+        real* to = static_cast<real*>(p.dtable) + head * p.numbers;
+        real rows[3] = {};
+        fill(to, 0, p.numbers, 0);
+        for (int64_t i = 0; i < items; ++i) {
+            const real* own = partial + (kv * items + i) * by.table;
+            const real* from = own + g * (p.numbers + 2 * MARGIN) + MARGIN;
+            for (int64_t x = 0; x < p.numbers; ++x) to[x] += from[x];
+            for (int r = 0; r < 3; ++r) rows[r] += own[by.group * (p.numbers + 2 * MARGIN) + g * LANES + r];
+        }
+        void* learned[3] = {p.dquery_prefix, p.dkey_prefix, p.dboth};
+        for (int r = 0; r < 3; ++r)
+            if (learned[r]) static_cast<real*>(learned[r])[head] = rows[r];
+    }
+    if (by.splits == 1) return;
+    const real* splits = partial + by.items(p) * by.table;
+    const int64_t width = p.head_dim;
+    for (int64_t b = 0; b < p.batch; ++b)
+        for (int64_t i = 0; i < p.layout->queries; ++i) {
+            const int64_t row = ((b * p.heads + head) * p.layout->queries + i) * width;
+            real* sum = const_cast<real*>(splits) + row;  // the first split takes the others in
+            for (int64_t s = 1; s < by.splits; ++s)
+                for (int64_t c = 0; c < width; ++c) sum[c] += splits[s * by.queries + row + c];
+            write_row(p.number, p.dq, offset(p.dq, b, head, i), width, sum);
+        }
+}
+
+}  // namespace

@@ -1,0 +1,124 @@
+// Which build of the kernels runs a problem, and its items over threads.
+#include <atomic>
+#include <cstring>
+#include <string>
+
+#include "attention.h"
+#include "parallel.h"
+
+namespace locant {
+
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kernels_avx512_float, kernels_avx512_double;
+extern const Kernels kernels_avx2_float, kernels_avx2_double;
+extern const Kernels kernels_portable_float, kernels_portable_double;
+#elif defined(__aarch64__) || defined(_M_ARM64)
+extern const Kernels kernels_neon_float, kernels_neon_double;
+#else
+extern const Kernels kernels_portable_float, kernels_portable_double;
+#endif
+
+namespace {
+
+struct Isa {
+    const char* name;
+    const Kernels *with_float, *with_double;
+    bool (*runs_here)();
+};
+
+bool always() { return true; }
+
+// Best first. The compiler's own test asks the operating system as well (XCR0): registers that it does not save are
+// not there.
+#if defined(__x86_64__) || defined(_M_X64)
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+const Isa isas[] = {
+    {"avx512", &kernels_avx512_float, &kernels_avx512_double, has_avx512},
+    {"avx2", &kernels_avx2_float, &kernels_avx2_double, has_avx2},
+    {"portable", &kernels_portable_float, &kernels_portable_double, always},
+};
+#elif defined(__aarch64__) || defined(_M_ARM64)
+const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, always}};
+#else
+const Isa isas[] = {{"portable", &kernels_portable_float, &kernels_portable_double, always}};
+#endif
+
+const Isa* best() {
+    for (const Isa& one : isas) {
+        if (one.runs_here()) return &one;
+    }
+    return nullptr;  // not reached: the last one runs on all machines that this build is for
+}
+
+std::atomic<const Isa*>& chosen() {
+    static std::atomic<const Isa*> one{best()};
+    return one;
+}
+
+const Kernels& kernels_for(const Problem& problem) {
+    const Isa& one = *chosen().load();
+    return problem.number == Number::f64 ? *one.with_double : *one.with_float;
+}
+
+struct Work {
+    const Problem* problem;
+    void (*run)(const Problem&, int64_t item, void* scratch);
+    void (*add)(const Problem&, int64_t item);
+};
+
+void run_item(void* context, int64_t item, void* scratch) {
+    const Work& work = *static_cast<const Work*>(context);
+    work.run(*work.problem, item, scratch);
+}
+
+void add_item(void* context, int64_t item, void*) {
+    const Work& work = *static_cast<const Work*>(context);
+    work.add(*work.problem, item);
+}
+
+}  // namespace
+
+const char* isa_names() {
+    static const std::string names = [] {
+        std::string all;
+        for (const Isa& one : isas) {
+            if (one.runs_here()) all.append(all.empty() ? "" : " ").append(one.name);
+        }
+        return all;
+    }();
+    return names.c_str();
+}
+
+const char* isa() { return chosen().load()->name; }
+
+bool choose_isa(const char* name) {
+    for (const Isa& one : isas) {
+        if (std::strcmp(one.name, name) == 0 && one.runs_here()) {
+            chosen().store(&one);
+            return true;
+        }
+    }
+    return false;
+}
+
+size_t backward_partial_bytes(const Problem& problem) { return kernels_for(problem).backward_partial_bytes(problem); }
+
+void forward(const Problem& problem, int threads) {
+    const Kernels& kernels = kernels_for(problem);
+    Work work{&problem, kernels.forward, nullptr};
+    parallel_for(kernels.forward_items(problem), threads, kernels.forward_scratch(problem), run_item, &work);
+}
+
+void backward(const Problem& problem, int threads) {
+    const Kernels& kernels = kernels_for(problem);
+    Work work{&problem, kernels.backward, kernels.gather};
+    parallel_for(kernels.backward_items(problem), threads, kernels.backward_scratch(problem), run_item, &work);
+    parallel_for(kernels.gather_items(problem), threads, 0, add_item, &work);
+}
+
+}  // namespace locant

@@ -1,0 +1,160 @@
+// out = softmax_keys(scale · q kᵀ + bias) v, a panel of queries against a block of keys at a time.
+//
+// Lanes are queries: S, P and O stand transposed, [key or channel][query], so that softmax is plain vector arithmetic
+// down a column, a bias is a slice of the table along the queries, and no head_dim is wasted on padding. S is in
+// units of log 2. Each column has a whole-numbered reference `top`, from which weights are 2^(s - top); it moves only
+// when a block exceeds it by 2^20, and then what was summed is scaled by an exact power of 2.
+#pragma once
+
+#include "dropout.h"
+#include "panel.h"
+#include "product.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 384;                 // queries that share a packed block of keys
+constexpr int64_t BLOCK = 64;                  // keys in a block
+constexpr int64_t PANELS = CHUNK / PANEL;
+constexpr real FAR = sizeof(real) == 4 ? real(1 << 21) : real(1ll << 50);
+constexpr int64_t OVERHANG = 2 * LANES;        // what vectors may write past the last row
+
+INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+struct Arena {                                 // scratch memory, handed out in order; null only counts
+    char* at;
+    size_t used = 0;
+    template <class T> T* take(int64_t count) {
+        T* found = at ? reinterpret_cast<T*>(at + used) : nullptr;
+        used += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+        return found;
+    }
+};
+
+struct Forward {
+    Panel* panel;
+    Sight* seen;
+    Keys keys;
+    real *q, *k, *v, *s, *o, *top, *sum, *lines;
+
+    Forward(const Problem& p, Arena& arena)
+        : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
+          keys{0, 0, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, q(arena.take<real>(CHUNK * p.head_dim)),
+          k(arena.take<real>(BLOCK * p.head_dim)), v(arena.take<real>(BLOCK * p.value_dim)),
+          s(arena.take<real>(BLOCK * PANEL + OVERHANG)), o(arena.take<real>(CHUNK * p.value_dim)),
+          top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
+          lines(arena.take<real>(LANES * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))) {}
+};
+
+// Scores to weights, in place. `fresh`: nothing was summed before, and o holds nothing yet.
+template <unsigned WIDTH>
+inline void soften(int64_t keys, real* s, real* top, real* sum, int64_t channels, real* o, bool fresh) {
+    constexpr int64_t lanes = WIDTH * LANES;
+    vec highest[WIDTH], reference[WIDTH], total[WIDTH];
+    EACH(n, WIDTH) highest[n] = all(LOWEST), total[n] = vec{};
+    for (int64_t j = 0; j < keys; ++j)
+        EACH(n, WIDTH) highest[n] = larger(load(s + j * lanes + n * LANES), highest[n]);
+    bool far = false;  // from 0, so that tops are no whole numbers beside MAGIC
+    EACH(n, WIDTH) {
+        const vec before = fresh ? all(LOWEST) : load(top + n * LANES);
+        const ivec above = highest[n] > before + real(20);
+        reference[n] = before;
+        if (any(above)) {
+            reference[n] = above ? rounded(highest[n]) : before;
+            const vec factor = exp2(before - reference[n]);
+            if (!fresh) {
+                store(sum + n * LANES, load(sum + n * LANES) * factor);
+                for (int64_t c = 0; c < channels; ++c)
+                    store(o + c * lanes + n * LANES, load(o + c * lanes + n * LANES) * factor);
+            }
+            store(top + n * LANES, reference[n]);
+        }
+        far = far || any((reference[n] > FAR) | (reference[n] < -FAR) | (reference[n] != reference[n]));
+    }
+    if (far) {
+        for (int64_t j = 0; j < keys; ++j)
+            for (unsigned n = 0; n < WIDTH; ++n) {
+                const vec weight = exp2(load(s + j * lanes + n * LANES) - reference[n]);
+                store(s + j * lanes + n * LANES, weight);
+                total[n] += weight;
+            }
+    } else {
+        vec magic[WIDTH], least[WIDTH];
+        EACH(n, WIDTH) magic[n] = MAGIC - reference[n], least[n] = reference[n] + SMALLEST;
+        for (int64_t j = 0; j < keys; ++j) {
+            vec weight[WIDTH];
+            EACH(n, WIDTH) weight[n] = load(s + j * lanes + n * LANES);
+            exp2<WIDTH>(weight, magic, least);
+            EACH(n, WIDTH) store(s + j * lanes + n * LANES, weight[n]), total[n] += weight[n];
+        }
+    }
+    EACH(n, WIDTH) store(sum + n * LANES, fresh ? total[n] : load(sum + n * LANES) + total[n]);
+}
+
+INLINE void soften(int64_t vectors, int64_t keys, real* s, real* top, real* sum, int64_t channels, real* o, bool fresh) {
+    if (vectors == 1) soften<1>(keys, s, top, sum, channels, o, fresh);
+    if (vectors == 2) soften<2>(keys, s, top, sum, channels, o, fresh);
+    if constexpr (WIDE >= 4) {
+        if (vectors == 3) soften<3>(keys, s, top, sum, channels, o, fresh);
+        if (vectors == 4) soften<4>(keys, s, top, sum, channels, o, fresh);
+    }
+}
+
+// Divide by the sums and write; a query that saw nothing gives zeros and a log-sum-exp of -inf.
+inline void finish(const Problem& p, int64_t sample, int64_t head, const Panel& panel, real* o, const real* top,
+                   const real* sum, bool fresh, real* lines) {
+    const int64_t lanes = panel.lanes();
+    real share[PANEL];
+    for (int64_t l = 0; l < lanes; ++l) share[l] = fresh || sum[l] == 0 ? real(0) : real(1) / sum[l];
+    if (fresh) fill(o, 0, lanes * p.value_dim, 0);
+    write_lanes(p.number, p.out, offset(p.out, sample, head, 0), panel.token, panel.count, lanes, p.value_dim, share,
+                lines, o);
+    real* lse = static_cast<real*>(p.lse) + (sample * p.heads + head) * p.layout->queries;
+    for (int64_t l = 0; l < panel.count; ++l)
+        lse[panel.token[l]] = fresh || sum[l] == 0 ? -INFINITE : real(LN2 * (top[l] + __builtin_log2(sum[l])));
+}
+
+// The queries `token[0 .. count)` of one cell against all of its keys.
+inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
+                   const int32_t* key, int64_t key_count, Forward& w) {
+    const int64_t kv = head / (p.heads / p.kv_heads), panels = make_panels(p, token, count, w.panel);
+    const bool seeded = p.table || p.query_id || p.layout->orders;
+    real *q[PANELS], *o[PANELS];
+    bool fresh[PANELS];
+    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
+        q[i] = w.q + at * p.head_dim, o[i] = w.o + at * p.value_dim, fresh[i] = true;
+        read_lanes(p.number, p.q, offset(p.q, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
+                   p.head_dim, real(p.scale) * LOG2E, w.lines, q[i]);
+    }
+    const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
+    for (int64_t block = 0, from = 0, size; block < blocks; ++block, from += size) {
+        size = (key_count - from + (blocks - block) - 1) / (blocks - block);
+        gather_keys(p, sample, key + from, size, w.keys);
+        const int64_t n = w.keys.count;
+        bool needed = false;
+        for (int64_t i = 0; i < panels; ++i) {
+            w.seen[i] = sight(p, sample, w.panel[i], w.keys);
+            needed = needed || w.seen[i] != Sight::none;
+        }
+        if (!needed) continue;
+        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
+        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v);
+        for (int64_t i = 0; i < panels; ++i) {
+            if (w.seen[i] == Sight::none) continue;
+            const Panel& panel = w.panel[i];
+            const int64_t lanes = panel.lanes(), at = panel.token - token;
+            (void)at;
+            if (seeded) seed(p, sample, head, panel, w.keys, w.seen[i], w.s);
+            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
+                          seeded ? Into::seeded : Into::fresh);
+            soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
+            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
+                           fresh[i] ? Into::fresh : Into::added);
+            fresh[i] = false;
+        }
+    }
+    for (int64_t i = 0; i < panels; ++i)
+        finish(p, sample, head, w.panel[i], o[i], w.top + i * PANEL, w.sum + i * PANEL, fresh[i], w.lines);
+}
+
+}  // namespace

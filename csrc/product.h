@@ -1,0 +1,93 @@
+// The matrix product that all of attention is made of: C (+)= A B, with lanes along the columns of B and C.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+struct A { const real* at; int64_t row, column; };  // one of the two strides is 1
+struct B { const real* at; int64_t row; };
+struct C { real* at; int64_t row; };
+
+enum class Into {
+    fresh,  // C = A B
+    seeded, // C = C + A B, C first: a bias costs a load in place of a zero
+    added   // C = C + (A B), the product summed from zero: half the rounding error in long sums
+};
+
+template <unsigned HEIGHT, unsigned WIDTH, bool ROWS>
+void tile(int64_t depth, const real* a, int64_t step, const real* b, int64_t next, real* c, int64_t row, Into into) {
+    vec sum[HEIGHT][WIDTH];
+    if (into == Into::seeded) {
+        const real* from = c;
+        EACH(m, HEIGHT) {
+            EACH(n, WIDTH) sum[m][n] = load(from + n * LANES);
+            from += row;
+        }
+    } else {
+        EACH(m, HEIGHT) EACH(n, WIDTH) sum[m][n] = vec{};
+    }
+    const auto advance = [&](int64_t k) INLINED {
+        vec line[WIDTH];
+        EACH(n, WIDTH) line[n] = load(b + k * next + n * LANES);
+        EACH(m, HEIGHT) {
+            const vec x = all(ROWS ? a[m * step + k] : a[k * step + m]);
+            EACH(n, WIDTH) sum[m][n] += x * line[n];
+        }
+    };
+    int64_t k = 0;
+    for (; k + 4 <= depth; k += 4) advance(k), advance(k + 1), advance(k + 2), advance(k + 3);
+    for (; k < depth; ++k) advance(k);
+    real* to = c;
+    if (into == Into::added) {
+        EACH(m, HEIGHT) {
+            EACH(n, WIDTH) store(to + n * LANES, load(to + n * LANES) + sum[m][n]);
+            to += row;
+        }
+    } else {
+        EACH(m, HEIGHT) {
+            EACH(n, WIDTH) store(to + n * LANES, sum[m][n]);
+            to += row;
+        }
+    }
+}
+
+// As many sums as registers hold beside a line of B and a number of A.
+template <int WIDTH> constexpr int TALLEST = (REGISTERS - WIDTH - 1) / WIDTH < 12 ? (REGISTERS - WIDTH - 1) / WIDTH : 12;
+
+template <int WIDTH, bool ROWS, int HEIGHT>
+INLINE void tiles(int64_t height, int64_t count, int64_t depth, A& a, B b, C& c, Into into) {
+    if (height == HEIGHT) {
+        for (; count > 0; --count) {
+            tile<HEIGHT, WIDTH, ROWS>(depth, a.at, ROWS ? a.row : a.column, b.at, b.row, c.at, c.row, into);
+            a.at += HEIGHT * a.row, c.at += HEIGHT * c.row;
+        }
+    } else if constexpr (HEIGHT > 1) {
+        tiles<WIDTH, ROWS, HEIGHT - 1>(height, count, depth, a, b, c, into);
+    }
+}
+
+// All rows, in tiles of nearly even height: a low tile starves for sums to work on.
+template <int WIDTH, bool ROWS> void strip(int64_t rows, int64_t depth, A a, B b, C c, Into into) {
+    constexpr int tallest = TALLEST<WIDTH>;
+    const int64_t count = (rows + tallest - 1) / tallest, low = rows / count, high = rows - count * low;
+    if (high) tiles<WIDTH, ROWS, tallest>(low + 1, high, depth, a, b, c, into);
+    tiles<WIDTH, ROWS, tallest>(low, count - high, depth, a, b, c, into);
+}
+
+// C[rows, vectors * LANES] from A[rows, depth] and B[depth, vectors * LANES].
+template <bool ROWS> void product(int64_t rows, int64_t vectors, int64_t depth, A a, B b, C c, Into into) {
+    if (rows == 0) return;
+    while (vectors > 0) {
+        const int64_t width = vectors < WIDE ? vectors : WIDE;
+        if constexpr (WIDE >= 4) {
+            if (width == 4) strip<4, ROWS>(rows, depth, a, b, c, into);
+            if (width == 3) strip<3, ROWS>(rows, depth, a, b, c, into);
+        }
+        if (width == 2) strip<2, ROWS>(rows, depth, a, b, c, into);
+        if (width == 1) strip<1, ROWS>(rows, depth, a, b, c, into);
+        b.at += width * LANES, c.at += width * LANES, vectors -= width;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,80 @@
+"""The compiled CPU kernels (csrc/): an offset table is run and trained without ever being formed.
+
+Identity: softmax needs its keys one block at a time, as long as what was summed is rescaled when the largest score
+moves; and the bias of one key for neighbouring queries is one slice of the table, so that it seeds the product q kᵀ
+as a load in place of a zero. The gradient of the table is added to the same slices. Windows are lists of tokens, cell
+by cell: nothing is rolled, gathered or masked. Memory is O(N).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from locant import operators
+from locant.layout import described, layout
+from locant.masks import Mask, Padding, Segments
+from locant.problem import Cost, Inputs, Problem
+
+name = "native"
+
+
+def refuses(problem: Problem) -> str | None:
+    if isinstance(operators.built(), str):
+        return str(operators.built())
+    if problem.device not in ("cpu", "meta"):
+        return f"these are kernels for the CPU, and the tensors are on {problem.device}"
+    if problem.exporting:
+        return "under export the graph is made of torch's own operators, so that it runs without Locant"
+    if problem.gate is not None:
+        return "a gate mixes two softmaxes, and these kernels know one"
+    if problem.mask.pairs:
+        return "Pairs is dense by nature, and these kernels never form what is dense"
+    if problem.mask.segments > 1:
+        return "these kernels know one Segments; two would have to be numbered anew"
+    return None
+
+
+def cost(problem: Problem) -> Cost:
+    own = layout(_described(problem))
+    scores = problem.batch * problem.heads * own.scores
+    flops = 2 * scores * (problem.head_dim + problem.value_dim)
+    held = problem.bias.numbers * max(4, problem.width) if problem.bias is not None else 0
+    notes = () if problem.bias is None else (f"reads the table in place: {held:,} bytes, whatever the number of pairs",)
+    return Cost(flops, problem.stream + held, held, notes)
+
+
+def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    rest = (
+        *_bias(inputs), *_masks(problem, inputs.mask), inputs.scale, inputs.dropout,
+        torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,
+    )  # fmt: skip
+    if inputs.qkv is not None:
+        return torch.ops.locant.attend_packed(inputs.qkv, *rest)
+    return torch.ops.locant.attend(inputs.q, inputs.k, inputs.v, *rest)
+
+
+def _described(problem: Problem) -> tuple[int, ...]:
+    return described(
+        problem.grid, problem.key_grid, problem.mask, () if problem.bias is None else problem.bias.reach
+    )
+
+
+def _bias(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+    bias = inputs.bias
+    if bias is None:
+        return None, None
+    rows = (bias.query_prefix, bias.key_prefix, bias.both)
+    return bias.table, None if rows[0] is None else torch.stack([row for row in rows if row is not None])
+
+
+def _masks(
+    problem: Problem, mask: Mask | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, tuple[int, ...], tuple[int, int]]:
+    valid, ids, key_ids, free = None, None, None, (0, 0)
+    for member in () if mask is None else mask.members():
+        if isinstance(member, Padding):
+            valid = member.valid if valid is None else valid & member.valid
+        elif isinstance(member, Segments):
+            ids, key_ids, free = member.ids, member.key_ids, member.free(problem.grid, problem.key_grid)
+    return valid, ids, key_ids, _described(problem), free

@@ -1,0 +1,149 @@
+"""Who meets whom, as lists of tokens: what a kernel needs to know of grids, windows and order, and nothing else.
+
+A layout is made from whole numbers alone (`described`), so that an operator can carry it through a graph, and it is
+made once per description. All of it is O(N).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from locant.cells import cells
+from locant.grid import Grid
+from locant.masks import Causal, Structure, Windows
+
+FIRST = -(2**62)  # the rank of prefix tokens: all see these keys, and these queries see nothing else
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Cell c holds the queries `query[query_start[c]:query_start[c + 1]]`, and the keys likewise.
+
+    bias(i, j) = table[query_place[i] - key_place[j]], the table flat, for tokens with a place; those below the prefix
+    have none. Key j is visible to i if key_rank[o, j] <= query_rank[o, i] for every order o.
+    """
+
+    queries: int
+    keys: int
+    query_prefix: int
+    key_prefix: int
+    query: np.ndarray
+    query_start: np.ndarray
+    key: np.ndarray
+    key_start: np.ndarray
+    query_place: np.ndarray
+    key_place: np.ndarray
+    query_rank: np.ndarray
+    key_rank: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        return len(self.query_start) - 1
+
+    @property
+    def shared(self) -> bool:
+        """A key may be in several cells, or in none."""
+        return len(self.key) != self.keys or self.cells != 1 and self.key_prefix + self.query_prefix > 0
+
+    @property
+    def scores(self) -> int:
+        """Pairs of a query and a key that lie in one cell."""
+        return int(np.dot(np.diff(self.query_start.astype(np.int64)), np.diff(self.key_start.astype(np.int64))))
+
+
+def described(grid: Grid, key_grid: Grid, mask: Structure, reach: Sequence[int]) -> tuple[int, ...]:
+    """All that a layout depends on, as whole numbers. `reach` is the table's; empty without one."""
+    numbers = [grid.axes]
+    for g in (grid, key_grid):
+        numbers += [*g.shape, g.prefix, *g.origin, *g.stride]
+    numbers += [len(mask.windows), *(n for w in mask.windows for n in (*w.size, *w.shift))]
+    numbers += [len(mask.causal), *(-1 if c.axis is None else c.axis for c in mask.causal)]
+    return (*numbers, *reach)
+
+
+def _read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tuple[Causal, ...], tuple[int, ...]]:
+    """The inverse of `described`."""
+    rest: Iterator[int] = iter(numbers)
+
+    def take(count: int) -> tuple[int, ...]:
+        return tuple(itertools.islice(rest, count))
+
+    axes = next(rest)
+    shapes = [(take(axes), next(rest), take(axes), take(axes)) for _ in range(2)]
+    grid, key_grid = (Grid(*shape, prefix=p, origin=o, stride=s) for shape, p, o, s in shapes)
+    windows = tuple(Windows(take(axes), take(axes)) for _ in range(next(rest)))
+    causal = tuple(Causal(None if axis < 0 else axis) for axis in take(next(rest)))
+    return grid, key_grid, windows, causal, take(axes)
+
+
+@lru_cache(maxsize=64)
+def layout(numbers: tuple[int, ...]) -> Layout:
+    """The layout of a description, remembered: modules ask for few, again and again."""
+    grid, key_grid, windows, causal, needed = _read(numbers)
+    queries, keys = _lists(windows, grid, key_grid)
+    needed = needed or (0,) * grid.axes
+    ranks = [_ranks(order, grid, key_grid) for order in causal]
+    origin = key_grid.origin  # coordinates count from here: only their differences matter, and these are small
+    steps = [math.prod(2 * r + 1 for r in needed[axis + 1 :]) for axis in range(grid.axes)]
+    middle = sum(r * step for r, step in zip(needed, steps, strict=True))
+    return Layout(
+        grid.tokens, key_grid.tokens, grid.prefix, key_grid.prefix,
+        *_joined(queries), *_joined(keys),
+        (_places(grid, origin, steps) + middle).astype(np.int32), _places(key_grid, origin, steps).astype(np.int32),
+        np.array([q for q, _ in ranks], dtype=np.int64), np.array([k for _, k in ranks], dtype=np.int64),
+    )  # fmt: skip
+
+
+def _lists(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The queries and keys of each cell, in order of tokens; prefix queries are a cell that sees everything."""
+    everything = np.arange(key_grid.tokens), np.arange(grid.tokens)
+    if not windows:
+        return ([everything[1]], [everything[0]]) if grid.tokens else ([], [])
+    queries, keys = [], []
+    prefix = np.arange(key_grid.prefix)
+    index = [np.arange(g.cells).reshape(g.shape) + g.prefix for g in (grid, key_grid)]
+    for cell in itertools.product(*(cells(windows, axis, grid, key_grid) for axis in range(grid.axes))):
+        queries.append(index[0][tuple(slice(*line.queries) for line in cell)].ravel())
+        keys.append(np.concatenate([prefix, index[1][tuple(slice(*line.keys) for line in cell)].ravel()]))
+    if grid.prefix:
+        queries.append(np.arange(grid.prefix))
+        keys.append(everything[0])
+    return queries, keys
+
+
+def _joined(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.cumsum([0, *(len(tokens) for tokens in lists)])
+    return np.concatenate([np.empty(0, int), *lists]).astype(np.int32), counts.astype(np.int32)
+
+
+def _coordinates(grid: Grid) -> list[np.ndarray]:
+    """Per axis, the coordinate of every token; prefix tokens have 0 without meaning."""
+    lines = np.meshgrid(*(np.array(grid.along(axis), dtype=np.int64) for axis in range(grid.axes)), indexing="ij")
+    return [np.concatenate([np.zeros(grid.prefix, np.int64), line.ravel()]) for line in lines]
+
+
+def _places(grid: Grid, origin: tuple[int, ...], steps: list[int]) -> np.ndarray:
+    lines = zip(_coordinates(grid), origin, steps, strict=True)
+    places = sum(((line - start) * step for line, start, step in lines), np.zeros(grid.tokens, np.int64))
+    places[: grid.prefix] = 0
+    return places
+
+
+def _ranks(causal: Causal, grid: Grid, key_grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers that are ordered as `Causal` orders tokens, for queries and keys."""
+    queries, keys = _coordinates(grid), _coordinates(key_grid)
+    q, k = np.zeros(grid.tokens, np.int64), np.zeros(key_grid.tokens, np.int64)
+    for axis in range(grid.axes) if causal.axis is None else (causal.axis,):
+        both = np.concatenate([queries[axis], keys[axis]])
+        low, size = (int(both.min()), int(both.max() - both.min()) + 1) if len(both) else (0, 1)
+        q, k = q * size + queries[axis] - low, k * size + keys[axis] - low
+    q[: grid.prefix] = k[: key_grid.prefix] = FIRST
+    return q, k
+
+

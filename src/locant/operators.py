@@ -1,0 +1,257 @@
+"""The compiled CPU kernels as torch operators: `locant::attend`, `locant::attend_packed`, and their gradients.
+
+    out, lse = attend(q, k, v, table, rows, valid, query_id, key_id, described, free, scale, dropout, seed)
+
+q [batch, heads, queries, head_dim], k and v with kv_heads, any strides; or qkv [batch, *grid, 3, heads, head_dim].
+`table [heads, *offsets]` and `rows [3, heads]` (query_prefix, key_prefix, both) are the bias, `valid [batch or 1, keys]`
+the padding, `query_id` and `key_id` the segments, `free` how many prefix queries and keys belong to every segment,
+`described` the layout (locant.layout). `seed` is drawn outside, so that checkpointing, compile and resume repeat it.
+
+out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32, or float64 for float64.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from locant.layout import Layout, layout
+
+NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+MARGIN = 64  # numbers around a table that a vector may read and does not use
+LOG2E = math.log2(math.e)
+
+
+@lru_cache(maxsize=1)
+def built() -> ModuleType | str:
+    """The compiled module, or a sentence that says why there is none."""
+    try:
+        return importlib.import_module("locant._native")
+    except ImportError as error:
+        return f"the compiled kernels are not there ({error}); install Locant where a C++ compiler is"
+
+
+@lru_cache(maxsize=64)
+def _native_layout(described: tuple[int, ...]) -> tuple[Any, Layout]:
+    """A layout as the kernels read it, beside the arrays that it points to."""
+    own = layout(described)
+    native = built()
+    assert isinstance(native, ModuleType), "an operator ran without the module that it is made of"
+    arrays = ("query", "query_start", "key", "key_start", "query_place", "key_place", "query_rank", "key_rank")
+    addresses = {name: getattr(own, name).ctypes.data for name in arrays}
+    made = native.Layout(
+        cells=own.cells, queries=own.queries, keys=own.keys, query_prefix=own.query_prefix, key_prefix=own.key_prefix,
+        orders=len(own.query_rank), shared_keys=own.shared, **addresses,
+    )  # fmt: skip
+    return made, own
+
+
+def _rows(x: Tensor | None) -> tuple[int, ...]:
+    """[batch, heads, tokens, channels] as an address and strides."""
+    return (0, 0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride())
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    """The dtype that is computed in, and that sums are kept in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple[Tensor | None, Tensor | None, int]:
+    """The table as the kernels read it: flat, with a margin, and like the rows in units of log 2."""
+    if table is None:
+        return None, None, 0
+    flat = table.detach().to(kind).reshape(-1) * LOG2E
+    held = torch.nn.functional.pad(flat, (MARGIN, MARGIN))
+    return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), table[0].numel()
+
+
+def _masks(valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None) -> tuple[list[Any], tuple[int, ...]]:
+    """Masks laid out by sample, and their addresses and strides over samples."""
+    kept: list[Any] = []
+    numbers: list[int] = []
+    for x, kind in ((valid, torch.bool), (query_id, torch.int64), (key_id, torch.int64)):
+        held = None if x is None else x.to(kind).contiguous()
+        kept.append(held)
+        numbers += [_address(held), 0 if held is None or held.shape[0] == 1 else held.stride(0)]
+    return kept, tuple(numbers)
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
+    return NUMBERS[q.dtype], q.shape[0], q.shape[1], k.shape[1], q.shape[3], v.shape[3]
+
+
+def _new_out(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
+    return out, torch.empty(batch, heads, queries, dtype=_arithmetic(q), device=q.device)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
+    query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
+    dropout: float, seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    native, own = _native_layout(tuple(described))
+    out, lse = _new_out(q, v)
+    held, learned, numbers = _bias(table, rows, lse.dtype)
+    kept, masks = _masks(valid, query_id, key_id)
+    built().forward(
+        native,
+        (
+            *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
+            *_table(held, learned, numbers), *masks, *free,
+        ),
+        scale, dropout, 0 if seed is None else int(seed.item()), torch.get_num_threads(),
+    )  # fmt: skip
+    return out, lse
+
+
+def _table(held: Tensor | None, learned: Tensor | None, numbers: int) -> tuple[int, ...]:
+    if held is None:
+        return (0, 0, 0, 0, 0)
+    rows = (0, 0, 0) if learned is None else tuple(row.data_ptr() for row in learned.unbind(0))
+    return (held[MARGIN:].data_ptr(), numbers, *rows)
+
+
+def _backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    into: tuple[Tensor, Tensor, Tensor], table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
+    query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
+    dropout: float, seed: Tensor | None, learns: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
+    native, own = _native_layout(tuple(described))
+    kind = lse.dtype
+    held, learned, numbers = _bias(table, rows, kind)
+    kept, masks = _masks(valid, query_id, key_id)
+    dtable = torch.empty(table.shape if learns and table is not None else (0,), dtype=kind)
+    drows = torch.empty(rows.shape if learns and rows is not None else (0,), dtype=kind)
+    dlse = None if dlse is None else dlse.to(kind).contiguous()
+    dq, dk, dv = into
+    if own.cells == 0:
+        dk.zero_(), dv.zero_()
+    gradients = (
+        _address(dlse), _address(dtable) if dtable.numel() else 0,
+        *((row.data_ptr() for row in drows.unbind(0)) if drows.numel() else (0, 0, 0)),
+    )  # fmt: skip
+    numbers_of = (
+        *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
+        *_table(held, learned, numbers), *masks, *free, *_rows(dout), *_rows(dq), *_rows(dk), *_rows(dv), *gradients,
+    )  # fmt: skip
+    module = built()
+    partial = torch.empty(module.backward_partial_bytes(native, (*numbers_of, 0)), dtype=torch.uint8)
+    module.backward(
+        native, (*numbers_of, _address(partial)), scale, dropout, 0 if seed is None else int(seed.item()),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dtable, drows
+
+
+def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[batch, *grid, 3, heads, head_dim] as three views [batch, heads, tokens, head_dim]."""
+    q, k, v = qkv.flatten(1, -4).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+_REST = (
+    "Tensor? table, Tensor? rows, Tensor? valid, Tensor? query_id, Tensor? key_id, int[] described, int[] free, "
+    "float scale, float dropout, Tensor? seed"
+)
+_LIBRARY = torch.library.Library("locant", "DEF")
+_LIBRARY.define(f"attend(Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor)")
+_LIBRARY.define(f"attend_packed(Tensor qkv, {_REST}) -> (Tensor, Tensor)")
+_GIVEN = "Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool learns"
+_LIBRARY.define(
+    f"attend_backward({_GIVEN}, Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(f"attend_packed_backward({_GIVEN}, Tensor qkv, {_REST}) -> (Tensor, Tensor, Tensor)")
+
+
+def _attend_backward(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, q: Tensor, k: Tensor, v: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    into = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
+    return (*into, *_backward(dout, dlse, q, k, v, out, lse, into, *rest, learns=learns))
+
+
+def _attend_packed(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _forward(*_unpacked(qkv), *rest)
+
+
+def _attend_packed_backward(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, qkv: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    into = torch.empty(qkv.shape, dtype=qkv.dtype)  # contiguous: its parts are views
+    return (into, *_backward(dout, dlse, *_unpacked(qkv), out, lse, _unpacked(into), *rest, learns=learns))
+
+
+def _fake_gradients(lse: Tensor, learns: bool, table: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    sizes = [x.shape if learns and x is not None else (0,) for x in (table, rows)]
+    return lse.new_empty(sizes[0]), lse.new_empty(sizes[1])
+
+
+def _fake_backward(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, q: Tensor, k: Tensor, v: Tensor,
+    table: Tensor | None, rows: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    into = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
+    return (*into, *_fake_gradients(lse, learns, table, rows))
+
+
+def _fake_packed_backward(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, qkv: Tensor, table: Tensor | None,
+    rows: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return qkv.new_empty(qkv.shape), *_fake_gradients(lse, learns, table, rows)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+    ctx.save_for_backward(*tensors, *output)
+    ctx.plain = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, operator: Any, leading: int) -> tuple[Any, ...]:
+    *saved, out, lse = ctx.saved_tensors
+    inputs = [plain if tensor is None else tensor for tensor, plain in zip(saved, ctx.plain, strict=True)]
+    if dout is None:
+        dout = torch.zeros_like(out)
+    learns = any(ctx.needs_input_grad[leading : leading + 2])
+    *own, dtable, drows = operator(dout, dlse, out, lse, learns, *inputs)
+    table, rows = inputs[leading], inputs[leading + 1]
+    dtable = dtable.to(table.dtype) if dtable.numel() else None
+    drows = drows.to(rows.dtype) if drows.numel() else None
+    return (*own, dtable, drows, *[None] * (len(inputs) - leading - 2))
+
+
+def _attend_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    return _differentiate(ctx, dout, dlse, torch.ops.locant.attend_backward, 3)
+
+
+def _attend_packed_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    return _differentiate(ctx, dout, dlse, torch.ops.locant.attend_packed_backward, 1)
+
+
+for _name, _cpu, _fake in (
+    ("attend", _forward, lambda q, k, v, *rest: _new_out(q, v)),
+    ("attend_packed", _attend_packed, lambda qkv, *rest: _new_out(*_unpacked(qkv)[::2])),
+    ("attend_backward", _attend_backward, _fake_backward),
+    ("attend_packed_backward", _attend_packed_backward, _fake_packed_backward),
+):
+    _LIBRARY.impl(_name, _cpu, "CPU")
+    torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd("locant::attend", _attend_gradient, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("locant::attend_packed", _attend_packed_gradient, setup_context=_save, lib=_LIBRARY)
