@@ -12,7 +12,7 @@ from locant import planner
 from locant.forms import OffsetTable, Separable, add_tables, add_values
 from locant.grid import Grid
 from locant.kernels import reference
-from locant.masks import Mask, Padding, Pairs, Structure
+from locant.masks import Mask, Pairs, Structure
 from locant.positions.position import Bias, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
@@ -52,10 +52,7 @@ def attention(
 
     A NaN in keys or values that `Padding` hides does not leak; under other masks it may spread within its sample.
     """
-    request = _Request(q, k, v, grid, key_grid, position, mask, scale, dropout, return_lse)
-    problem = request.problem()
-    chosen = planner.named(planner.cached(problem, kernel))
-    out, lse = chosen.run(problem, request.inputs(problem))
+    out, lse = _Request(q, k, v, grid, key_grid, position, mask, scale, dropout, return_lse).run(kernel)
     return (out, lse) if return_lse else out
 
 
@@ -89,8 +86,8 @@ def attention_packed(
             f"prefix, [batch, *{grid.shape}, 3, heads, head_dim]; got {list(qkv.shape)}. Pass the grid of these tokens."
         )
     q, k, v = qkv.flatten(1, -4).permute(2, 0, 3, 1, 4).unbind(0)
-    out = attention(q, k, v, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout, kernel=kernel)
-    assert isinstance(out, Tensor)
+    request = _Request(q, k, v, grid, None, position, mask, scale, dropout, False, qkv)
+    out, _ = request.run(kernel)
     return out.transpose(1, 2).flatten(2).unflatten(1, places)
 
 
@@ -147,6 +144,13 @@ class _Request:
     scale: float | None
     dropout: float
     lse: bool
+    qkv: Tensor | None = None  # what q, k and v are views of
+
+    def run(self, kernel: str) -> tuple[Tensor, Tensor | None]:
+        problem = self.problem()
+        chosen = planner.named(planner.cached(problem, kernel))
+        out, lse = chosen.run(problem, self.inputs(problem))
+        return out, lse if self.lse else None
 
     def problem(self) -> Problem:
         q, k, v = self.q, self.k, self.v
@@ -176,10 +180,6 @@ class _Request:
         q, k, v = self.q.to(dtype), self.k.to(dtype), self.v.to(dtype)
         mask = None if self.mask is None else self.mask.bound(grid, key_grid)
         _check_mask_batch(mask, q)
-        for padding in () if mask is None else mask.members():
-            if isinstance(padding, Padding):  # 0 · NaN is NaN: what nobody may see is made 0, so that it can't leak
-                hidden = ~padding.valid[:, None, :, None]
-                k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
         positions = self._positions()
         for rotation in positions:
             if isinstance(rotation, Rotation):
@@ -192,6 +192,7 @@ class _Request:
             bias=add_values(biases) if biases else None,
             gate=gates[0] if gates else None,
             mask=mask, dropout=self.dropout,
+            qkv=self.qkv if self.qkv is not None and q is self.q else None,
         )  # fmt: skip
 
     def _grids(self) -> tuple[Grid, Grid]:

@@ -220,8 +220,8 @@ class Segments(Mask):
         return same[:, None]
 
     def free(self, grid: Grid, key_grid: Grid) -> tuple[int, int]:
-        """How many tokens, of the queries and of the keys, see and are seen by every segment: a prefix without ids."""
-        return (0 if self._literal[0] else grid.prefix), (0 if self._literal[1] else key_grid.prefix)
+        """How many queries and keys belong to every segment: a prefix without ids of its own."""
+        return 0 if self._literal[0] else grid.prefix, 0 if self._literal[1] else key_grid.prefix
 
     def bound(self, grid: Grid, key_grid: Grid) -> Segments:
         ids, literal = _by_token("Segments", "ids", self.ids, grid, fill=0)

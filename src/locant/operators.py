@@ -73,7 +73,7 @@ def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple
         return None, None, 0
     flat = table.detach().to(kind).reshape(-1) * LOG2E
     held = torch.nn.functional.pad(flat, (MARGIN, MARGIN))
-    return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), table[0].numel()
+    return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), math.prod(table.shape[1:])
 
 
 def _masks(valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None) -> tuple[list[Any], tuple[int, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from locant.forms import OffsetTable, OffsetValues, Separable, SeparableValues
 from locant.grid import Grid
-from locant.masks import Mask, Structure
+from locant.masks import Mask, Padding, Structure
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -71,11 +71,17 @@ class Inputs:
     qkv: Float[Tensor, "batch *grid 3 heads head_dim"] | None = None  # what q, k and v are views of, if they are
 
     def grouped(self) -> tuple[Tensor, Tensor]:
-        """k and v with every query head's own: grouped-query heads repeated."""
-        groups = self.q.shape[1] // max(self.k.shape[1], 1)
-        if groups == 1:
-            return self.k, self.v
-        return self.k.repeat_interleave(groups, 1), self.v.repeat_interleave(groups, 1)
+        """k and v as torch's own operators need them: every query head's own, and 0 where `Padding` hides them.
+
+        0 · NaN is NaN: what nobody may see is made 0, so that it can't leak.
+        """
+        k, v = self.k, self.v
+        for padding in () if self.mask is None else self.mask.members():
+            if isinstance(padding, Padding):
+                hidden = ~padding.valid[:, None, :, None]
+                k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
+        groups = self.q.shape[1] // max(k.shape[1], 1)
+        return (k, v) if groups == 1 else (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from locant import operators
+from locant import operators, separable
 from locant.layout import described, layout
 from locant.masks import Mask, Padding, Segments
 from locant.problem import Cost, Inputs, Problem
@@ -26,13 +26,11 @@ def refuses(problem: Problem) -> str | None:
         return f"these are kernels for the CPU, and the tensors are on {problem.device}"
     if problem.exporting:
         return "under export the graph is made of torch's own operators, so that it runs without Locant"
-    if problem.gate is not None:
-        return "a gate mixes two softmaxes, and these kernels know one"
     if problem.mask.pairs:
         return "Pairs is dense by nature, and these kernels never form what is dense"
     if problem.mask.segments > 1:
         return "these kernels know one Segments; two would have to be numbered anew"
-    return None
+    return separable.refuses(problem)
 
 
 def cost(problem: Problem) -> Cost:
@@ -40,8 +38,13 @@ def cost(problem: Problem) -> Cost:
     scores = problem.batch * problem.heads * own.scores
     flops = 2 * scores * (problem.head_dim + problem.value_dim)
     held = problem.bias.numbers * max(4, problem.width) if problem.bias is not None else 0
-    notes = () if problem.bias is None else (f"reads the table in place: {held:,} bytes, whatever the number of pairs",)
-    return Cost(flops, problem.stream + held, held, notes)
+    notes = []
+    if problem.bias is not None:
+        notes.append(f"reads the table in place: {held:,} bytes, whatever the number of pairs")
+    if problem.gate is not None:
+        flops += separable.flops(problem)
+        notes.append(separable.note(problem))
+    return Cost(flops, problem.stream + held, held, tuple(notes))
 
 
 def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -50,8 +53,10 @@ def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,
     )  # fmt: skip
     if inputs.qkv is not None:
-        return torch.ops.locant.attend_packed(inputs.qkv, *rest)
-    return torch.ops.locant.attend(inputs.q, inputs.k, inputs.v, *rest)
+        out, lse = torch.ops.locant.attend_packed(inputs.qkv, *rest)
+    else:
+        out, lse = torch.ops.locant.attend(inputs.q, inputs.k, inputs.v, *rest)
+    return separable.mixed(problem, inputs.gate, out, inputs.grouped()[1] if inputs.gate is not None else out), lse
 
 
 def _described(problem: Problem) -> tuple[int, ...]:

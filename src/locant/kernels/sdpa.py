@@ -4,9 +4,6 @@ Identity: keys outside a query's window have weight 0, so attention under window
 read at query - key gives every cell of the same size the same bias. There are at most three sizes per axis (first,
 middle, last), so a picture needs at most nine small biases, never one of N × N. Prefix tokens join every cell as
 keys, and as queries form one more group that sees everything.
-
-A gate's positional map is a product of one small softmax per axis, so its half is two or three small matrix products
-on v: O(N·(H + W)) per channel instead of O(N²), and once for the whole batch.
 """
 
 from __future__ import annotations
@@ -20,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from locant import separable
 from locant.cells import Cell, cells
-from locant.forms import SeparableValues
 from locant.grid import Grid, Tokens
 from locant.masks import Every, Structure, Windows
 from locant.problem import Cost, Inputs, Problem
@@ -32,16 +29,7 @@ name = "sdpa"
 def refuses(problem: Problem) -> str | None:
     if problem.lse:
         return "torch's scaled_dot_product_attention keeps its log-sum-exp to itself, and return_lse asks for it"
-    if problem.gate is None:
-        return None
-    beyond = problem.mask.beyond_windows()
-    if beyond is not None:
-        return f"under {beyond} the positional map no longer factorises by axis, so the gate needs its dense form"
-    if problem.dropout:
-        return "dropout acts on the mixed map, so the gate needs its dense form"
-    if problem.grid.prefix or problem.key_grid.prefix:
-        return "prefix tokens have no place on the axes, so the gate needs its dense form"
-    return None
+    return separable.refuses(problem)
 
 
 def cost(problem: Problem) -> Cost:
@@ -61,9 +49,8 @@ def cost(problem: Problem) -> Cost:
         held += spelled
         notes.append(f"spells out {problem.mask.beyond_windows()} pair by pair: {spelled:,} bytes")
     if problem.gate is not None:
-        weights = sum(q * k for q, k in zip(problem.grid.shape, problem.key_grid.shape, strict=True))
-        flops += 2 * problem.batch * problem.heads * problem.value_dim * problem.queries * sum(problem.key_grid.shape)
-        notes.append(f"the positional half runs axis by axis: {problem.heads * weights:,} weights for the whole batch")
+        flops += separable.flops(problem)
+        notes.append(separable.note(problem))
     if problem.exporting:
         notes.append("under export these are torch's own operators")
     copies = 3 if problem.mask.windows else 1  # cells are gathered before the call and put back after it
@@ -88,10 +75,7 @@ def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, None]:
         return inputs.q @ k.transpose(-1, -2) @ v, None  # nothing to attend to: zeros, with gradients of zeros
     grouped = replace(inputs, k=k, v=v)
     out = _windowed(problem, grouped) if problem.mask.windows else _whole(problem, grouped)
-    if inputs.gate is None:
-        return out, None
-    share = inputs.gate.share[:, None, None]
-    return ((1 - share) * out + share * _by_axis(problem, inputs.gate, v)).to(out.dtype), None
+    return separable.mixed(problem, inputs.gate, out, v), None
 
 
 def _whole(problem: Problem, inputs: Inputs) -> Tensor:
@@ -150,26 +134,6 @@ def _extra(inputs: Inputs, queries: Tokens, keys: Tokens) -> Tensor | None:
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x at `index [cells, count]`, the cells laid along the batch."""
     return x.index_select(2, index.flatten()).unflatten(2, index.shape).transpose(1, 2).flatten(0, 1)
-
-
-def _by_axis(problem: Problem, gate: SeparableValues, v: Tensor) -> Tensor:
-    """The positional map times v, one axis after the other; under windows each axis keeps to its own cells.
-
-    In float32 at least: rounded to a half between the axes, the gradients of the gate lost four bits to the reference.
-    """
-    v = v.to(torch.promote_types(v.dtype, gate.share.dtype)).unflatten(2, problem.key_grid.shape)
-    for axis, logits in enumerate(gate.logits):
-        allowed = torch.ones((), dtype=torch.bool, device=v.device)
-        for windows in problem.mask.windows:
-            q, k = (
-                torch.tensor([windows.cell_of(axis, c) for c in g.along(axis)], device=v.device)
-                for g in (problem.grid, problem.key_grid)
-            )
-            allowed = allowed & (q[:, None] == k)
-        p = torch.softmax(logits.masked_fill(~allowed, torch.finfo(logits.dtype).min), -1) * allowed
-        p = p.to(v.dtype).reshape(problem.heads, *(1,) * (problem.grid.axes - 1), *p.shape[1:])
-        v = (p @ v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)
-    return v.flatten(2, 1 + problem.grid.axes)
 
 
 @dataclass(frozen=True)
