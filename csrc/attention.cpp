@@ -7,15 +7,18 @@ namespace {
 
 using locant::Kernels;
 
+constexpr int64_t TOGETHER = 8;  // cells that one item works on, if they are small
+
 int64_t chunks(int64_t queries) { return (queries + CHUNK - 1) / CHUNK; }
 
-int64_t chunks(const Layout& layout) {
+int64_t portions(const Layout& layout) {
+    if (layout.longest <= CHUNK) return (layout.cells + TOGETHER - 1) / TOGETHER;
     int64_t n = 0;
     for (int64_t c = 0; c < layout.cells; ++c) n += chunks(layout.query_start[c + 1] - layout.query_start[c]);
     return n;
 }
 
-int64_t forward_items(const Problem& p) { return p.batch * chunks(*p.layout) * p.heads; }
+int64_t forward_items(const Problem& p) { return p.batch * portions(*p.layout) * p.heads; }
 
 size_t forward_scratch(const Problem& p) {
     Arena arena{nullptr};
@@ -27,14 +30,22 @@ void forward_item(const Problem& p, int64_t number, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Forward work(p, arena);
     const Layout& layout = *p.layout;
-    const int64_t head = number % p.heads, all = chunks(layout), sample = number / p.heads / all;
-    int64_t c = 0, at = number / p.heads % all;
-    if (all == layout.cells) c = at, at = 0;  // a chunk to each
-    else
-        for (int64_t own; at >= (own = chunks(layout.query_start[c + 1] - layout.query_start[c])); ++c) at -= own;
-    const int64_t first = layout.query_start[c] + at * CHUNK, left = layout.query_start[c + 1] - first;
-    attend(p, sample, head, layout.query + first, left < CHUNK ? left : CHUNK, layout.key + layout.key_start[c],
-           layout.key_start[c + 1] - layout.key_start[c], work);
+    const int64_t head = number % p.heads, all = portions(layout), sample = number / p.heads / all;
+    const auto start = [&](int64_t c, int64_t at, bool again) {
+        const int64_t first = layout.query_start[c] + at, left = layout.query_start[c + 1] - first;
+        attend(p, sample, head, layout.query + first, left < CHUNK ? left : CHUNK, layout.key + layout.key_start[c],
+               layout.key_start[c + 1] - layout.key_start[c], again, work);
+    };
+    int64_t portion = number / p.heads % all, c = 0;
+    if (layout.longest <= CHUNK) {
+        const int64_t first = portion * TOGETHER, end = first + TOGETHER;
+        for (c = first; c < end && c < layout.cells; ++c)
+            start(c, 0, c > first && alike(p) && layout.kind[c] == layout.kind[c - 1]);
+    } else {
+        for (int64_t own; portion >= (own = chunks(layout.query_start[c + 1] - layout.query_start[c])); ++c)
+            portion -= own;
+        start(c, portion * CHUNK, false);
+    }
 }
 
 int64_t backward_items(const Problem& p) { return division(p).items(p); }

@@ -18,6 +18,8 @@ struct Layout {
     int64_t query_prefix, key_prefix;        // tokens below have no place
     const int32_t *query, *query_start;
     const int32_t *key, *key_start;
+    const int32_t* kind;                     // [cells]: cells of one kind differ by where they are alone
+    int64_t longest, longest_keys;           // of the cells: how many queries, and keys
     const int32_t *query_place, *key_place;  // [queries], [keys]; unused without a table
     int64_t orders;                          // key j is visible to i if key_rank[o][j] <= query_rank[o][i] for all o
     const int64_t *query_rank, *key_rank;    // [orders][queries], [orders][keys]

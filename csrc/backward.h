@@ -43,28 +43,28 @@ inline Division division(const Problem& p) {
 struct Backward {
     Panel* panel;
     Sight* seen;
+    bool begun[PANELS];  // whether dq holds anything yet
     Keys keys;
     int64_t wide, tall;  // head_dim and value_dim, rounded up to whole vectors
-    real *q, *qt, *o, *ot, *dq, *lse, *delta, *k, *v, *s, *d, *dk, *dv, *shared_k, *shared_v, *lines, *ones;
+    real *q, *qt, *o, *ot, *dq, *lse, *delta, *k, *v, *s, *d, *seed, *total, *dk, *dv, *shared_k, *shared_v, *lines,
+        *ones;
 
     Backward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
-          keys{0, 0, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, wide(padded(p.head_dim)),
+          keys{0, 0, nullptr, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, wide(padded(p.head_dim)),
           tall(padded(p.value_dim)) {
-        int64_t most = 0;
-        for (int64_t c = 0; c < p.layout->cells; ++c) {
-            const int64_t n = p.layout->key_start[c + 1] - p.layout->key_start[c];
-            most = n > most ? n : most;
-        }
+        const int64_t most = p.layout->longest_keys;
         q = arena.take<real>(CHUNK * wide), qt = arena.take<real>(CHUNK * p.head_dim);
         o = arena.take<real>(CHUNK * tall), ot = arena.take<real>(CHUNK * p.value_dim);
         dq = arena.take<real>(CHUNK * p.head_dim), lse = arena.take<real>(CHUNK), delta = arena.take<real>(CHUNK);
         k = arena.take<real>(BLOCK * p.head_dim), v = arena.take<real>(BLOCK * p.value_dim);
-        s = arena.take<real>(BLOCK * PANEL + OVERHANG), d = arena.take<real>(BLOCK * PANEL + OVERHANG);
+        s = arena.take<real>(BLOCK * PANEL), d = arena.take<real>(BLOCK * PANEL);
+        seed = arena.take<real>(seeds(*p.layout)), total = arena.take<real>(alike(p) ? seeds(*p.layout) : 0);
+
         dk = arena.take<real>(most * wide), dv = arena.take<real>(most * tall);
         const int64_t shared = p.layout->shared_keys ? p.layout->keys : 0;
         shared_k = arena.take<real>(shared * wide), shared_v = arena.take<real>(shared * tall);
-        lines = arena.take<real>(LANES * (wide > tall ? wide : tall));
+        lines = arena.take<real>(PANEL * (wide > tall ? wide : tall));
         ones = arena.take<real>(CHUNK);
     }
 };
@@ -124,6 +124,23 @@ inline void collect(const Panel& panel, const Keys& keys, const real* d, Sums su
         }
 }
 
+// delta[i] = Σ_channels dO[i] · O[i] for rows `width` apart, whole vectors.
+INLINE void inner(const real* dout, const real* out, int64_t n, int64_t lanes, int64_t width, real* delta) {
+    for (int64_t i = 0; i < lanes; i += LANES) {
+        vec square[LANES];
+        EACH(r, LANES) {
+            square[r] = vec{};
+            if (i + r < n)
+                for (int64_t c = 0; c < width; c += LANES)
+                    square[r] += load(dout + (i + r) * width + c) * load(out + (i + r) * width + c);
+        }
+        transpose(square);
+        vec sum = square[0];
+        EACH(r, LANES) if (r > 0) sum += square[r];
+        store(delta + i, sum);
+    }
+}
+
 // Rows and lanes of a chunk of queries, and what a row's weights are measured by.
 inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t panels, Backward& w) {
     const real *lse = static_cast<const real*>(p.lse), *dlse = static_cast<const real*>(p.dlse);
@@ -131,36 +148,67 @@ inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t pane
     for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
         const Panel& panel = w.panel[i];
         const int64_t lanes = panel.lanes(), n = panel.count;
-        const int64_t q = offset(p.q, sample, head, 0), out = offset(p.out, sample, head, 0),
-                      dout = offset(p.dout, sample, head, 0);
-        read_rows(p.number, p.q, q, panel.token, n, p.head_dim, w.wide, w.q + at * w.wide);
-        read_lanes(p.number, p.q, q, panel.token, n, lanes, p.head_dim, real(p.scale) * LOG2E, w.lines,
-                   w.qt + at * p.head_dim);
-        read_rows(p.number, p.dout, dout, panel.token, n, p.value_dim, w.tall, w.o + at * w.tall);
-        read_lanes(p.number, p.dout, dout, panel.token, n, lanes, p.value_dim, real(1), w.lines, w.ot + at * p.value_dim);
-        fill(w.dq + at * p.head_dim, 0, lanes * p.head_dim, 0);
-        for (int64_t l = 0; l < lanes; ++l) {
-            w.lse[at + l] = INFINITE, w.delta[at + l] = 0;  // weights of 0
-            if (l >= n) continue;
-            const int64_t token = panel.token[l];
-            read_row(p.number, p.out, out + token * p.out.token, p.value_dim, real(1), w.lines);
-            const real* dO = w.o + (at + l) * w.tall;
-            real sum[LANES] = {};
-            for (int64_t c = 0; c < p.value_dim; ++c) sum[c % LANES] += dO[c] * w.lines[c];
-            real delta = 0;
-            for (int64_t c = 0; c < LANES; ++c) delta += sum[c];
-            w.delta[at + l] = delta - (dlse ? dlse[first + token] : real(0));
-            if (lse[first + token] != -INFINITE) w.lse[at + l] = lse[first + token] * LOG2E;
+        real *q = w.q + at * w.wide, *o = w.o + at * w.tall, *own = w.lse + at, *delta = w.delta + at;
+        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q);
+        turn(q, n, w.wide, lanes, p.head_dim, real(p.scale) * LOG2E, w.qt + at * p.head_dim);
+        read_rows(p.number, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o);
+        turn(o, n, w.tall, lanes, p.value_dim, real(1), w.ot + at * p.value_dim);
+        read_rows(p.number, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines);
+        inner(o, w.lines, n, lanes, w.tall, delta);
+        fill(own, 0, lanes, INFINITE);  // weights of 0, for lanes without a query and rows that see nothing
+        for (int64_t l = 0; l < n; ++l) {
+            const real x = lse[first + panel.token[l]];
+            own[l] = x == -INFINITE ? INFINITE : x * LOG2E;
+            if (dlse) delta[l] -= dlse[first + panel.token[l]];
+        }
+    }
+}
+
+// Gradients of scores of cells of one kind, summed before they go to the table.
+INLINE void gain(int64_t count, const real* d, bool again, real* total) {
+    if (again)
+        for (int64_t x = 0; x < count; x += LANES) store(total + x, load(total + x) + load(d + x));
+    else
+        for (int64_t x = 0; x < count; x += LANES) store(total + x, load(d + x));
+}
+
+// What `gain` summed, to the table, number by number: it happens once for many cells, and slices of neighbouring keys
+// overlap, which a processor pays for dearly.
+inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, const int32_t* key, int64_t keys,
+                         Sums sums, Backward& w) {
+    const Layout& layout = *p.layout;
+    const int64_t panels = make_panels(p, token, count, w.panel);
+    int64_t all = 0;
+    for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
+    for (int64_t from = 0; from < keys; from += BLOCK) {
+        const int64_t n = keys - from < BLOCK ? keys - from : BLOCK;
+        for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
+            const Panel& panel = w.panel[i];
+            const real* d = w.total + from * all + at * n;
+            for (int64_t j = 0; j < n; ++j, d += panel.lanes()) {
+                const int32_t other = key[from + j];
+                real* to = sums.table - layout.key_place[other];
+                for (int64_t l = 0; l < panel.count; ++l) {
+                    const bool query = l >= panel.prefix, placed = other >= layout.key_prefix;
+                    if (query && placed) to[layout.query_place[panel.token[l]]] += d[l];
+                    else sums.rows[query ? 1 : placed ? 0 : 2] += d[l];
+                }
+            }
         }
     }
 }
 
 // A chunk of queries against the keys [low, high) of their cell: adds to dk, dv and the table, writes dq.
 inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
-                  const int32_t* key, int64_t low, int64_t high, Rows dq, Number number, Sums sums, Backward& w) {
-    const int64_t kv = head / (p.heads / p.kv_heads), panels = make_panels(p, token, count, w.panel);
-    const bool seeded = p.table || p.query_id || p.layout->orders;
+                  const int32_t* key, int64_t low, int64_t high, bool again, Rows dq, Number number, Sums sums,
+                  Backward& w) {
+    const int64_t kv = head / (p.heads / p.kv_heads);
+    const int64_t panels = again ? moved(token, count, w.panel) : make_panels(p, token, count, w.panel);
+    const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
     prepare(p, sample, head, panels, w);
+    int64_t all = 0;
+    for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
+    for (int64_t i = 0; i < panels; ++i) w.begun[i] = false;
     for (int64_t from = low; from < high; from += BLOCK) {
         gather_keys(p, sample, key + from, high - from < BLOCK ? high - from : BLOCK, w.keys);
         const int64_t n = w.keys.count;
@@ -176,27 +224,33 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];
             const int64_t lanes = panel.lanes();
-            if (seeded) seed(p, sample, head, panel, w.keys, w.seen[i], w.s);
+            const int64_t corner = kept ? from * all + at * n : 0;  // of this part of the cell's scores
+            if (seeded && !again) make_seed(p, sample, head, panel, w.keys, w.seen[i], w.seed + corner);
             product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {w.qt + at * p.head_dim, lanes},
-                          {w.s, lanes}, seeded ? Into::seeded : Into::fresh);
+                          {w.s, lanes, w.seed + corner}, seeded ? Into::seeded : Into::fresh);
             product<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.ot + at * p.value_dim, lanes},
-                          {w.d, lanes}, Into::fresh);
+                          {w.d, lanes, nullptr}, Into::fresh);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d);
             harden(panel.vectors, n, w.lse + at, w.delta + at, w.s, w.d);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
             product<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.o + at * w.tall, w.tall},
-                          {w.dv + from * w.tall, w.tall}, Into::added);
+                          {w.dv + from * w.tall, w.tall, nullptr}, Into::added);
             product<true>(n, w.wide / LANES, panel.count, {w.d, lanes, 1}, {w.q + at * w.wide, w.wide},
-                          {w.dk + from * w.wide, w.wide}, Into::added);
+                          {w.dk + from * w.wide, w.wide, nullptr}, Into::added);
             product<false>(p.head_dim, panel.vectors, n, {w.k, 1, p.head_dim}, {w.d, lanes},
-                           {w.dq + at * p.head_dim, lanes}, Into::added);
-            if (sums.table) collect(panel, w.keys, w.d, sums);
+                           {w.dq + at * p.head_dim, lanes, nullptr}, w.begun[i] ? Into::added : Into::fresh);
+            w.begun[i] = true;
+            if (!sums.table) continue;
+            if (kept) gain(n * lanes, w.d, again, w.total + corner);
+            else collect(panel, w.keys, w.d, sums);
         }
     }
     for (int64_t l = 0; l < CHUNK; ++l) w.ones[l] = real(p.scale);
-    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes())
+    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
+        if (!w.begun[i]) fill(w.dq + at * p.head_dim, 0, w.panel[i].lanes() * p.head_dim, 0);
         write_lanes(number, dq, offset(dq, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
                     p.head_dim, w.ones, w.lines, w.dq + at * p.head_dim);
+    }
 }
 
 // What was summed for the keys [low, high) of a cell, out to dk and dv: zeros for keys that are not there.
@@ -235,6 +289,8 @@ inline void settle_shared(const Problem& p, int64_t sample, int64_t kv, Backward
     }
 }
 
+INLINE bool same(const Layout& layout, int64_t a, int64_t b) { return layout.kind[a] == layout.kind[b]; }
+
 // One item: a key head, a range of pairs, a split of their keys.
 inline void item(const Problem& p, const Division& by, int64_t number, Backward& w) {
     const Layout& layout = *p.layout;
@@ -247,7 +303,8 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         dq.data = static_cast<real*>(p.partial) + by.items(p) * by.table + split * by.queries;
         dq.channel = 1, dq.token = p.head_dim, dq.head = layout.queries * dq.token, dq.batch = p.heads * dq.head;
     }
-    for (int64_t pair = pairs * range / by.ranges; pair < pairs * (range + 1) / by.ranges; ++pair) {
+    const int64_t begin = pairs * range / by.ranges, end = pairs * (range + 1) / by.ranges;
+    for (int64_t pair = begin; pair < end; ++pair) {
         const int64_t sample = pair / layout.cells, c = pair % layout.cells, first = layout.query_start[c],
                       queries = layout.query_start[c + 1] - first, keys = layout.key_start[c + 1] - layout.key_start[c];
         const int32_t* key = layout.key + layout.key_start[c];
@@ -255,13 +312,17 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         if (layout.shared_keys && c == 0)
             fill(w.shared_k, 0, layout.keys * w.wide, 0), fill(w.shared_v, 0, layout.keys * w.tall, 0);
         fill(w.dk, low * w.wide, high * w.wide, 0), fill(w.dv, low * w.tall, high * w.tall, 0);
+        // One head a time stays with a kind of cell: seeds and sums of another head would have to be kept as well.
+        const bool kept = alike(p) && by.group == 1, again = kept && c > 0 && pair > begin && same(layout, c, c - 1);
         for (int64_t g = 0; g < by.group; ++g) {
             real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
             const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * LANES};
             for (int64_t from = 0; from < queries; from += CHUNK)
                 chunk(p, sample, kv * by.group + g, layout.query + first + from,
-                      queries - from < CHUNK ? queries - from : CHUNK, key, low, high, dq,
+                      queries - from < CHUNK ? queries - from : CHUNK, key, low, high, again, dq,
                       by.splits > 1 ? OWN : p.number, sums, w);
+            const bool last = !kept || c + 1 == layout.cells || pair + 1 == end || !same(layout, c, c + 1);
+            if (alike(p) && table && last) collect_kind(p, layout.query + first, queries, key, keys, sums, w);
         }
         settle(p, sample, kv, key, low, high, w);
         if (layout.shared_keys && c == layout.cells - 1) settle_shared(p, sample, kv, w);

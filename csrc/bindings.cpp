@@ -187,7 +187,8 @@ NB_MODULE(_native, module) {
     nb::class_<Layout>(module, "Layout", "Who meets whom, as addresses of arrays that the caller keeps alive.")
         .def("__init__",
              [](Layout* self, int64_t cells, int64_t queries, int64_t keys, int64_t query_prefix, int64_t key_prefix,
-                int64_t query, int64_t query_start, int64_t key, int64_t key_start, int64_t query_place,
+                int64_t query, int64_t query_start, int64_t key, int64_t key_start, int64_t kind,
+                int64_t longest, int64_t longest_keys, int64_t query_place,
                 int64_t key_place, int64_t orders, int64_t query_rank, int64_t key_rank, bool shared_keys) {
                  Layout layout{};
                  layout.cells = cells;
@@ -199,6 +200,9 @@ NB_MODULE(_native, module) {
                  point(layout.query_start, query_start);
                  point(layout.key, key);
                  point(layout.key_start, key_start);
+                 point(layout.kind, kind);
+                 layout.longest = longest;
+                 layout.longest_keys = longest_keys;
                  point(layout.query_place, query_place);
                  point(layout.key_place, key_place);
                  layout.orders = orders;
@@ -208,7 +212,7 @@ NB_MODULE(_native, module) {
                  new (self) Layout(layout);
              },
              nb::kw_only(), "cells"_a, "queries"_a, "keys"_a, "query_prefix"_a, "key_prefix"_a, "query"_a,
-             "query_start"_a, "key"_a, "key_start"_a, "query_place"_a, "key_place"_a, "orders"_a, "query_rank"_a,
+             "query_start"_a, "key"_a, "key_start"_a, "kind"_a, "longest"_a, "longest_keys"_a, "query_place"_a, "key_place"_a, "orders"_a, "query_rank"_a,
              "key_rank"_a, "shared_keys"_a);
 
     module.def("forward", call<locant::forward, forward_numbers>, "layout"_a, "numbers"_a, "scale"_a, "dropout"_a,

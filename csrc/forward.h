@@ -13,10 +13,9 @@
 namespace {
 
 constexpr int64_t CHUNK = 384;                 // queries that share a packed block of keys
-constexpr int64_t BLOCK = 64;                  // keys in a block
+constexpr int64_t BLOCK = 64;                  // keys in a block, at most
 constexpr int64_t PANELS = CHUNK / PANEL;
 constexpr real FAR = sizeof(real) == 4 ? real(1 << 21) : real(1ll << 50);
-constexpr int64_t OVERHANG = 2 * LANES;        // what vectors may write past the last row
 
 INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
@@ -30,19 +29,34 @@ struct Arena {                                 // scratch memory, handed out in 
     }
 };
 
+// The bias of a whole cell, if it is small: alike for all cells of a kind, and made once for several of them.
+constexpr int64_t SMALL = 48 * 1024;
+
+INLINE int64_t seeds(const Layout& layout) {
+    const int64_t whole = (layout.longest + 2 * PANEL) * layout.longest_keys;
+    return whole <= SMALL && whole > BLOCK * PANEL ? whole : BLOCK * PANEL;
+}
+
+// Whether what is added to the scores depends on the kind of a cell alone, and fits.
+INLINE bool alike(const Problem& p) {
+    const Layout& layout = *p.layout;
+    return p.table && !p.valid && !p.query_id && !layout.orders && layout.longest <= CHUNK &&
+           (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
+}
+
 struct Forward {
     Panel* panel;
     Sight* seen;
     Keys keys;
-    real *q, *k, *v, *s, *o, *top, *sum, *lines;
+    real *q, *k, *v, *s, *seed, *o, *top, *sum, *lines;
 
     Forward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
-          keys{0, 0, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, q(arena.take<real>(CHUNK * p.head_dim)),
+          keys{0, 0, nullptr, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, q(arena.take<real>(CHUNK * p.head_dim)),
           k(arena.take<real>(BLOCK * p.head_dim)), v(arena.take<real>(BLOCK * p.value_dim)),
-          s(arena.take<real>(BLOCK * PANEL + OVERHANG)), o(arena.take<real>(CHUNK * p.value_dim)),
-          top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
-          lines(arena.take<real>(LANES * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))) {}
+          s(arena.take<real>(BLOCK * PANEL)), seed(arena.take<real>(seeds(*p.layout))),
+          o(arena.take<real>(CHUNK * p.value_dim)), top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
+          lines(arena.take<real>(PANEL * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))) {}
 };
 
 // Scores to weights, in place. `fresh`: nothing was summed before, and o holds nothing yet.
@@ -103,27 +117,36 @@ INLINE void soften(int64_t vectors, int64_t keys, real* s, real* top, real* sum,
 inline void finish(const Problem& p, int64_t sample, int64_t head, const Panel& panel, real* o, const real* top,
                    const real* sum, bool fresh, real* lines) {
     const int64_t lanes = panel.lanes();
-    real share[PANEL];
-    for (int64_t l = 0; l < lanes; ++l) share[l] = fresh || sum[l] == 0 ? real(0) : real(1) / sum[l];
+    real share[PANEL], measure[PANEL];
+    for (int64_t l = 0; l < lanes; l += LANES) {
+        const vec total = fresh ? vec{} : load(sum + l);
+        const ivec empty = total == 0;
+        store(share + l, empty ? vec{} : real(1) / total);
+        store(measure + l, empty ? all(-INFINITE) : LN2 * (load(top + l) + log2(total)));
+    }
     if (fresh) fill(o, 0, lanes * p.value_dim, 0);
     write_lanes(p.number, p.out, offset(p.out, sample, head, 0), panel.token, panel.count, lanes, p.value_dim, share,
                 lines, o);
     real* lse = static_cast<real*>(p.lse) + (sample * p.heads + head) * p.layout->queries;
-    for (int64_t l = 0; l < panel.count; ++l)
-        lse[panel.token[l]] = fresh || sum[l] == 0 ? -INFINITE : real(LN2 * (top[l] + __builtin_log2(sum[l])));
+    for (int64_t l = 0; l < panel.count; ++l) lse[panel.token[l]] = measure[l];
 }
 
-// The queries `token[0 .. count)` of one cell against all of its keys.
+// The queries `token[0 .. count)` of one cell against all of its keys. `again`: the panels and seeds of a cell of the
+// same kind are still there.
 inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
-                   const int32_t* key, int64_t key_count, Forward& w) {
-    const int64_t kv = head / (p.heads / p.kv_heads), panels = make_panels(p, token, count, w.panel);
-    const bool seeded = p.table || p.query_id || p.layout->orders;
+                   const int32_t* key, int64_t key_count, bool again, Forward& w) {
+    const int64_t kv = head / (p.heads / p.kv_heads), wide = padded(p.head_dim);
+    const int64_t panels = again ? moved(token, count, w.panel) : make_panels(p, token, count, w.panel);
+    const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
     real *q[PANELS], *o[PANELS];
     bool fresh[PANELS];
-    for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
-        q[i] = w.q + at * p.head_dim, o[i] = w.o + at * p.value_dim, fresh[i] = true;
-        read_lanes(p.number, p.q, offset(p.q, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
-                   p.head_dim, real(p.scale) * LOG2E, w.lines, q[i]);
+    int64_t lane[PANELS + 1] = {0};
+    for (int64_t i = 0; i < panels; ++i) {
+        const Panel& panel = w.panel[i];
+        q[i] = w.q + lane[i] * p.head_dim, o[i] = w.o + lane[i] * p.value_dim, fresh[i] = true;
+        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, p.head_dim, wide, w.lines);
+        turn(w.lines, panel.count, wide, panel.lanes(), p.head_dim, real(p.scale) * LOG2E, q[i]);
+        lane[i + 1] = lane[i] + panel.lanes();
     }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
     for (int64_t block = 0, from = 0, size; block < blocks; ++block, from += size) {
@@ -141,14 +164,14 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         for (int64_t i = 0; i < panels; ++i) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];
-            const int64_t lanes = panel.lanes(), at = panel.token - token;
-            (void)at;
-            if (seeded) seed(p, sample, head, panel, w.keys, w.seen[i], w.s);
-            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
+            const int64_t lanes = panel.lanes();
+            real* seed = w.seed + (kept ? from * lane[panels] + lane[i] * n : 0);
+            if (seeded && !again) make_seed(p, sample, head, panel, w.keys, w.seen[i], seed);
+            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes, seed},
                           seeded ? Into::seeded : Into::fresh);
             soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
-            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
+            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes, nullptr},
                            fresh[i] ? Into::fresh : Into::added);
             fresh[i] = false;
         }

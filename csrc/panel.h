@@ -11,7 +11,8 @@ using locant::Problem;
 
 struct Slice {     // lanes of one vector that are neighbours in the table
     int64_t place; // of lane 0, were it one of them
-    ivec lanes;
+    int first, last;
+    ivec lanes;    // a mask of them
 };
 
 struct Panel {
@@ -27,7 +28,8 @@ struct Panel {
 struct Keys {                  // the block of keys that the panels meet
     int64_t count;
     int64_t prefix;            // the first so many have no place
-    int32_t *token, *place;
+    const int32_t* token;
+    int32_t *place, *kept;     // scratch: their places, and the tokens if some are missing
 };
 
 enum class Sight { none, some, all };  // what a panel sees of a block
@@ -38,14 +40,15 @@ inline void slice(const Layout& layout, Panel& panel) {
     int64_t used = 0;
     for (int64_t n = 0; n < panel.vectors; ++n) {
         panel.slices[n] = used;
-        for (int lane = 0; lane < LANES; ++lane) {
+        const int64_t low = panel.prefix - n * LANES, high = panel.count - n * LANES;
+        for (int lane = low > 0 ? int(low) : 0; lane < (high < LANES ? high : LANES); ++lane) {
             const int64_t l = n * LANES + lane;
-            if (l < panel.prefix || l >= panel.count) continue;
             const int64_t place = layout.query_place[panel.token[l]] - lane;
-            if (used == panel.slices[n] || panel.slice[used - 1].place != place) panel.slice[used++] = {place, ivec{}};
-            panel.slice[used - 1].lanes[lane] = -1;
+            if (used == panel.slices[n] || panel.slice[used - 1].place != place) panel.slice[used++] = {place, lane, 0, ivec{}};
+            panel.slice[used - 1].last = lane + 1;
         }
     }
+    for (int64_t i = 0; i < used; ++i) panel.slice[i].lanes = first(panel.slice[i].last) & ~first(panel.slice[i].first);
     panel.slices[panel.vectors] = used;
 }
 
@@ -67,15 +70,33 @@ inline int64_t make_panels(const Problem& p, const int32_t* token, int64_t count
     return panels;
 }
 
+// The same panels on a cell of the same kind.
+inline int64_t moved(const int32_t* token, int64_t count, Panel* panel) {
+    int64_t i = 0;
+    for (; count > 0; ++i) {
+        panel[i].token = token;
+        token += panel[i].count, count -= panel[i].count;
+    }
+    return i;
+}
+
 // The keys of `token[0 .. count)` that are there.
 inline void gather_keys(const Problem& p, int64_t sample, const int32_t* token, int64_t count, Keys& keys) {
     const uint8_t* valid = p.valid ? p.valid + sample * p.valid_batch : nullptr;
     keys.count = 0, keys.prefix = 0;
+    if (!valid) {
+        keys.token = token, keys.count = count;
+        while (keys.prefix < count && token[keys.prefix] < p.layout->key_prefix) ++keys.prefix;
+        if (p.table)
+            for (int64_t j = 0; j < count; ++j) keys.place[j] = p.layout->key_place[token[j]];
+        return;
+    }
+    keys.token = keys.kept;
     for (int64_t j = 0; j < count; ++j) {
-        if (valid && !valid[token[j]]) continue;
+        if (!valid[token[j]]) continue;
         keys.prefix += token[j] < p.layout->key_prefix;
         keys.place[keys.count] = p.table ? p.layout->key_place[token[j]] : 0;
-        keys.token[keys.count++] = token[j];
+        keys.kept[keys.count++] = token[j];
     }
 }
 
@@ -155,7 +176,7 @@ INLINE void slices(const real* table, const Slice* slice, int64_t count, const K
 }
 
 // Scores before their content, in units of log 2 as the table is: s[j][lane] = bias, -inf where forbidden.
-inline void seed(const Problem& p, int64_t sample, int64_t head, const Panel& panel, const Keys& keys, Sight seen,
+inline void make_seed(const Problem& p, int64_t sample, int64_t head, const Panel& panel, const Keys& keys, Sight seen,
                  real* s) {
     const int64_t lanes = panel.lanes();
     if (p.table) {

@@ -7,22 +7,23 @@ namespace {
 
 struct A { const real* at; int64_t row, column; };  // one of the two strides is 1
 struct B { const real* at; int64_t row; };
-struct C { real* at; int64_t row; };
+
+struct C { real* at; int64_t row; const real* seed; };
 
 enum class Into {
     fresh,  // C = A B
-    seeded, // C = C + A B, C first: a bias costs a load in place of a zero
+    seeded, // C = seed + A B, the seed first: a bias costs a load in place of a zero
     added   // C = C + (A B), the product summed from zero: half the rounding error in long sums
 };
 
 template <unsigned HEIGHT, unsigned WIDTH, bool ROWS>
-void tile(int64_t depth, const real* a, int64_t step, const real* b, int64_t next, real* c, int64_t row, Into into) {
+void tile(int64_t depth, const real* a, int64_t step, const real* b, int64_t next, real* c, int64_t row,
+          const real* seed, Into into) {
     vec sum[HEIGHT][WIDTH];
     if (into == Into::seeded) {
-        const real* from = c;
         EACH(m, HEIGHT) {
-            EACH(n, WIDTH) sum[m][n] = load(from + n * LANES);
-            from += row;
+            EACH(n, WIDTH) sum[m][n] = load(seed + n * LANES);
+            seed += row;
         }
     } else {
         EACH(m, HEIGHT) EACH(n, WIDTH) sum[m][n] = vec{};
@@ -59,8 +60,8 @@ template <int WIDTH, bool ROWS, int HEIGHT>
 INLINE void tiles(int64_t height, int64_t count, int64_t depth, A& a, B b, C& c, Into into) {
     if (height == HEIGHT) {
         for (; count > 0; --count) {
-            tile<HEIGHT, WIDTH, ROWS>(depth, a.at, ROWS ? a.row : a.column, b.at, b.row, c.at, c.row, into);
-            a.at += HEIGHT * a.row, c.at += HEIGHT * c.row;
+            tile<HEIGHT, WIDTH, ROWS>(depth, a.at, ROWS ? a.row : a.column, b.at, b.row, c.at, c.row, c.seed, into);
+            a.at += HEIGHT * a.row, c.at += HEIGHT * c.row, c.seed += into == Into::seeded ? HEIGHT * c.row : 0;
         }
     } else if constexpr (HEIGHT > 1) {
         tiles<WIDTH, ROWS, HEIGHT - 1>(height, count, depth, a, b, c, into);
@@ -86,7 +87,8 @@ template <bool ROWS> void product(int64_t rows, int64_t vectors, int64_t depth, 
         }
         if (width == 2) strip<2, ROWS>(rows, depth, a, b, c, into);
         if (width == 1) strip<1, ROWS>(rows, depth, a, b, c, into);
-        b.at += width * LANES, c.at += width * LANES, vectors -= width;
+        b.at += width * LANES, c.at += width * LANES, c.seed += into == Into::seeded ? width * LANES : 0;
+        vectors -= width;
     }
 }
 

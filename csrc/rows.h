@@ -38,93 +38,115 @@ INLINE int64_t offset(const Rows& rows, int64_t sample, int64_t head, int64_t to
     return sample * rows.batch + head * rows.head + token * rows.token;
 }
 
-template <class Stored>
-INLINE void unpack(const void* data, int64_t at, int64_t step, int64_t count, real factor, real* to) {
-    const Stored* from = static_cast<const Stored*>(data) + at;
+// Neighbours of the own type, in whole vectors where they reach.
+INLINE void copy(const real* from, int64_t count, real factor, real* to) {
+    int64_t c = 0;
+    for (; c + LANES <= count; c += LANES) store(to + c, load(from + c) * factor);
+    for (; c < count; ++c) to[c] = from[c] * factor;
+}
+
+template <class Stored> INLINE void unpack(const Stored* from, int64_t step, int64_t count, real factor, real* to) {
     if (step == 1)
         for (int64_t c = 0; c < count; ++c) to[c] = read(from + c) * factor;
     else
         for (int64_t c = 0; c < count; ++c) to[c] = read(from + c * step) * factor;
 }
 
-template <class Stored> INLINE void pack(void* data, int64_t at, int64_t step, int64_t count, const real* from) {
-    Stored* to = static_cast<Stored*>(data) + at;
+template <class Stored> INLINE void pack(const real* from, int64_t step, int64_t count, Stored* to) {
     if (step == 1)
         for (int64_t c = 0; c < count; ++c) write(to + c, from[c]);
     else
         for (int64_t c = 0; c < count; ++c) write(to + c * step, from[c]);
 }
 
+INLINE bool plain(Number number, const Rows& rows) { return number == OWN && rows.channel == 1; }
+
 // to[0 .. count) = factor * the row at `at`.
 INLINE void read_row(Number number, const Rows& rows, int64_t at, int64_t count, real factor, real* to) {
     switch (number) {
-        case OWN: return unpack<real>(rows.data, at, rows.channel, count, factor, to);
-        case Number::bf16: return unpack<Brain>(rows.data, at, rows.channel, count, factor, to);
-        case Number::f16: return unpack<_Float16>(rows.data, at, rows.channel, count, factor, to);
+        case OWN: {
+            const real* from = static_cast<const real*>(rows.data) + at;
+            return rows.channel == 1 ? copy(from, count, factor, to) : unpack(from, rows.channel, count, factor, to);
+        }
+        case Number::bf16:
+            return unpack(static_cast<const Brain*>(rows.data) + at, rows.channel, count, factor, to);
+        case Number::f16:
+            return unpack(static_cast<const _Float16*>(rows.data) + at, rows.channel, count, factor, to);
         default: __builtin_unreachable();
     }
 }
 
 INLINE void write_row(Number number, const Rows& rows, int64_t at, int64_t count, const real* from) {
     switch (number) {
-        case OWN: return pack<real>(rows.data, at, rows.channel, count, from);
-        case Number::bf16: return pack<Brain>(rows.data, at, rows.channel, count, from);
-        case Number::f16: return pack<_Float16>(rows.data, at, rows.channel, count, from);
+        case OWN: {
+            real* to = static_cast<real*>(rows.data) + at;
+            return rows.channel == 1 ? copy(from, count, real(1), to) : pack(from, rows.channel, count, to);
+        }
+        case Number::bf16: return pack(from, rows.channel, count, static_cast<Brain*>(rows.data) + at);
+        case Number::f16: return pack(from, rows.channel, count, static_cast<_Float16*>(rows.data) + at);
         default: __builtin_unreachable();
     }
 }
 
 // to[i][c] = the rows of `tokens`, `width` numbers apart; numbers beyond `count` become 0.
-INLINE void read_rows(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
+inline void read_rows(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
                       int64_t width, real* to) {
-    for (int64_t i = 0; i < n; ++i) {
-        real* line = to + i * width;
-        read_row(number, rows, at + tokens[i] * rows.token, count, real(1), line);
-        for (int64_t c = count; c < width; ++c) line[c] = 0;
+    if (plain(number, rows) && count == width && count % LANES == 0) {
+        const real* from = static_cast<const real*>(rows.data) + at;
+        for (int64_t i = 0; i < n; ++i, to += width) {
+            const real* row = from + tokens[i] * rows.token;
+            for (int64_t c = 0; c < count; c += LANES) store(to + c, load(row + c));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n; ++i, to += width) {
+        read_row(number, rows, at + tokens[i] * rows.token, count, real(1), to);
+        for (int64_t c = count; c < width; ++c) to[c] = 0;
     }
 }
 
-// Lanes: to[c][i] = factor * the row of tokens[i], for up to `lanes` tokens, the rest 0. `lines` is scratch for LANES
-// rows of `count` numbers, rounded up to LANES.
-INLINE void read_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
-                       int64_t count, real factor, real* lines, real* to) {
-    const int64_t width = (count + LANES - 1) / LANES * LANES;
-    for (int64_t i = 0; i < lanes; i += LANES) {
-        for (int64_t r = 0; r < LANES; ++r) {
-            real* line = lines + r * width;
-            if (i + r < n) read_row(number, rows, at + tokens[i + r] * rows.token, count, factor, line);
-            const int64_t from = i + r < n ? count : 0;
-            for (int64_t c = from; c < width; ++c) line[c] = 0;
-        }
+// Lanes from rows: to[c][i] = factor * from[i][c], for n rows `width` apart (whole vectors), the other lanes 0.
+inline void turn(const real* from, int64_t n, int64_t width, int64_t lanes, int64_t count, real factor, real* to) {
+    for (int64_t i = 0; i < lanes; i += LANES)
         for (int64_t c = 0; c < count; c += LANES) {
             vec square[LANES];
-#pragma GCC unroll 16
-            for (int r = 0; r < LANES; ++r) square[r] = load(lines + r * width + c);
+            EACH(r, LANES) square[r] = i + r < n ? load(from + (i + r) * width + c) * factor : vec{};
             transpose(square);
-#pragma GCC unroll 16
-            for (int r = 0; r < LANES; ++r)
-                if (c + r < count) store(to + (c + r) * lanes + i, square[r]);
+            real* corner = to + c * lanes + i;
+            if (c + LANES <= count) {
+                EACH(r, LANES) store(corner + r * lanes, square[r]);
+            } else {
+                EACH(r, LANES) if (c + r < count) store(corner + r * lanes, square[r]);
+            }
         }
-    }
 }
 
-// The inverse: the row of tokens[i] = from[c][i] * factor[i].
-INLINE void write_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
+// The inverse, into rows of a tensor: the row of tokens[i] = factor[i] * from[c][i]. `lines` is scratch for LANES rows.
+inline void write_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
                         int64_t count, const real* factor, real* lines, const real* from) {
     const int64_t width = (count + LANES - 1) / LANES * LANES;
+    const bool direct = plain(number, rows) && count == width;
     for (int64_t i = 0; i < n; i += LANES) {
         const vec by = load(factor + i);
         for (int64_t c = 0; c < count; c += LANES) {
             vec square[LANES];
-#pragma GCC unroll 16
-            for (int r = 0; r < LANES; ++r)
-                square[r] = c + r < count ? load(from + (c + r) * lanes + i) * by : vec{};
+            const real* corner = from + c * lanes + i;
+            if (c + LANES <= count) {
+                EACH(r, LANES) square[r] = load(corner + r * lanes) * by;
+            } else {
+                EACH(r, LANES) square[r] = c + r < count ? load(corner + r * lanes) * by : vec{};
+            }
             transpose(square);
-#pragma GCC unroll 16
-            for (int r = 0; r < LANES; ++r) store(lines + r * width + c, square[r]);
+            if (direct) {
+                real* to = static_cast<real*>(rows.data) + at + c;
+                EACH(r, LANES) if (i + r < n) store(to + tokens[i + r] * rows.token, square[r]);
+            } else {
+                EACH(r, LANES) store(lines + r * width + c, square[r]);
+            }
         }
-        for (int64_t r = 0; r < LANES && i + r < n; ++r)
-            write_row(number, rows, at + tokens[i + r] * rows.token, count, lines + r * width);
+        if (!direct)
+            for (int64_t r = 0; r < LANES && i + r < n; ++r)
+                write_row(number, rows, at + tokens[i + r] * rows.token, count, lines + r * width);
     }
 }
 

@@ -119,6 +119,20 @@ INLINE vec exp2(vec x) {
     return one[0];
 }
 
+// The logarithm to the base 2 of positive normal numbers: the exponent, and 2 atanh((m - 1) / (m + 1)) / ln 2 for the
+// rest m of [sqrt(1/2), sqrt(2)), whose argument is at most 0.172. Relative error 2e-7 (1e-15 in double).
+INLINE vec log2(vec x) {
+    constexpr int mantissa = sizeof(real) == 4 ? 23 : 52, terms = sizeof(real) == 4 ? 5 : 11;
+    const vec half = all(real(0.70710678118654752));
+    const ivec power = (reinterpret_cast<ivec>(x) - reinterpret_cast<ivec>(half)) >> mantissa;
+    const vec m = reinterpret_cast<vec>(reinterpret_cast<ivec>(x) - (power << mantissa));
+    const vec t = (m - real(1)) / (m + real(1)), square = t * t;
+    vec sum = all(real(1.0 / (2 * terms - 1)));
+#pragma GCC unroll 16
+    for (int i = terms - 2; i >= 0; --i) sum = sum * square + real(1.0 / (2 * i + 1));
+    return __builtin_convertvector(power, vec) + real(2.8853900817779268) * t * sum;
+}
+
 // One stage of a transposition: lanes whose number has the bit `width` are swapped between two rows.
 template <int width> INLINE void exchange(vec& a, vec& b) {
     ivec low, high;

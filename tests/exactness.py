@@ -6,19 +6,22 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import truth
-from laws import gradients, law, same
+from laws import able, attention, gradients, law, same
 from schemes import HEADS, LINE, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
 from torch import Tensor
 
-from locant.attend import attention, weights
+from locant import attend
+from locant.attend import weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Segments, Windows
 from locant.positions.gate import GatedPosition
 from locant.positions.rotary import Rotary
 
+BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
 SMALL = {1: (6,), 2: (3, 4), 3: (2, 3, 2)}
 
 
@@ -30,7 +33,15 @@ def every_sample(grid: Grid) -> Mask:
     """Padding and segments: another mask in each sample. Sample 1 has queries that see nothing."""
     valid = draw(2, grid.tokens) > 0
     valid[1, : grid.tokens // 2] = False
-    return Padding(valid) & Segments(draw(2, *grid.shape, below=2))
+    ids = draw(2, *grid.shape, below=2)
+    return Padding(valid) & Segments(ids, ids.roll(1, -1))
+
+
+def twice(grid: Grid) -> Mask:
+    """Two orders, neither of which holds the other, and two paddings, one of them the same for all samples."""
+    first, last = torch.ones(1, grid.tokens, dtype=torch.bool), torch.ones(2, grid.tokens, dtype=torch.bool)
+    first[:, 0] = last[0, -1] = False
+    return Causal() & Padding(first) & Causal(axis=grid.axes - 1) & Padding(last)
 
 
 MASKS: dict[str, Callable[[Grid], Mask | None]] = {
@@ -41,6 +52,7 @@ MASKS: dict[str, Callable[[Grid], Mask | None]] = {
     "shifted": lambda grid: RAGGED[grid.axes],
     "two-windows": lambda grid: RAGGED[grid.axes] & WHOLE[grid.axes],
     "samples": every_sample,
+    "twice": twice,
     "pairs": lambda grid: Pairs(draw(2, HEADS, grid.tokens, grid.tokens) > 0),
     "cells+samples": lambda grid: every_sample(grid) & Windows((2,) * grid.axes),
     "shifted+samples": lambda grid: every_sample(grid) & RAGGED[grid.axes],
@@ -60,32 +72,47 @@ class Case:
 
 
 CASES = tuple(Case(s, m) for s, m in itertools.product(SCHEMES, MASKS))
-# every mask with one scheme, every scheme with two masks: the slow truth takes its time
+# every mask with one scheme, every scheme with three masks: the slow truth takes its time
 SLOW = tuple(
-    c for c in CASES if c.scheme.name in ("table-2d-prefix", "gate-2d") or c.mask in ("shifted+causal", "cells+samples")
+    c
+    for c in CASES
+    if c.scheme.name in ("table-2d-prefix", "gate-2d") or c.mask in ("shifted+causal", "cells+samples", "twice")
 )
+
+
+@lru_cache(maxsize=16)
+def golden(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """From tests/truth.py: the output and its gradients, the log-sum-exp and its gradients where it is finite."""
+    grid = Grid(*SMALL[case.scheme.grid.axes], prefix=case.scheme.grid.prefix)
+    position = case.scheme.make()
+    q_k_v = tuple(x.requires_grad_() for x in heads(grid, kv_heads=1))
+    arguments = {"grid": grid, "position": position, "mask": MASKS[case.mask](grid), "scale": 0.7}
+    out, lse = truth.attention(*q_k_v, **arguments)
+    inputs, there = (*q_k_v, *learned(position)), lse != -torch.inf
+    return [out.detach(), *gradients(out, inputs)], [lse.detach(), *gradients(lse[there], inputs)]
 
 
 @law(*SLOW)
 def attention_is_its_definition(case: Case, kernel: str) -> None:
     """Against tests/truth.py: values, log-sum-exp and every gradient."""
-    small = Grid(*SMALL[case.scheme.grid.axes], prefix=case.scheme.grid.prefix)
-    position, mask = case.scheme.make(), MASKS[case.mask](small)
-    q, k, v = (x.requires_grad_() for x in heads(small, kv_heads=1))
+    grid = Grid(*SMALL[case.scheme.grid.axes], prefix=case.scheme.grid.prefix)
+    position = case.scheme.make()
+    q, k, v = (x.requires_grad_() for x in heads(grid, kv_heads=1))
     inputs = (q, k, v, *learned(position))
-    golden, golden_lse = truth.attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7)
-    out = attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7, kernel=kernel)
-    same(out, golden)
-    for found, expected in zip(gradients(out, inputs), gradients(golden, inputs), strict=True):
-        same(found, expected, "gradients")
+    (expected, *by_out), (expected_lse, *by_lse) = golden(case)
+    arguments = {"grid": grid, "position": position, "mask": MASKS[case.mask](grid), "scale": 0.7, "kernel": kernel}
+    out = attention(q, k, v, **arguments)
+    same(out, expected)
+    for found, ref in zip(gradients(out, inputs), by_out, strict=True):
+        same(found, ref, "gradients")
     if not any(isinstance(p, GatedPosition) for p in parts(position)):
-        out, lse = attention(q, k, v, grid=small, position=position, mask=mask, scale=0.7, return_lse=True)
-        same(out, golden, "values beside the log-sum-exp")
-        there = golden_lse != -torch.inf
+        out, lse = attention(q, k, v, return_lse=True, **arguments)
+        same(out, expected, "values beside the log-sum-exp")
+        there = expected_lse != -torch.inf
         assert torch.equal(lse != -torch.inf, there)
-        same(lse[there], golden_lse[there], "log-sum-exp")
-        for found, expected in zip(gradients(lse[there], inputs), gradients(golden_lse[there], inputs), strict=True):
-            same(found, expected, "gradients of the log-sum-exp")
+        same(lse[there], expected_lse[there], "log-sum-exp")
+        for found, ref in zip(gradients(lse[there], inputs), by_lse, strict=True):
+            same(found, ref, "gradients of the log-sum-exp")
 
 
 @law(*(c for c in CASES if c.mask in ("free", "shifted+samples")))
@@ -173,6 +200,54 @@ def senses_agree(kind: str, kernel: str) -> None:
         assert all(torch.equal(mask.allowed_pairs, rows) for mask in found)
 
 
+@law("none-free", "table-2d-shifted", "table-2d-prefix-causal", "table-2d-prefix-windows", "table-1d-samples")
+def dropout_drops_the_same_weights_backward(case: str, kernel: str) -> None:
+    """Values that are rows of the unit matrix show what was dropped; with that, the gradients are known.
+
+    out = (P ∘ M / (1 - p)) v, M being 0 or 1, the same for the output and for every gradient.
+    """
+    scheme = BY_NAME[case.rpartition("-")[0]]
+    grid, position, p = scheme.grid, scheme.make(), 0.4
+    q, k, _ = (x.requires_grad_() for x in heads(grid, kv_heads=1))
+    v = torch.eye(grid.tokens, dtype=q.dtype).expand(2, 1, -1, -1).clone().requires_grad_()
+    arguments = {"grid": grid, "position": position, "mask": MASKS[case.rpartition("-")[2]](grid)}
+    torch.manual_seed(5)
+    out = attention(q, k, v, dropout=p, kernel=kernel, **arguments)
+    weights_kept = weights(q, k, **arguments)
+    seen, kept = weights_kept > 0, out != 0
+    assert 0.5 < kept[seen].double().mean() < 0.7
+    golden = torch.where(kept, weights_kept / (1 - p), 0.0) @ v
+    same(out, golden)
+    inputs = (q, k, v, *learned(position))
+    for found, expected in zip(gradients(out, inputs), gradients(golden, inputs), strict=True):
+        same(found, expected, "gradients")
+
+
+@law("table-2d", "table-2d-prefix", "table+gate")
+def packed_is_the_same_attention(scheme: str, kernel: str) -> None:
+    """Straight from the projection: values, and the projection's gradient."""
+    grid, position = BY_NAME[scheme].grid, BY_NAME[scheme].make()
+    qkv = torch.randn(2, grid.tokens, 3, HEADS, 8, dtype=torch.float64, requires_grad=True)
+    q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))
+    arguments = {"grid": grid, "position": position, "mask": RAGGED[2]}
+    arguments["kernel"] = able(kernel, q, k, v, **arguments)
+    golden = attend.attention(q, k, v, **arguments)
+    golden = torch.cat([golden[:, head] for head in range(HEADS)], dim=-1)
+    found = attend.attention_packed(qkv, **arguments)
+    same(found, golden)
+    inputs = (qkv, *learned(position))
+    for one, other in zip(gradients(found, inputs), gradients(golden, inputs), strict=True):
+        same(one, other, "gradients")
+    if not grid.prefix:
+        del arguments["grid"]  # it is read off the picture
+        found = attend.attention_packed(qkv.unflatten(1, grid.shape), **arguments)
+        same(found, golden.unflatten(1, grid.shape))
+        for one, other in zip(
+            gradients(found, inputs), gradients(golden.unflatten(1, grid.shape), inputs), strict=True
+        ):
+            same(one, other, "gradients of a picture")
+
+
 def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype | None = None) -> list[Tensor]:
     """Output and every gradient; the numbers are rounded to `dtype` first, then computed in `arithmetic`.
 
@@ -184,7 +259,7 @@ def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype
     for part in parts(position):
         part.to(arithmetic)
     q, k, v = (x.to(arithmetic).requires_grad_() for x in heads(grid, kv_heads=1, dtype=dtype))
-    out = attention(q, k, v, grid=grid, position=position, mask=MASKS[case.mask](grid), kernel=kernel)
+    out = attend.attention(q, k, v, grid=grid, position=position, mask=MASKS[case.mask](grid), kernel=kernel)
     groups = [(q,), (k,), (v,), *(tuple(part.parameters()) for part in parts(position))]
     found = [gradients(out, group) for group in groups if group]
     return [out.detach(), *(torch.cat([g.flatten() for g in group]) for group in found)]

@@ -1,7 +1,8 @@
 """The laws of position-aware attention, as plain functions that raise AssertionError when they are broken.
 
 `LAWS` maps a law's name to the function and the cases it is meant for; tests/test_laws.py runs them all under every
-kernel, tests/test_mutants.py shows that each of them bites.
+kernel, tests/test_mutants.py shows that each of them bites. A kernel that refuses a case leaves it to the planner's
+choice: tests/test_plan.py holds which refuses what.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from schemes import (
 )  # fmt: skip
 from torch import Tensor
 
-from locant.attend import attention, weights
+from locant import attend, planner
+from locant.attend import weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Windows
 from locant.positions.gate import GatedPosition
@@ -41,7 +43,7 @@ from locant.positions.rotary import Rotary
 from locant.positions.table import RelativeTable
 
 TOLERANCE = 1e-10  # float64
-KERNELS = ("auto", "reference")
+KERNELS = tuple(kernel.name for kernel in planner.FAMILY)
 LAWS: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
 
@@ -53,6 +55,17 @@ def law(*cases: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return check
 
     return enter
+
+
+def able(kernel: str, *q_k_v: Tensor, **arguments: Any) -> str:
+    """The kernel of that name if it does not refuse, else the planner's choice."""
+    problem = attend.plan(*q_k_v, **arguments).problem
+    return "auto" if kernel == "auto" or planner.named(kernel).refuses(problem) is not None else kernel
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, kernel: str, **arguments: Any) -> Any:
+    """The verb, by the kernel of that name where it can."""
+    return attend.attention(q, k, v, kernel=able(kernel, q, k, v, **arguments), **arguments)
 
 
 def same(found: Tensor, golden: Tensor, what: str = "values") -> None:
@@ -106,7 +119,7 @@ def only_the_offset_matters(scheme: Scheme, kernel: str) -> None:
     q, k, v = (x[:1, :, :1].expand(-1, -1, grid.tokens, -1) for x in heads(grid))
     gate = next((p for p in parts(position) if isinstance(p, GatedPosition)), None)
     if gate is None:
-        _, lse = attention(q, k, v, grid=grid, position=position, return_lse=True)
+        _, lse = attention(q, k, v, grid=grid, position=position, return_lse=True, kernel=kernel)
         logits = (weights(q, k, grid=grid, position=position).log() + lse[..., None])[0]
     else:
         logits = gate.values(grid, grid).dense(grid, grid)
@@ -360,9 +373,9 @@ def a_row_that_sees_nothing_is_zero(scheme: Scheme, kernel: str) -> None:
         assert (by_q[empty] == 0).all(), "gradients of empty rows"
         assert all(g.isfinite().all() for g in (by_q, *others)), "gradients"
         if not any(isinstance(p, GatedPosition) for p in parts(position)):
-            _, lse = attention(q, k, v, grid=grid, position=position, mask=mask, return_lse=True)
+            _, lse = attention(q, k, v, grid=grid, position=position, mask=mask, return_lse=True, kernel=kernel)
             assert ((lse == -torch.inf) == empty).all(), "log-sum-exp"
             assert all(g.isfinite().all() for g in gradients(lse[~empty], (q, k)))
 
 
-__all__ = ["LAWS", "NONE", "PLACED", "differ", "gradients", "law", "same"]
+__all__ = ["LAWS", "NONE", "PLACED", "able", "attention", "differ", "gradients", "law", "same"]

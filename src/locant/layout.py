@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from locant.cells import cells
+from locant.cells import Cell, cells
 from locant.grid import Grid
 from locant.masks import Causal, Structure, Windows
 
@@ -37,6 +37,7 @@ class Layout:
     query_start: np.ndarray
     key: np.ndarray
     key_start: np.ndarray
+    kind: np.ndarray  # cells of one kind differ by where they are alone, and follow each other
     query_place: np.ndarray
     key_place: np.ndarray
     query_rank: np.ndarray
@@ -86,7 +87,7 @@ def _read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tu
 def layout(numbers: tuple[int, ...]) -> Layout:
     """The layout of a description, remembered: modules ask for few, again and again."""
     grid, key_grid, windows, causal, needed = _read(numbers)
-    queries, keys = _lists(windows, grid, key_grid)
+    queries, keys, kind = _lists(windows, grid, key_grid)
     needed = needed or (0,) * grid.axes
     ranks = [_ranks(order, grid, key_grid) for order in causal]
     origin = key_grid.origin  # coordinates count from here: only their differences matter, and these are small
@@ -94,27 +95,37 @@ def layout(numbers: tuple[int, ...]) -> Layout:
     middle = sum(r * step for r, step in zip(needed, steps, strict=True))
     return Layout(
         grid.tokens, key_grid.tokens, grid.prefix, key_grid.prefix,
-        *_joined(queries), *_joined(keys),
+        *_joined(queries), *_joined(keys), np.array(kind, dtype=np.int32),
         (_places(grid, origin, steps) + middle).astype(np.int32), _places(key_grid, origin, steps).astype(np.int32),
         np.array([q for q, _ in ranks], dtype=np.int64), np.array([k for _, k in ranks], dtype=np.int64),
     )  # fmt: skip
 
 
-def _lists(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The queries and keys of each cell, in order of tokens; prefix queries are a cell that sees everything."""
+def _lists(
+    windows: tuple[Windows, ...], grid: Grid, key_grid: Grid
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """The queries and keys of each cell, and its kind, kind by kind; prefix queries are a cell that sees everything."""
     everything = np.arange(key_grid.tokens), np.arange(grid.tokens)
     if not windows:
-        return ([everything[1]], [everything[0]]) if grid.tokens else ([], [])
-    queries, keys = [], []
+        return ([everything[1]], [everything[0]], [0]) if grid.tokens else ([], [], [])
     prefix = np.arange(key_grid.prefix)
     index = [np.arange(g.cells).reshape(g.shape) + g.prefix for g in (grid, key_grid)]
+    found: dict[tuple[tuple[int, ...], ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for cell in itertools.product(*(cells(windows, axis, grid, key_grid) for axis in range(grid.axes))):
-        queries.append(index[0][tuple(slice(*line.queries) for line in cell)].ravel())
-        keys.append(np.concatenate([prefix, index[1][tuple(slice(*line.keys) for line in cell)].ravel()]))
+        queries = index[0][tuple(slice(*line.queries) for line in cell)].ravel()
+        keys = index[1][tuple(slice(*line.keys) for line in cell)].ravel()
+        kind = tuple(_kind(line, axis, grid, key_grid) for axis, line in enumerate(cell))
+        found.setdefault(kind, []).append((queries, np.concatenate([prefix, keys])))
+    lists = [(*pair, number) for number, alike in enumerate(found.values()) for pair in alike]
     if grid.prefix:
-        queries.append(np.arange(grid.prefix))
-        keys.append(everything[0])
-    return queries, keys
+        lists.append((np.arange(grid.prefix), everything[0], len(found)))
+    return [q for q, _, _ in lists], [k for _, k, _ in lists], [number for _, _, number in lists]
+
+
+def _kind(cell: Cell, axis: int, grid: Grid, key_grid: Grid) -> tuple[int, ...]:
+    """On one axis, cells with equal numbers of queries and keys, as far apart, have the same offsets."""
+    (q0, q1), (k0, k1) = cell.queries, cell.keys
+    return q1 - q0, k1 - k0, grid.along(axis)[q0] - key_grid.along(axis)[k0] if k1 > k0 else 0
 
 
 def _joined(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -44,11 +45,12 @@ def _native_layout(described: tuple[int, ...]) -> tuple[Any, Layout]:
     own = layout(described)
     native = built()
     assert isinstance(native, ModuleType), "an operator ran without the module that it is made of"
-    arrays = ("query", "query_start", "key", "key_start", "query_place", "key_place", "query_rank", "key_rank")
+    arrays = ("query", "query_start", "key", "key_start", "kind", "query_place", "key_place", "query_rank", "key_rank")
     addresses = {name: getattr(own, name).ctypes.data for name in arrays}
     made = native.Layout(
         cells=own.cells, queries=own.queries, keys=own.keys, query_prefix=own.query_prefix, key_prefix=own.key_prefix,
-        orders=len(own.query_rank), shared_keys=own.shared, **addresses,
+        orders=len(own.query_rank), shared_keys=own.shared, longest=int(np.diff(own.query_start).max(initial=0)),
+        longest_keys=int(np.diff(own.key_start).max(initial=0)), **addresses,
     )  # fmt: skip
     return made, own
 

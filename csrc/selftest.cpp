@@ -1,0 +1,231 @@
+// Random problems through the kernels, against attention as it is defined (csrc/selftest/naive.h).
+//
+//     selftest [seconds] [number]     problems number, number + 1, ... for so long; 10 seconds from 1, unless told
+//     selftest --case number          this one alone: what it is, and each result's error beside its limit
+//
+// Every problem runs on every instruction set of this machine, forward and backward, on one thread and on several.
+// Values have to be right, bits the same for any number of threads, and nothing may be written but the results.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <thread>
+
+#include "parallel.h"
+#include "selftest/naive.h"
+
+namespace {
+
+const char* const names[KINDS] = {"q", "k", "v", "dout", "out", "lse", "dq", "dk", "dv", "the table's gradient"};
+
+// --- the kernels --------------------------------------------------------------------------------------------------
+
+struct Run {
+    vector<double> value[KINDS];
+    std::string fault;
+};
+
+// Scratch memory has no meaning between items: NaN now, so that what is read before it is written shows.
+void spoil_scratch() {
+    constexpr size_t bytes = GUARD ? 8 << 20 : 0;  // none where a sanitizer is to see where scratch memory ends
+    locant::parallel_for(1, 1, bytes, [](void*, int64_t, void* scratch) { std::memset(scratch, 0xff, bytes); }, nullptr);
+}
+
+vector<double> values(const Task& task, int kind, Memory& memory) {
+    vector<double> found;
+    task.strides[kind].each([&](int64_t at) { found.push_back(get(task.number(kind), memory.data(), at)); });
+    return found;
+}
+
+Run run(const Task& task, int threads) {
+    Problem p = task.problem;
+    Shared memory[KINDS];
+    task.allocate(OUT, KINDS, memory);
+    for (int i = OUT; i < KINDS; ++i) {
+        const int64_t bytes = format(task.number(i)).bytes;
+        task.strides[i].each([&](int64_t at) { memory[i]->open(at * bytes, bytes); });
+    }
+    const auto rows = [&](int kind) { return task.strides[kind].rows(p.number, *memory[kind]); };
+    p.out = rows(OUT), p.lse = memory[LSE]->data();
+    spoil_scratch();
+    locant::forward(p, threads);
+
+    Run found;
+    for (int i : {int(OUT), int(LSE)}) found.value[i] = values(task, i, *memory[i]);
+    const auto out = memory[OUT]->all, lse = memory[LSE]->all;
+    p.dq = rows(DQ), p.dk = rows(DK), p.dv = rows(DV);
+    if (task.trained) p.dtable = memory[DTABLE]->data();
+    if (task.trained && task.learned) {
+        uint8_t* row = memory[DROWS]->data();
+        const int64_t bytes = p.heads * format(task.number(DROWS)).bytes;
+        p.dquery_prefix = row, p.dkey_prefix = row + bytes, p.dboth = row + 2 * bytes;
+    }
+    const auto bytes = int64_t(locant::backward_partial_bytes(p));
+    Memory partial(bytes);
+    partial.open(0, bytes);
+    p.partial = partial.data();
+    spoil_scratch();
+    locant::backward(p, threads);
+
+    for (int i = DQ; i <= DV; ++i) found.value[i] = values(task, i, *memory[i]);
+    for (int i : {int(DK), int(DV)})
+        if (task.layout.cells == 0) found.value[i].assign(found.value[i].size(), 0);  // the caller's to clear
+    for (int i = DTABLE; i < KINDS && task.trained; ++i)
+        for (double x : values(task, i, *memory[i])) found.value[DTABLE].push_back(x);
+    if (memory[OUT]->all != out || memory[LSE]->all != lse) found.fault = "backward wrote to what forward had written";
+    for (int i = OUT; i < KINDS; ++i)
+        if (!memory[i]->intact()) found.fault = std::string("something was written beside ") + names[std::min(i, int(DTABLE))];
+    if (!partial.intact()) found.fault = "something was written beside the partial sums";
+    return found;
+}
+
+// As many callers at once, each on a thread of its own, whose scratch memory ends with it.
+vector<Run> runs(const Task& task, int threads, int callers) {
+    vector<Run> found(index(callers));
+    vector<std::thread> all;
+    for (Run& one : found) all.emplace_back([&] { one = run(task, threads); });
+    for (std::thread& one : all) one.join();
+    return found;
+}
+
+// --- judgement ----------------------------------------------------------------------------------------------------
+
+// The largest of `limits` that follows from the reference alone; `low` is the error of plain arithmetic.
+double policy(Number number, int kind, double low, const vector<double>& reference) {
+    double most = 0, rounding = 0;
+    for (double x : reference) {
+        if (std::isinf(x)) continue;
+        most = std::max(most, std::fabs(x));
+        rounding = std::max(rounding, std::fabs(stored(number, stored(number, stored(number, x) + 0.3) - 0.3) - x));
+    }
+    const double factor = kind == OUT || kind == LSE ? 2 : 3;
+    if (number == Number::f64) return 1e-10 * std::max(most, 1.0);
+    return number == Number::f32 ? std::max(factor * low, 1e-5 * most) : factor * low + 2 * rounding;
+}
+
+class Judge {
+public:
+    explicit Judge(const Task& t) : task(t), exact(t) {
+        if (t.problem.number != Number::f64) plain.emplace(t);
+    }
+
+    // A sentence about what is wrong with a run, or nothing.
+    std::string verdict(const Run& found, bool telling) const {
+        if (!found.fault.empty()) return found.fault;
+        for (int kind = OUT; kind <= DTABLE; ++kind) {
+            const std::string wrong = verdict(kind, found.value[kind], telling);
+            if (!wrong.empty()) return wrong;
+        }
+        return "";
+    }
+
+private:
+    std::string verdict(int kind, const vector<double>& found, bool telling) const {
+        const Number number = task.number(kind);
+        const vector<double>& reference = exact.value[kind];
+        if (kind == DTABLE && !task.learned) return "";
+        if (found.size() != reference.size()) return std::string(names[kind]) + " has another size";
+        double low = 0, worst = 0;
+        for (size_t i = 0; plain && i < reference.size(); ++i)
+            if (std::isfinite(reference[i]))
+                low = std::max(low, std::fabs(stored(number, double(plain->value[kind][i])) - reference[i]));
+        const double limit = policy(number, kind, low, reference);
+        // A sum of terms that cancel has no scale of its own. Rounding moves scores, and with them weights, by their
+        // size; what is stored in between is rounded as well.
+        const double share = 16 * format(arithmetic(number)).unit() * (1 + exact.largest) +
+                             (kind == LSE ? 0 : 4 * format(task.problem.number).unit());
+        for (size_t i = 0; i < reference.size(); ++i) {
+            if (found[i] == reference[i]) continue;  // -inf too
+            const double error = std::fabs(found[i] - reference[i]), own = std::max(limit, share * exact.size[kind][i]);
+            if (!(error <= own)) {
+                char text[200];
+                std::snprintf(text, sizeof text, "%s[%zu] is %.9g; it should be %.9g, within %.3g (plain arithmetic: %.3g)",
+                              names[kind], i, found[i], reference[i], own, low);
+                return text;
+            }
+            worst = std::max(worst, error);
+        }
+        if (telling) std::printf("    %-22s %.3g of %.3g\n", names[kind], worst, limit);
+        return "";
+    }
+
+    const Task& task;
+    Naive<double> exact;
+    std::optional<Naive<float>> plain;
+};
+
+bool same_bits(const Run& a, const Run& b) {
+    for (int i = OUT; i < KINDS; ++i) {
+        const size_t bytes = a.value[i].size() * sizeof(double);
+        if (bytes && std::memcmp(a.value[i].data(), b.value[i].data(), bytes) != 0) return false;
+    }
+    return true;
+}
+
+uint64_t sum_of_inputs(const Task& task) {
+    uint64_t sum = 0;
+    for (const Shared& one : {task.given[Q], task.given[K], task.given[V], task.given[DOUT], task.dlse, task.table})
+        for (size_t i = 0; one && i < one->all.size(); ++i) sum = (sum ^ one->all[i]) * 0x100000001b3;
+    return sum;
+}
+
+std::string verdict(const Task& task, const Judge& judge, bool telling) {
+    const uint64_t before = sum_of_inputs(task);
+    const Run one = runs(task, 1, 1)[0];
+    const std::string wrong = judge.verdict(one, telling);
+    if (!wrong.empty()) return wrong;
+    for (const Run& other : runs(task, task.threads, task.together ? 2 : 1)) {
+        if (!other.fault.empty()) return other.fault;
+        if (!same_bits(one, other)) return "other bits on " + std::to_string(task.threads) + " threads than on one";
+    }
+    return sum_of_inputs(task) == before ? "" : "an input was written to";
+}
+
+// --- the program --------------------------------------------------------------------------------------------------
+
+vector<std::string> isas() {
+    vector<std::string> names_of(1);
+    for (const char* at = locant::isa_names(); *at; ++at) {
+        if (*at == ' ') names_of.emplace_back();
+        else names_of.back() += *at;
+    }
+    return names_of;
+}
+
+bool passes(uint64_t number, bool telling) {
+    const Task task(number);
+    const Judge judge(task);
+    if (telling) std::printf("problem %llu: %s\n", static_cast<unsigned long long>(number), task.described().c_str());
+    for (const std::string& isa : isas()) {
+        if (telling) std::printf("  %s\n", isa.c_str());
+        locant::choose_isa(isa.c_str());
+        const std::string wrong = verdict(task, judge, telling);
+        if (wrong.empty()) continue;
+        std::printf("selftest: problem %llu fails on %s: %s\n  %s\n  again: selftest --case %llu\n",
+                    static_cast<unsigned long long>(number), isa.c_str(), wrong.c_str(), task.described().c_str(),
+                    static_cast<unsigned long long>(number));
+        return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count > 2 && std::strcmp(arguments[1], "--case") == 0) return !passes(std::strtoull(arguments[2], nullptr, 10), true);
+    const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
+    const uint64_t first = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
+    using Clock = std::chrono::steady_clock;
+    const auto begun = Clock::now();
+    const auto since = [&] { return std::chrono::duration<double>(Clock::now() - begun).count(); };
+    uint64_t number = first;
+    do {
+        if (!passes(number, false)) return 1;
+        ++number;
+    } while (since() < seconds);
+    std::printf("selftest: %llu problems (%llu to %llu) in %.0f s, each on %s: all right\n",
+                static_cast<unsigned long long>(number - first), static_cast<unsigned long long>(first),
+                static_cast<unsigned long long>(number - 1), since(), locant::isa_names());
+    return 0;
+}

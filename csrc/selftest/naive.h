@@ -1,0 +1,135 @@
+// Attention and its gradients as they are defined, pair by pair, in the arithmetic of T.
+//
+//     s_ij = scale q_i·k_j + bias_ij      p_ij = exp(s_ij - lse_i)      out_i = Σ_j kept_ij p_ij v_j
+//     ds_ij = p_ij (kept_ij dout_i·v_j - Σ_c dout_i out_i + dlse_i)
+//     dq_i = scale Σ_j ds_ij k_j     dk_j = scale Σ_i ds_ij q_i     dv_j = Σ_i kept_ij p_ij dout_i     dbias = Σ ds
+#pragma once
+
+#include "task.h"
+
+namespace {
+
+template <class T> class Naive {
+public:
+    explicit Naive(const Task& task);
+
+    vector<T> value[KINDS];      // of results; the learned rows' gradients stand behind the table's
+    vector<double> size[KINDS];  // the same sums with every term positive: what rounding errors are relative to
+    double largest = 0;          // score, likewise
+
+private:
+    bool sees(int64_t sample, int64_t i, int64_t j) const;
+    double kept(int64_t sample, int64_t head, int64_t i, int64_t j) const;
+    int64_t entry(int64_t head, int64_t i, int64_t j) const;
+    void row(int64_t sample, int64_t head, int64_t cell, int64_t i);
+    void add(int kind, int64_t at, T x, double magnitude) {
+        value[kind][index(at)] += x, size[kind][index(at)] += magnitude;
+    }
+
+    const Task& task;
+    const Problem& p;
+    const Layout& layout;
+    vector<T> given[OUT], dlse, bias;  // bias: the table and behind it the learned rows
+};
+
+template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layout(t.layout) {
+    const Number kind = arithmetic(p.number);
+    const int64_t entries = t.strides[DTABLE].numbers, learned = t.strides[DROWS].numbers;
+    for (int i = Q; i < OUT; ++i)
+        t.strides[i].each([&](int64_t at) { given[i].push_back(T(get(p.number, t.given[i]->data(), at))); });
+    for (int64_t i = 0; p.dlse && i < t.strides[LSE].numbers; ++i) dlse.push_back(T(get(kind, p.dlse, i)));
+    for (int64_t i = 0; i < entries + learned; ++i)  // the kernels' are in units of log 2
+        bias.push_back(T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.query_prefix, i - entries))));
+    for (int i = OUT; i < DTABLE; ++i) {
+        const auto& n = t.strides[i].size;
+        value[i].resize(index(n[0] * n[1] * n[2] * n[3])), size[i].resize(value[i].size());
+    }
+    if (t.trained) value[DTABLE].resize(bias.size()), size[DTABLE].resize(bias.size());
+    for (int64_t b = 0; b < p.batch; ++b)
+        for (int64_t h = 0; h < p.heads; ++h)
+            for (int64_t c = 0; c < layout.cells; ++c)
+                for (int64_t i = layout.query_start[c]; i < layout.query_start[c + 1]; ++i) row(b, h, c, layout.query[i]);
+}
+
+template <class T> bool Naive<T>::sees(int64_t sample, int64_t i, int64_t j) const {
+    if (p.valid && !p.valid[sample * p.valid_batch + j]) return false;
+    for (int64_t o = 0; o < layout.orders; ++o)
+        if (layout.key_rank[o * layout.keys + j] > layout.query_rank[o * layout.queries + i]) return false;
+    return !p.query_id || i < p.free_queries || j < p.free_keys ||
+           p.query_id[sample * p.query_id_batch + i] == p.key_id[sample * p.key_id_batch + j];
+}
+
+template <class T> double Naive<T>::kept(int64_t sample, int64_t head, int64_t i, int64_t j) const {  // csrc/dropout.h
+    uint64_t x = p.seed ^ uint64_t(sample * p.heads + head) * 0x9e3779b97f4a7c15 ^
+                 (uint64_t(i) << 32 | uint64_t(j)) * 0xd1342543de82ef95;
+    x = (x ^ (x >> 32)) * 0xbf58476d1ce4e5b9;
+    x = (x ^ (x >> 29)) * 0x94d049bb133111eb;
+    return double((x ^ (x >> 31)) >> 32) < std::floor(p.dropout * 0x1p32) ? 0 : 1 / (1 - p.dropout);
+}
+
+template <class T> int64_t Naive<T>::entry(int64_t head, int64_t i, int64_t j) const {  // of the bias; -1 for none
+    const bool query = i < layout.query_prefix, key = j < layout.key_prefix;
+    if (!p.table || ((query || key) && !p.query_prefix)) return -1;
+    if (query || key) return p.heads * (p.numbers + (query && key ? 2 : key ? 1 : 0)) + head;
+    return head * p.numbers + layout.query_place[i] - layout.key_place[j];
+}
+
+template <class T> void Naive<T>::row(int64_t sample, int64_t head, int64_t cell, int64_t i) {
+    const int64_t own = (sample * p.heads + head) * layout.queries + i, depth = p.head_dim, width = p.value_dim;
+    const int64_t shared = (sample * p.kv_heads + head / (p.heads / p.kv_heads)) * layout.keys;
+    const T scale = T(p.scale), *q = &given[Q][index(own * depth)], *dout = &given[DOUT][index(own * width)];
+    vector<int64_t> seen;
+    vector<T> weight;
+    T top = -T(HUGE_VAL), sum = 0;
+    for (int64_t at = layout.key_start[cell]; at < layout.key_start[cell + 1]; ++at) {
+        const int64_t j = layout.key[at], e = entry(head, i, j);
+        if (!sees(sample, i, j)) continue;
+        const T* k = &given[K][index((shared + j) * depth)];
+        T score = 0, extra = e < 0 ? 0 : bias[index(e)];
+        double magnitude = 0;
+        for (int64_t c = 0; c < depth; ++c) score += scale * q[c] * k[c], magnitude += std::fabs(double(scale * q[c] * k[c]));
+        if (std::isfinite(extra)) largest = std::max(largest, magnitude + std::fabs(double(extra)));
+        seen.push_back(j), weight.push_back(score + extra);
+        top = std::max(top, score + extra);
+    }
+    value[LSE][index(own)] = -T(HUGE_VAL);
+    if (top == -T(HUGE_VAL)) return;  // it sees nothing: zeros
+    for (T& w : weight) sum += w = std::exp(w - top);
+    value[LSE][index(own)] = top + std::log(sum), size[LSE][index(own)] = 1;
+
+    vector<T> keep;
+    for (size_t at = 0; at < seen.size(); ++at) {
+        weight[at] /= sum;
+        keep.push_back(p.dropout > 0 ? T(kept(sample, head, i, seen[at])) : T(1));
+        const T share = keep[at] * weight[at], *v = &given[V][index((shared + seen[at]) * width)];
+        for (int64_t c = 0; c < width; ++c) add(OUT, own * width + c, share * v[c], std::fabs(double(share * v[c])));
+    }
+
+    T delta = dlse.empty() ? 0 : -dlse[index(own)];
+    double rough = std::fabs(double(delta));
+    for (int64_t c = 0; c < width; ++c) {
+        T out = value[OUT][index(own * width + c)];
+        if (sizeof(T) == sizeof(float)) out = T(stored(p.number, double(out)));  // as the backward pass finds it
+        delta += dout[c] * out, rough += std::fabs(double(dout[c])) * size[OUT][index(own * width + c)];
+    }
+    for (size_t at = 0; at < seen.size(); ++at) {
+        const int64_t j = seen[at], e = entry(head, i, j);
+        const T *k = &given[K][index((shared + j) * depth)], *v = &given[V][index((shared + j) * width)];
+        T dp = 0;
+        double magnitude = rough;
+        for (int64_t c = 0; c < width; ++c)
+            dp += keep[at] * dout[c] * v[c], magnitude += std::fabs(double(keep[at] * dout[c] * v[c]));
+        const T ds = weight[at] * (dp - delta);
+        magnitude *= double(weight[at]);
+        for (int64_t c = 0; c < depth; ++c) {
+            add(DQ, own * depth + c, scale * ds * k[c], magnitude * std::fabs(double(scale * k[c])));
+            add(DK, (shared + j) * depth + c, scale * ds * q[c], magnitude * std::fabs(double(scale * q[c])));
+        }
+        const T share = keep[at] * weight[at];
+        for (int64_t c = 0; c < width; ++c)
+            add(DV, (shared + j) * width + c, share * dout[c], std::fabs(double(share * dout[c])));
+        if (task.trained && e >= 0) add(DTABLE, e, ds, magnitude);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,292 @@
+// A random problem: sizes, grids, cells, masks and memory, all of them from one number.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "memory.h"
+
+namespace {
+
+using locant::Layout;
+using locant::Problem;
+
+enum Kind { Q, K, V, DOUT, OUT, LSE, DQ, DK, DV, DTABLE, DROWS, KINDS };  // of tensors; results come from OUT on
+constexpr int64_t MARGIN = 64;  // numbers around a table that kernels may read (src/locant/operators.py)
+
+class Task {
+public:
+    explicit Task(uint64_t number);
+    std::string described() const;
+    Number number(int kind) const {
+        const bool summed = kind == LSE || kind == DTABLE || kind == DROWS;
+        return summed ? arithmetic(problem.number) : problem.number;
+    }
+    void allocate(int first, int last, Shared* memory) const;  // the parts of a packed projection share theirs
+
+    Problem problem{};  // all but the results
+    Layout layout{};
+    bool packed = false, trained = false, together = false;  // together: two callers at once
+    int threads = 2;
+    Strides strides[KINDS];
+    Shared given[OUT], dlse, table, learned;
+
+private:
+    void choose_sizes();
+    void choose_places();
+    vector<int32_t> places(bool of_keys) const;
+    void choose_cells();
+    void join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vector<int32_t>& start);
+    void choose_ranks();
+    void choose_segments();
+    void choose_padding();
+    void choose_strides();
+    void choose_numbers();
+    Shared filled(int64_t count, int64_t margin, double size);
+
+    Random random;
+    int64_t axes = 1;
+    std::array<int64_t, 3> size{1, 1, 1}, key_size{1, 1, 1}, origin{}, stride{1, 1, 1}, reach{};
+    vector<int32_t> query, query_start, key, key_start, query_place, key_place;
+    vector<int64_t> query_rank, key_rank, query_id, key_id;
+    vector<uint8_t> valid;
+};
+
+Task::Task(uint64_t number) : random{number * 0x2545f4914f6cdd1d} {
+    random.next();
+    choose_sizes();
+    choose_places();
+    choose_cells();
+    choose_ranks();
+    choose_segments();
+    choose_padding();
+    choose_strides();
+    choose_numbers();
+    problem.layout = &layout;
+    threads = int(random.from(2, 3));
+    together = random.one_in(4);
+}
+
+void Task::choose_sizes() {
+    Problem& p = problem;
+    p.number = Number(random.from(0, 3));
+    p.batch = random.one_in(40) ? 0 : random.from(1, 3);
+    p.kv_heads = random.one_in(40) ? 0 : random.from(1, 3);
+    p.heads = p.kv_heads * (random.one_in(40) ? 0 : random.one_in(2) ? 1 : random.from(2, 3));
+    p.head_dim = random.size(130);
+    p.value_dim = random.one_in(2) ? p.head_dim : random.size(130);
+    axes = random.from(1, 3);
+    for (auto* sizes : {&size, &key_size}) {
+        int64_t left = random.size(random.one_in(30) ? 1000 : 200);
+        for (size_t a = 0; a < index(axes); ++a) left /= (*sizes)[a] = a + 1 == index(axes) ? left : random.size(left);
+        if (random.one_in(40)) (*sizes)[0] = 0;
+    }
+    if (random.one_in(2)) key_size = size;
+    for (int64_t* prefix : {&layout.query_prefix, &layout.key_prefix}) *prefix = random.one_in(3) ? random.size(20) : 0;
+    if (random.one_in(2)) layout.key_prefix = layout.query_prefix;
+    layout.queries = layout.query_prefix + size[0] * size[1] * size[2];
+    layout.keys = layout.key_prefix + key_size[0] * key_size[1] * key_size[2];
+    const auto work = [&] { return p.batch * p.heads * layout.queries * layout.keys * (p.head_dim + p.value_dim); };
+    constexpr int64_t most = 3000000;
+    if (work() > most) p.batch = 1;
+    if (work() > most) p.heads = p.kv_heads;
+    if (work() > most) p.head_dim = p.value_dim = random.from(1, 16);
+    p.scale = (random.one_in(30) ? 1e6 : random.one_in(8) ? 8 : random.one_in(10) ? -1 : 1) / std::sqrt(p.head_dim);
+    p.dropout = random.one_in(4) ? double(random.from(1, 9)) / 10 : 0;
+    p.seed = random.next();
+}
+
+void Task::choose_places() {  // in a table of every offset between the two grids
+    problem.numbers = 1;
+    for (size_t a = 0; a < index(axes); ++a) {
+        if (random.one_in(3)) origin[a] = random.from(-3, 3), stride[a] = random.from(1, 3);
+        const int64_t last = origin[a] + stride[a] * (key_size[a] - 1);
+        reach[a] = std::max({last, size[a] - 1 - origin[a], std::abs(origin[a]), int64_t(0)}) + random.from(0, 2);
+        problem.numbers *= 2 * reach[a] + 1;
+    }
+    query_place = places(false), key_place = places(true);
+    layout.query_place = query_place.data(), layout.key_place = key_place.data();
+}
+
+vector<int32_t> Task::places(bool of_keys) const {  // query - key + reach, axis by axis, is where an offset stands
+    const auto& n = of_keys ? key_size : size;
+    vector<int32_t> place(index(of_keys ? layout.key_prefix : layout.query_prefix), 0);
+    for (int64_t x = 0; x < n[0]; ++x)
+        for (int64_t y = 0; y < n[1]; ++y)
+            for (int64_t z = 0; z < n[2]; ++z) {
+                const int64_t at[] = {x, y, z};
+                int64_t sum = 0;
+                for (size_t a = 0; a < index(axes); ++a)
+                    sum = sum * (2 * reach[a] + 1) + (of_keys ? origin[a] + stride[a] * at[a] : at[a] + reach[a]);
+                place.push_back(int32_t(sum));
+            }
+    place.shrink_to_fit();
+    return place;
+}
+
+void Task::choose_cells() {
+    Layout& l = layout;
+    l.cells = l.queries == 0 && random.one_in(2) ? 0 : random.one_in(2) ? 1 : random.size(20);
+    const bool repeated = l.cells > 1 && random.one_in(2);  // keys in several cells, or in none
+    const int64_t way = random.from(0, 2);
+    vector<vector<int32_t>> queries(index(l.cells)), keys(index(l.cells));
+    const auto deal = [&](int64_t count, vector<vector<int32_t>>& to) {
+        for (int64_t i = 0; i < count && l.cells; ++i)
+            to[index(way == 0 ? i * l.cells / count : way == 1 ? i % l.cells : random.from(0, l.cells - 1))].push_back(
+                int32_t(i));
+    };
+    deal(l.queries, queries);
+    if (!repeated) deal(l.keys, keys);
+    for (int64_t c = 0; c < l.cells && repeated; ++c) {
+        const int64_t share = random.from(0, 3);
+        for (int64_t j = 0; j < l.keys; ++j)
+            if (share && (j < l.key_prefix || random.one_in(share))) keys[index(c)].push_back(int32_t(j));
+    }
+    if (random.one_in(3))  // in any order, but for prefix tokens, which come first
+        for (auto& lists : {std::pair{&queries, l.query_prefix}, std::pair{&keys, l.key_prefix}})
+            for (auto& list : *lists.first)
+                for (size_t i = 0; i < list.size(); ++i)
+                    if (list[i] >= lists.second)
+                        std::swap(list[i], list[index(random.from(int64_t(i), int64_t(list.size()) - 1))]);
+    join(queries, query, query_start), join(keys, key, key_start);
+    l.query = query.data(), l.query_start = query_start.data(), l.key = key.data(), l.key_start = key_start.data();
+    l.shared_keys = repeated || l.cells == 0 || random.one_in(4);
+}
+
+void Task::join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vector<int32_t>& start) {
+    start.assign(1, 0);
+    for (const auto& list : lists) {
+        all.insert(all.end(), list.begin(), list.end());
+        start.push_back(int32_t(all.size()));
+    }
+    all.shrink_to_fit(), start.shrink_to_fit();  // so that a sanitizer sees where they end
+}
+
+void Task::choose_ranks() {
+    layout.orders = random.one_in(3) ? random.from(1, 2) : 0;
+    query_rank.reserve(index(layout.orders * layout.queries)), key_rank.reserve(index(layout.orders * layout.keys));
+    for (int64_t o = 0; o < layout.orders; ++o) {
+        const bool line = random.one_in(2);
+        const auto rank = [&](int64_t i, int64_t prefix) {
+            return i < prefix ? -(int64_t(1) << 62) : line ? i - prefix : random.from(-3, 3);
+        };
+        for (int64_t i = 0; i < layout.queries; ++i) query_rank.push_back(rank(i, layout.query_prefix));
+        for (int64_t j = 0; j < layout.keys; ++j) key_rank.push_back(rank(j, layout.key_prefix));
+    }
+    layout.query_rank = query_rank.data(), layout.key_rank = key_rank.data();
+}
+
+void Task::choose_segments() {
+    if (!random.one_in(4)) return;
+    const int64_t segments = random.from(1, 4), batch = random.one_in(2) ? problem.batch : 1;
+    const bool line = random.one_in(2);
+    const auto number = [&](int64_t count) {
+        vector<int64_t> id(index(std::max(batch * count, int64_t(1))));  // a token at least: null is for no segments
+        for (size_t i = 0; i < id.size() && count; ++i)
+            id[i] = line ? int64_t(i) % count * segments / count : random.from(1, segments);
+        return id;
+    };
+    query_id = number(layout.queries), key_id = number(layout.keys);
+    problem.query_id = query_id.data(), problem.key_id = key_id.data();
+    problem.query_id_batch = batch > 1 ? layout.queries : 0, problem.key_id_batch = batch > 1 ? layout.keys : 0;
+    if (random.one_in(2)) problem.free_queries = layout.query_prefix, problem.free_keys = layout.key_prefix;
+}
+
+void Task::choose_padding() {
+    if (!random.one_in(3)) return;
+    const int64_t batch = random.one_in(2) ? problem.batch : 1, kind = random.from(0, 2);
+    valid.reserve(index(batch * layout.keys));
+    for (int64_t i = 0; i < batch * layout.keys; ++i)  // few, most, or none in the first sample
+        valid.push_back(kind == 0 ? random.one_in(5) : kind == 1 ? !random.one_in(5) : i >= layout.keys);
+    problem.valid = valid.empty() ? nullptr : valid.data();
+    problem.valid_batch = batch > 1 ? layout.keys : 0;
+}
+
+void Task::choose_strides() {
+    const Problem& p = problem;
+    const int64_t n = layout.queries, m = layout.keys;
+    packed = n == m && p.heads == p.kv_heads && p.head_dim == p.value_dim && random.one_in(2);
+    for (int first : {int(Q), int(DQ)}) {
+        const std::array<int64_t, 4> sizes[] = {
+            {p.batch, p.heads, n, p.head_dim}, {p.batch, p.kv_heads, m, p.head_dim}, {p.batch, p.kv_heads, m, p.value_dim}};
+        for (int i = 0; i < 3; ++i)
+            strides[first + i] = packed ? part(i, sizes[i]) : scattered(random, sizes[i], first == Q);
+    }
+    strides[OUT] = scattered(random, {p.batch, p.heads, n, p.value_dim}, false);
+    strides[DOUT] = scattered(random, strides[OUT].size, true);
+    strides[LSE] = plain({p.batch, p.heads, n, 1});
+    const bool table_wanted = !random.one_in(3) && p.heads * p.numbers <= 30000, rows = random.one_in(2);
+    trained = table_wanted && !random.one_in(4);
+    if (!table_wanted) problem.numbers = 0;
+    strides[DTABLE] = plain({1, p.heads, p.numbers, 1});
+    strides[DROWS] = plain({1, 3, table_wanted && rows ? p.heads : 0, 1});
+}
+
+void Task::allocate(int first, int last, Shared* memory) const {
+    for (int i = first; i < last; ++i) {
+        const bool shares = packed && (i == K || i == V || i == DK || i == DV);
+        memory[i] = shares ? memory[i - 1] : std::make_shared<Memory>(strides[i].numbers * format(number(i)).bytes);
+    }
+}
+
+Shared Task::filled(int64_t count, int64_t margin, double scale) {
+    const Number kind = arithmetic(problem.number);
+    auto memory = std::make_shared<Memory>((count + 2 * margin) * format(kind).bytes);
+    for (int64_t i = 0; i < count; ++i) set(kind, memory->data(), margin + i, scale * random.number());
+    return memory;
+}
+
+void Task::choose_numbers() {
+    Problem& p = problem;
+    allocate(Q, OUT, given);
+    for (int i = Q; i < OUT; ++i)
+        strides[i].each([&](int64_t at) { set(p.number, given[i]->data(), at, random.number()); });
+    for (int i : {int(K), int(V)})  // padding is not read: what is in it does not matter
+        for (int64_t b = 0, j; b < p.batch && p.valid && strides[i].step[0] && strides[i].step[2]; ++b)
+            for (j = 0; j < layout.keys; ++j)
+                if (!p.valid[b * p.valid_batch + j])
+                    for (int64_t at = b * strides[i].step[0] + j * strides[i].step[2], h = 0; h < p.kv_heads; ++h)
+                        set(p.number, given[i]->data(), strides[i].shift + at + h * strides[i].step[1], std::nan(""));
+    if (random.one_in(2)) dlse = filled(strides[LSE].numbers, 0, 1), p.dlse = dlse->data();
+    if (p.numbers) {
+        table = filled(strides[DTABLE].numbers, MARGIN, random.one_in(8) ? 20 : 2);
+        const Number kind = arithmetic(p.number);
+        p.table = table->data() + MARGIN * format(kind).bytes;
+        for (int64_t i = 0; random.one_in(8) && i < strides[DTABLE].numbers; i += random.from(1, 9))
+            set(kind, table->data(), MARGIN + i, -HUGE_VAL);  // forbidden by the table
+    }
+    if (strides[DROWS].numbers) {
+        learned = filled(strides[DROWS].numbers, 0, 2);
+        const int64_t row = p.heads * format(arithmetic(p.number)).bytes;
+        p.query_prefix = learned->data(), p.key_prefix = learned->data() + row, p.both = learned->data() + 2 * row;
+    }
+    p.q = strides[Q].rows(p.number, *given[Q]), p.k = strides[K].rows(p.number, *given[K]);
+    p.v = strides[V].rows(p.number, *given[V]), p.dout = strides[DOUT].rows(p.number, *given[DOUT]);
+}
+
+std::string Task::described() const {
+    const Problem& p = problem;
+    const auto list = [](const auto& n) {
+        std::string text;
+        for (int64_t x : n) text += (text.empty() ? "" : "x") + std::to_string(x);
+        return text;
+    };
+    std::string text = std::string(format(p.number).name) + ", batch " + std::to_string(p.batch) + ", heads " +
+                       std::to_string(p.heads) + "/" + std::to_string(p.kv_heads) + ", dims " +
+                       std::to_string(p.head_dim) + "/" + std::to_string(p.value_dim) + ", queries " +
+                       std::to_string(layout.query_prefix) + "+" + list(size) + ", keys " +
+                       std::to_string(layout.key_prefix) + "+" + list(key_size) + ", cells " +
+                       std::to_string(layout.cells) + (layout.shared_keys ? " (shared keys)" : "") + ", orders " +
+                       std::to_string(layout.orders) + ", scale " + std::to_string(p.scale);
+    if (p.table) text += ", table " + std::to_string(p.numbers) + (learned ? " with rows" : "") + (trained ? "" : " (fixed)");
+    if (p.valid) text += ", padding";
+    if (p.query_id) text += ", segments" + std::string(p.free_queries + p.free_keys ? " with a free prefix" : "");
+    if (p.dropout > 0) text += ", dropout " + std::to_string(p.dropout);
+    for (int i : {int(Q), int(K), int(V)}) {
+        text += i == Q ? (packed ? ", packed, steps" : ", steps") : " |";
+        for (int64_t step : strides[i].step) text += " " + std::to_string(step);
+    }
+    return text + (dlse ? ", dlse" : "") + (together ? ", two callers" : "");
+}
+
+}  // namespace

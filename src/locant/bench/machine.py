@@ -1,0 +1,53 @@
+"""The machine, the versions and the commit that a measurement belongs to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from locant import __version__
+
+
+def described(*packages: str) -> dict[str, object]:
+    """What a figure means nothing without. `packages` are named beside torch."""
+    return {
+        "processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "system": platform.system(), "python": platform.python_version(),
+        "torch": torch.__version__, **{name: _version(name) for name in packages},
+        "locant": __version__, "commit": commit(), "date": date.today().isoformat(),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def commit() -> str:
+    """Of the checkout that this file lies in; an installed copy has none."""
+    source = Path(__file__).parents[3]
+    if not (source / "pyproject.toml").exists():
+        return "none"
+    try:
+        command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=10"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        found = ""
+    return found or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
