@@ -18,7 +18,16 @@ int64_t portions(const Layout& layout) {
     return n;
 }
 
-int64_t forward_items(const Problem& p) { return p.batch * portions(*p.layout) * p.heads; }
+// Heads that one item works on: several where cells are many, so that one can fetch for the next.
+int64_t heads_together(const Problem& p) {
+    const int64_t cells = p.batch * portions(*p.layout), wanted = 256;
+    return p.heads == 0 ? 1 : p.layout->longest > CHUNK ? 1 : cells >= wanted ? p.heads : (cells * p.heads + wanted - 1) / wanted;
+}
+
+int64_t forward_items(const Problem& p) {
+    const int64_t together = heads_together(p);
+    return p.batch * portions(*p.layout) * ((p.heads + together - 1) / together);
+}
 
 size_t forward_scratch(const Problem& p) {
     Arena arena{nullptr};
@@ -30,22 +39,32 @@ void forward_item(const Problem& p, int64_t number, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Forward work(p, arena);
     const Layout& layout = *p.layout;
-    const int64_t head = number % p.heads, all = portions(layout), sample = number / p.heads / all;
-    const auto start = [&](int64_t c, int64_t at, bool again) {
-        const int64_t first = layout.query_start[c] + at, left = layout.query_start[c + 1] - first;
-        attend(p, sample, head, layout.query + first, left < CHUNK ? left : CHUNK, layout.key + layout.key_start[c],
-               layout.key_start[c + 1] - layout.key_start[c], again, work);
-    };
-    int64_t portion = number / p.heads % all, c = 0;
-    if (layout.longest <= CHUNK) {
-        const int64_t first = portion * TOGETHER, end = first + TOGETHER;
-        for (c = first; c < end && c < layout.cells; ++c)
-            start(c, 0, c > first && alike(p) && layout.kind[c] == layout.kind[c - 1]);
-    } else {
-        for (int64_t own; portion >= (own = chunks(layout.query_start[c + 1] - layout.query_start[c])); ++c)
-            portion -= own;
-        start(c, portion * CHUNK, false);
+    const int64_t together = heads_together(p), groups = (p.heads + together - 1) / together;
+    const int64_t all = portions(layout), sample = number / groups / all, low = number % groups * together,
+                  high = low + together < p.heads ? low + together : p.heads;
+    int64_t portion = number / groups % all, c = 0;
+    const auto queries = [&](int64_t c) { return layout.query_start[c + 1] - layout.query_start[c]; };
+    const auto keys = [&](int64_t c) { return layout.key_start[c + 1] - layout.key_start[c]; };
+    if (layout.longest > CHUNK) {
+        for (int64_t own; portion >= (own = chunks(queries(c))); ++c) portion -= own;
+        const int64_t at = portion * CHUNK, left = queries(c) - at;
+        for (int64_t head = low; head < high; ++head)
+            attend(p, sample, head, layout.query + layout.query_start[c] + at, left < CHUNK ? left : CHUNK,
+                   layout.key + layout.key_start[c], keys(c), false, Next{}, work);
+        return;
     }
+    const int64_t first = portion * TOGETHER, end = first + TOGETHER < layout.cells ? first + TOGETHER : layout.cells;
+    const auto cell = [&](int64_t head, int64_t c) {
+        return Next{head, layout.query + layout.query_start[c], layout.key + layout.key_start[c], queries(c), keys(c)};
+    };
+    const bool kinds = alike(p);
+    for (int64_t head = low; head < high; ++head)
+        for (c = first; c < end; ++c) {
+            const Next own = cell(head, c),
+                       next = c + 1 < end ? cell(head, c + 1) : head + 1 < high ? cell(head + 1, first) : Next{};
+            attend(p, sample, head, own.token, own.count, own.key, own.key_count,
+                   kinds && c > first && layout.kind[c] == layout.kind[c - 1], next, work);
+        }
 }
 
 int64_t backward_items(const Problem& p) { return division(p).items(p); }

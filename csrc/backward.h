@@ -144,15 +144,15 @@ INLINE void inner(const real* dout, const real* out, int64_t n, int64_t lanes, i
 // Rows and lanes of a chunk of queries, and what a row's weights are measured by.
 inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t panels, Backward& w) {
     const real *lse = static_cast<const real*>(p.lse), *dlse = static_cast<const real*>(p.dlse);
-    const int64_t first = (sample * p.heads + head) * p.layout->queries;
+    const int64_t first = (sample * p.heads + head) * p.layout->queries, wide = w.wide, tall = w.tall;
     for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
         const Panel& panel = w.panel[i];
         const int64_t lanes = panel.lanes(), n = panel.count;
         real *q = w.q + at * w.wide, *o = w.o + at * w.tall, *own = w.lse + at, *delta = w.delta + at;
         read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q);
-        turn(q, n, w.wide, lanes, p.head_dim, real(p.scale) * LOG2E, w.qt + at * p.head_dim);
+        turn([=](int64_t r) { return q + r * wide; }, n, lanes, p.head_dim, real(p.scale) * LOG2E, w.qt + at * p.head_dim);
         read_rows(p.number, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o);
-        turn(o, n, w.tall, lanes, p.value_dim, real(1), w.ot + at * p.value_dim);
+        turn([=](int64_t r) { return o + r * tall; }, n, lanes, p.value_dim, real(1), w.ot + at * p.value_dim);
         read_rows(p.number, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines);
         inner(o, w.lines, n, lanes, w.tall, delta);
         fill(own, 0, lanes, INFINITE);  // weights of 0, for lanes without a query and rows that see nothing

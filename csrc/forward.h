@@ -131,11 +131,25 @@ inline void finish(const Problem& p, int64_t sample, int64_t head, const Panel& 
     for (int64_t l = 0; l < panel.count; ++l) lse[panel.token[l]] = measure[l];
 }
 
+// The small cell that comes next: its rows are fetched while this one is worked on.
+struct Next {
+    int64_t head;
+    const int32_t *token, *key;
+    int64_t count, key_count;
+    void expected(const Problem& p, int64_t sample) const {
+        if (count == 0) return;
+        const int64_t kv = head / (p.heads / p.kv_heads);
+        expect(p.number, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim);
+        expect(p.number, p.k, offset(p.k, sample, kv, 0), key, key_count, p.head_dim);
+        expect(p.number, p.v, offset(p.v, sample, kv, 0), key, key_count, p.value_dim);
+    }
+};
+
 // The queries `token[0 .. count)` of one cell against all of its keys. `again`: the panels and seeds of a cell of the
 // same kind are still there.
 inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
-                   const int32_t* key, int64_t key_count, bool again, Forward& w) {
-    const int64_t kv = head / (p.heads / p.kv_heads), wide = padded(p.head_dim);
+                   const int32_t* key, int64_t key_count, bool again, Next next, Forward& w) {
+    const int64_t kv = head / (p.heads / p.kv_heads);
     const int64_t panels = again ? moved(token, count, w.panel) : make_panels(p, token, count, w.panel);
     const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
     real *q[PANELS], *o[PANELS];
@@ -144,8 +158,8 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
     for (int64_t i = 0; i < panels; ++i) {
         const Panel& panel = w.panel[i];
         q[i] = w.q + lane[i] * p.head_dim, o[i] = w.o + lane[i] * p.value_dim, fresh[i] = true;
-        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, p.head_dim, wide, w.lines);
-        turn(w.lines, panel.count, wide, panel.lanes(), p.head_dim, real(p.scale) * LOG2E, q[i]);
+        read_lanes(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, panel.lanes(), p.head_dim,
+                   real(p.scale) * LOG2E, w.lines, q[i]);
         lane[i + 1] = lane[i] + panel.lanes();
     }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
@@ -161,6 +175,7 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         if (!needed) continue;
         read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
         read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v);
+        if (block == blocks - 1) next.expected(p, sample);
         for (int64_t i = 0; i < panels; ++i) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];

@@ -105,12 +105,13 @@ inline void read_rows(Number number, const Rows& rows, int64_t at, const int32_t
     }
 }
 
-// Lanes from rows: to[c][i] = factor * from[i][c], for n rows `width` apart (whole vectors), the other lanes 0.
-inline void turn(const real* from, int64_t n, int64_t width, int64_t lanes, int64_t count, real factor, real* to) {
+// Lanes from rows: to[c][i] = factor * row(i)[c] for n rows of whole vectors, the other lanes 0.
+template <class Row>
+INLINE void turn(Row row, int64_t n, int64_t lanes, int64_t count, real factor, real* to) {
     for (int64_t i = 0; i < lanes; i += LANES)
         for (int64_t c = 0; c < count; c += LANES) {
             vec square[LANES];
-            EACH(r, LANES) square[r] = i + r < n ? load(from + (i + r) * width + c) * factor : vec{};
+            EACH(r, LANES) square[r] = i + r < n ? load(row(i + r) + c) * factor : vec{};
             transpose(square);
             real* corner = to + c * lanes + i;
             if (c + LANES <= count) {
@@ -119,6 +120,27 @@ inline void turn(const real* from, int64_t n, int64_t width, int64_t lanes, int6
                 EACH(r, LANES) if (c + r < count) store(corner + r * lanes, square[r]);
             }
         }
+}
+
+// The same from rows of a tensor; `lines` is scratch for n rows.
+inline void read_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
+                       int64_t count, real factor, real* lines, real* to) {
+    if (plain(number, rows) && count % LANES == 0) {
+        const real* from = static_cast<const real*>(rows.data) + at;
+        turn([=](int64_t i) { return from + tokens[i] * rows.token; }, n, lanes, count, factor, to);
+    } else {
+        const int64_t width = (count + LANES - 1) / LANES * LANES;
+        read_rows(number, rows, at, tokens, n, count, width, lines);
+        turn([=](int64_t i) { return lines + i * width; }, n, lanes, count, factor, to);
+    }
+}
+
+// Rows that will be read soon.
+INLINE void expect(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count) {
+    const int64_t size = number == Number::f64 ? 8 : number == Number::f32 ? 4 : 2;
+    const char* from = static_cast<const char*>(rows.data) + at * size;
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(from + tokens[i] * rows.token * size + byte);
 }
 
 // The inverse, into rows of a tensor: the row of tokens[i] = factor[i] * from[c][i]. `lines` is scratch for LANES rows.

@@ -61,3 +61,15 @@ def _fresh(request: pytest.FixtureRequest) -> None:
         torch.manual_seed(0)
         if request.node.get_closest_marker("compiled"):
             torch.compiler.reset()  # else the eighth variant of one function hits the limit on recompiling
+
+
+@pytest.fixture(autouse=True)
+def _compiled_kernels(request: pytest.FixtureRequest) -> None:
+    """Tests of the compiled kernels, marked or with a parameter `kernel="native"`, need them."""
+    item = request.node
+    named = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
+    if named == "native" or item.get_closest_marker("native"):
+        from locant import operators
+
+        if isinstance(operators.built(), str):
+            pytest.skip(operators.built())

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from locant import attend, forms, grid, masks, problem
-from locant.kernels import reference, sdpa
+from locant import attend, forms, grid, layout, masks, operators, problem, separable
+from locant.kernels import native, reference, sdpa
 from locant.positions import gate, rotary, slopes, table
 
 
@@ -33,8 +33,17 @@ class Mutant:
     def __str__(self) -> str:
         return f"{self.name} | {self.law}"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether only the compiled kernels run through it."""
+        return self.owner in (native, operators, layout, layout.Layout)
+
 
 TRUTH = "attention_is_its_definition"
+DROPOUT = "dropout_drops_the_same_weights_backward"
+PACKED = "packed_is_the_same_attention"
+SLICE = "a_slice_of_queries_gives_its_rows"
+PREFIX = "prefix_tokens_see_all_and_are_seen"
 MASKS = "masks_are_their_definition"
 ALONE = "a_cell_attends_as_if_alone"
 MOVED = "moving_every_token_changes_nothing"
@@ -67,17 +76,19 @@ MUTANTS = (
     # gates
     Mutant("gate without sigmoid", gate.GatedPosition, "values", "torch.sigmoid(self.gate.to(kind))", "self.gate.to(kind)", f"{TRUTH}/gate-1d"),
     Mutant("share swapped in the reference", reference, "probabilities", "(1 - share) * p + share * r", "share * p + (1 - share) * r", f"{TRUTH}/gate-1d"),
-    Mutant("share swapped in sdpa", sdpa, "run", "(1 - share) * out + share *", "share * out + (1 - share) *", f"{TRUTH}/gate-2d"),
-    Mutant("axes of values swapped", sdpa, "_by_axis", "v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)", "v.movedim(1 + problem.grid.axes - axis, -2)).movedim(-2, 1 + problem.grid.axes - axis)", "a_square_gate_keeps_its_axes"),
+    Mutant("share swapped axis by axis", separable, "mixed", "(1 - share) * out + share *", "share * out + (1 - share) *", f"{TRUTH}/gate-2d"),
+    Mutant("axes of values swapped", separable, "by_axis", "v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)", "v.movedim(1 + problem.grid.axes - axis, -2)).movedim(-2, 1 + problem.grid.axes - axis)", "a_square_gate_keeps_its_axes"),
     Mutant("gate's axes swapped", gate.GatedPosition, "values", "direction[:, axis, None, None]", "direction[:, self.axes - 1 - axis, None, None]", f"{TRUTH}/gate-2d"),
     Mutant("gate's key - query", gate.GatedPosition, "values", "offset = q[:, None] - k", "offset = k - q[:, None]", f"{TRUTH}/gate-1d"),
-    Mutant("gate forgets windows", sdpa, "_by_axis", "allowed = allowed & (q[:, None] == k)", "pass", f"{ALONE}/gate"),
+    Mutant("gate forgets windows", separable, "by_axis", "allowed = allowed & (q[:, None] == k)", "pass", f"{ALONE}/gate"),
+    Mutant("gate factorises under masks", separable, "refuses", "if beyond is not None:", "if False:", f"{TRUTH}/gate-2d-twice"),
+    Mutant("gate's weights dropped by halves", separable, "refuses", "if problem.dropout:", "if False:", f"{DROPOUT}/gate"),
     # masks
     Mutant("causal sees one more", masks.Causal, "pairs", "(k < q)", "(k < q + 1)", MASKS),
     Mutant("causal misses itself", masks.Causal, "pairs", "torch.ones(", "torch.zeros(", MASKS),
     Mutant("causal turned round", masks.Causal, "pairs", "(k < q)", "(k > q)", CACHE),
     Mutant("last axis decides", masks.Causal, "pairs", "reversed(axes)", "axes", MASKS),
-    Mutant("prefix sees the future", masks.Causal, "pairs", "past = past & queries.placed[..., None]", "past = past | ~queries.placed[..., None]", "prefix_tokens_see_all_and_are_seen"),
+    Mutant("prefix sees the future", masks.Causal, "pairs", "past = past & queries.placed[..., None]", "past = past | ~queries.placed[..., None]", PREFIX),
     Mutant("prefix treated as placed", masks.Windows, "pairs", "(same | ~queries.placed[..., None] | ~keys.placed[..., None, :])", "same", MASKS),
     Mutant("shift dropped", masks.Windows, "_cell", "coordinates - coordinates.new_tensor(self.shift)", "coordinates", MASKS),
     Mutant("shift flipped", masks.Windows, "_cell", "coordinates - coordinates", "coordinates + coordinates", MASKS),
@@ -90,7 +101,7 @@ MUTANTS = (
     Mutant("Segments forget the prefix", masks.Segments, "bound", "literal and self._literal[0]", "literal", f"{TRUTH}/table-2d-prefix"),
     Mutant("any mask is enough", masks.Every, "pairs", "pairs = pairs & ", "pairs = pairs | ", MASKS),
     # grids
-    Mutant("a slice forgets where it lies", grid.Grid, "__getitem__", "self.origin[0] + start * self.stride[0]", "self.origin[0]", "a_slice_of_queries_gives_its_rows"),
+    Mutant("a slice forgets where it lies", grid.Grid, "__getitem__", "self.origin[0] + start * self.stride[0]", "self.origin[0]", SLICE),
     Mutant("pooled keys lie side by side", grid.Grid, "pooled", "stride=stride", "stride=self.stride", POOLED),
     Mutant("columns first", grid.Grid, "coordinates", "self.shape[axis + 1 :]", "self.shape[:axis]", f"{TRUTH}/table-2d"),
     # kernels
@@ -102,14 +113,47 @@ MUTANTS = (
     Mutant("order put back the wrong way", sdpa, "_windowed", "torch.argsort(torch.cat(order))", "torch.cat(order)", ALONE),
     Mutant("one bias for unequal offsets", sdpa, "_gathered", "queries[q0] - keys[k0] if k1 > k0 else 0", "0", POOLED),
     Mutant("mask of the first cell for all", sdpa, "_windowed", "extra = extra.expand(problem.batch, group.count", "extra = extra[:, :1].expand(problem.batch, group.count", f"{TRUTH}/none-cells"),
-    Mutant("prefix keys left out of cells", sdpa._Group, "tokens", "torch.cat([prefix, keys], dim=1)", "torch.cat([prefix[:, :0], keys], dim=1)", "prefix_tokens_see_all_and_are_seen"),
+    Mutant("prefix keys left out of cells", sdpa._Group, "tokens", "torch.cat([prefix, keys], dim=1)", "torch.cat([prefix[:, :0], keys], dim=1)", PREFIX),
     Mutant("samples and cells mixed up", sdpa, "_gather", ".transpose(1, 2).flatten(0, 1)", ".permute(2, 0, 1, 3, 4).flatten(0, 1)", "samples_do_not_meet"),
-    Mutant("key heads in turn, not in groups", problem.Inputs, "grouped", "self.k.repeat_interleave(groups, 1), self.v.repeat_interleave(groups, 1)", "self.k.repeat(1, groups, 1, 1), self.v.repeat(1, groups, 1, 1)", "key_heads_serve_neighbouring_queries"),
+    Mutant("key heads in turn, not in groups", problem.Inputs, "grouped", "k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)", "k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1)", "key_heads_serve_neighbouring_queries"),
     Mutant("is_causal without causal", sdpa, "_whole", "causal=True", "causal=False", CACHE),
-    Mutant("NaN in padded values", MAKE, "inputs", "k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)", "k, v", "what_padding_hides_does_not_leak"),
+    Mutant("NaN in padded values", problem.Inputs, "grouped", "k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)", "k, v", "what_padding_hides_does_not_leak"),
     Mutant("empty rows are uniform", reference, "softmax", "torch.where(empty, 1.0, total)", "total", "a_row_that_sees_nothing_is_zero"),
     Mutant("log-sum-exp without its top", reference, "softmax", "top + torch.log(total)", "torch.log(total)", f"{TRUTH}/none"),
     Mutant("finite -10 instead of -inf", reference, "softmax", "masked_fill(~allowed, -torch.inf)", "masked_fill(~allowed, -10.0)", "padded_is_truncated"),
+    # what the compiled kernels are told
+    Mutant("key - query in places", layout, "_places", "(line - start) * step", "(start - line) * step", f"{TRUTH}/table-1d"),
+    Mutant("columns before rows in places", layout, "layout", "needed[axis + 1 :]", "needed[:axis]", f"{TRUTH}/table-2d-shifted"),
+    Mutant("middle of the table off by one", layout, "layout", "+ middle)", "+ middle + 1)", f"{TRUTH}/table-1d"),
+    Mutant("middle of the table forgotten", layout, "layout", "+ middle)", "+ 0 * middle)", f"{TRUTH}/table-1d"),
+    Mutant("first of two orders alone", layout, "layout", "for order in causal]", "for order in causal[:1]]", f"{TRUTH}/none-twice"),
+    Mutant("a slice forgets its place in a layout", layout, "_read", "origin=o", "origin=(0,) * axes", f"{SLICE}/none"),
+    Mutant("pooled keys side by side in a layout", layout, "_read", "stride=s", "stride=(1,) * axes", f"{POOLED}/none"),
+    Mutant("shift dropped in a layout", layout, "_read", "Windows(take(axes), take(axes))", "Windows(take(axes), (take(axes), (0,) * axes)[1])", f"{ALONE}/none"),
+    Mutant("prefix queries in no cell", layout, "_lists", "if grid.prefix:", "if False:", PREFIX),
+    Mutant("prefix keys in no cell", layout, "_lists", "np.concatenate([prefix, keys])", "keys", PREFIX),
+    Mutant("cells alike, whatever their offsets", layout, "_kind", "grid.along(axis)[q0] - key_grid.along(axis)[k0] if k1 > k0 else 0", "0", POOLED),
+    Mutant("keys belong to one cell each", layout.Layout, "shared", "len(self.key) != self.keys or", "len(self.key) < 0 or self.cells == 0 and", f"{TRUTH}/table-2d-prefix-windows"),
+    Mutant("earlier is later", layout, "_ranks", "q * size + queries[axis] - low, k * size + keys[axis] - low", "q * size - queries[axis] - low, k * size - keys[axis] - low", CACHE),
+    Mutant("last axis decides in ranks", layout, "_ranks", "for axis in range(grid.axes) if", "for axis in reversed(range(grid.axes)) if", f"{TRUTH}/table-2d-prefix-causal"),
+    Mutant("prefix sees the future in ranks", layout, "_ranks", "q[: grid.prefix] = k[: key_grid.prefix] = FIRST", "q[: grid.prefix], k[: key_grid.prefix] = -FIRST, FIRST", PREFIX),
+    Mutant("prefix rows swapped in native", native, "_bias", "(bias.query_prefix, bias.key_prefix, bias.both)", "(bias.key_prefix, bias.query_prefix, bias.both)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("scale forgotten in native", native, "run", "inputs.scale, inputs.dropout", "1.0, inputs.dropout", f"{TRUTH}/none"),
+    Mutant("padding inverted in native", native, "_masks", "valid = member.valid if", "valid = ~member.valid if", "padded_is_truncated"),
+    Mutant("last of two paddings alone", native, "_masks", "valid & member.valid", "member.valid", f"{TRUTH}/none-twice"),
+    Mutant("the prefix has a segment", native, "_masks", "member.free(problem.grid, problem.key_grid)", "(0, 0)", f"{TRUTH}/table-2d-prefix-samples"),
+    Mutant("segments of queries and keys swapped", native, "_masks", "member.ids, member.key_ids", "member.key_ids, member.ids", f"{TRUTH}/table-2d-prefix-samples"),
+    # what the operators do with it
+    Mutant("a table in units of e", operators, "_bias", "reshape(-1) * LOG2E", "reshape(-1)", f"{TRUTH}/table-1d"),
+    Mutant("prefix rows in units of e", operators, "_bias", "(rows.detach().to(kind) * LOG2E)", "(rows.detach().to(kind) * 1)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("masks of the first sample for all", operators, "_masks", "0 if held is None or held.shape[0] == 1 else held.stride(0)", "0", f"{TRUTH}/none-cells"),
+    Mutant("parts of a projection swapped", operators, "_unpacked", "q, k, v =", "k, q, v =", PACKED),
+    Mutant("scale forgotten backward", operators, "_backward", "scale, dropout, 0 if", "1.0, dropout, 0 if", f"{TRUTH}/none"),
+    Mutant("log-sum-exp without a gradient", operators, "_backward", "_address(dlse), _address(dtable)", "0, _address(dtable)", f"{TRUTH}/none"),
+    Mutant("gradients of prefix rows swapped", operators, "_backward", "for row in drows.unbind(0)", "for row in reversed(drows.unbind(0))", f"{TRUTH}/table-2d-prefix"),
+    Mutant("a table learns if its prefix rows do", operators, "_differentiate", "[leading : leading + 2]", "[leading + 1 : leading + 2]", f"{TRUTH}/table-1d"),
+    Mutant("another dropout backward", operators, "_backward", "int(seed.item())", "1 + int(seed.item())", DROPOUT),
+    Mutant("no dropout backward", operators, "_backward", "scale, dropout, 0 if", "scale, 0.0, 0 if", DROPOUT),
 )  # fmt: skip
 
 
@@ -143,7 +187,8 @@ def alive(mutant: Mutant) -> Iterator[None]:
 
 def changed(mutant: Mutant, real: Any) -> Any:
     """The function with the mistake, built from its source in its own module."""
-    function = inspect.unwrap(real.__func__ if isinstance(real, classmethod) else real)
+    real = real.__func__ if isinstance(real, classmethod) else real.fget if isinstance(real, property) else real
+    function = inspect.unwrap(real)
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(mutant.old) == 1, f"the source of {mutant.function} has changed: rewrite the mutant"
     names: dict[str, Any] = {}

@@ -24,7 +24,9 @@ def broken(law: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, id=str(m), marks=pytest.mark.native if m.compiled else ()) for m in MUTANTS]
+)
 def test_the_law_bites(mutant):
     with alive(mutant):
         assert broken(mutant.law), f"{mutant.law} does not notice: {mutant.name}"

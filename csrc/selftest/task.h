@@ -37,6 +37,7 @@ private:
     vector<int32_t> places(bool of_keys) const;
     void choose_cells();
     void join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vector<int32_t>& start);
+    bool alike(int64_t cell, int64_t other) const;
     void choose_ranks();
     void choose_segments();
     void choose_padding();
@@ -47,7 +48,7 @@ private:
     Random random;
     int64_t axes = 1;
     std::array<int64_t, 3> size{1, 1, 1}, key_size{1, 1, 1}, origin{}, stride{1, 1, 1}, reach{};
-    vector<int32_t> query, query_start, key, key_start, query_place, key_place;
+    vector<int32_t> query, query_start, key, key_start, kind, query_place, key_place;
     vector<int64_t> query_rank, key_rank, query_id, key_id;
     vector<uint8_t> valid;
 };
@@ -127,20 +128,32 @@ vector<int32_t> Task::places(bool of_keys) const {  // query - key + reach, axis
 void Task::choose_cells() {
     Layout& l = layout;
     l.cells = l.queries == 0 && random.one_in(2) ? 0 : random.one_in(2) ? 1 : random.size(20);
-    const bool repeated = l.cells > 1 && random.one_in(2);  // keys in several cells, or in none
-    const int64_t way = random.from(0, 2);
-    vector<vector<int32_t>> queries(index(l.cells)), keys(index(l.cells));
-    const auto deal = [&](int64_t count, vector<vector<int32_t>>& to) {
-        for (int64_t i = 0; i < count && l.cells; ++i)
-            to[index(way == 0 ? i * l.cells / count : way == 1 ? i % l.cells : random.from(0, l.cells - 1))].push_back(
-                int32_t(i));
+    const int64_t way = random.from(0, 4);
+    std::array<int64_t, 3> window{1, 1, 1}, shift{}, along{1, 1, 1};
+    if (way > 2 && l.cells > 1) {  // windows, often cut off at the ends
+        for (size_t a = 0; a < 3; ++a) {
+            window[a] = random.size(size[a] + 1), shift[a] = random.one_in(2) ? 0 : random.from(0, window[a] - 1);
+            along[a] = (std::max(size[a], key_size[a]) + shift[a] + window[a] - 1) / window[a];
+        }
+        l.cells = std::max(along[0] * along[1] * along[2], int64_t(1));
+    }
+    const auto cell_of = [&](int64_t i, int64_t count, int64_t prefix, const std::array<int64_t, 3>& n) {
+        if (way == 0 || i < prefix) return i * l.cells / count;
+        if (way < 3 || l.cells == 1) return way == 1 ? i % l.cells : random.from(0, l.cells - 1);
+        int64_t at = i - prefix, cell[3];
+        for (size_t a = 3; a-- > 0; at /= n[a]) cell[a] = (at % n[a] + shift[a]) / window[a];
+        return (cell[0] * along[1] + cell[1]) * along[2] + cell[2];
     };
-    deal(l.queries, queries);
-    if (!repeated) deal(l.keys, keys);
-    for (int64_t c = 0; c < l.cells && repeated; ++c) {
-        const int64_t share = random.from(0, 3);
-        for (int64_t j = 0; j < l.keys; ++j)
-            if (share && (j < l.key_prefix || random.one_in(share))) keys[index(c)].push_back(int32_t(j));
+    vector<vector<int32_t>> queries(index(l.cells)), keys(index(l.cells));
+    for (int64_t i = 0; i < l.queries; ++i)
+        queries[index(cell_of(i, l.queries, l.query_prefix, size))].push_back(int32_t(i));
+    const bool own = l.cells == 1 || random.one_in(2), all = random.one_in(2);  // each key in a cell of its own
+    l.shared_keys = l.cells == 0 || !own || random.one_in(4);
+    for (int64_t j = 0; j < l.keys && l.cells; ++j) {
+        const int64_t home = cell_of(j, l.keys, l.key_prefix, key_size);
+        for (int64_t c = 0; c < l.cells; ++c)
+            if (own || (j >= l.key_prefix && way > 2) ? c == home : j < l.key_prefix ? all : random.one_in(3))
+                keys[index(c)].push_back(int32_t(j));
     }
     if (random.one_in(3))  // in any order, but for prefix tokens, which come first
         for (auto& lists : {std::pair{&queries, l.query_prefix}, std::pair{&keys, l.key_prefix}})
@@ -150,7 +163,12 @@ void Task::choose_cells() {
                         std::swap(list[i], list[index(random.from(int64_t(i), int64_t(list.size()) - 1))]);
     join(queries, query, query_start), join(keys, key, key_start);
     l.query = query.data(), l.query_start = query_start.data(), l.key = key.data(), l.key_start = key_start.data();
-    l.shared_keys = repeated || l.cells == 0 || random.one_in(4);
+    for (int32_t c = 0; c < l.cells; ++c) {
+        kind.push_back(c && alike(c, c - 1) ? kind.back() : c);
+        l.longest = std::max(l.longest, int64_t(queries[index(c)].size()));
+        l.longest_keys = std::max(l.longest_keys, int64_t(keys[index(c)].size()));
+    }
+    l.kind = kind.data();
 }
 
 void Task::join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vector<int32_t>& start) {
@@ -160,6 +178,27 @@ void Task::join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vect
         start.push_back(int32_t(all.size()));
     }
     all.shrink_to_fit(), start.shrink_to_fit();  // so that a sanitizer sees where they end
+}
+
+bool Task::alike(int64_t cell, int64_t other) const {  // each query as far from each key, and as many of them
+    int64_t moved[2] = {INT64_MIN, INT64_MIN};
+    const auto follow = [&](const vector<int32_t>& all, const vector<int32_t>& start, const vector<int32_t>& place,
+                            int64_t prefix, int64_t& move) {
+        const int32_t *a = &all[0] + start[index(cell)], *b = &all[0] + start[index(other)];
+        const int32_t count = start[index(cell) + 1] - start[index(cell)];
+        bool same = count == start[index(other) + 1] - start[index(other)];
+        for (int32_t i = 0; i < count && same; ++i) {
+            same = (a[i] < prefix) == (b[i] < prefix);
+            if (!same || a[i] < prefix) continue;
+            const int64_t own = place[index(a[i])] - place[index(b[i])];
+            if (move == INT64_MIN) move = own;
+            same = own == move;
+        }
+        return same;
+    };
+    return follow(query, query_start, query_place, layout.query_prefix, moved[0]) &&
+           follow(key, key_start, key_place, layout.key_prefix, moved[1]) &&
+           (moved[0] == moved[1] || moved[0] == INT64_MIN || moved[1] == INT64_MIN);
 }
 
 void Task::choose_ranks() {
@@ -276,7 +315,9 @@ std::string Task::described() const {
                        std::to_string(p.head_dim) + "/" + std::to_string(p.value_dim) + ", queries " +
                        std::to_string(layout.query_prefix) + "+" + list(size) + ", keys " +
                        std::to_string(layout.key_prefix) + "+" + list(key_size) + ", cells " +
-                       std::to_string(layout.cells) + (layout.shared_keys ? " (shared keys)" : "") + ", orders " +
+                       std::to_string(layout.cells) + " of up to " +
+                       std::to_string(layout.longest) + "x" + std::to_string(layout.longest_keys) +
+                       (layout.shared_keys ? " (shared keys)" : "") + ", orders " +
                        std::to_string(layout.orders) + ", scale " + std::to_string(p.scale);
     if (p.table) text += ", table " + std::to_string(p.numbers) + (learned ? " with rows" : "") + (trained ? "" : " (fixed)");
     if (p.valid) text += ", padding";

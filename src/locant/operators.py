@@ -73,8 +73,8 @@ def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple
     """The table as the kernels read it: flat, with a margin, and like the rows in units of log 2."""
     if table is None:
         return None, None, 0
-    flat = table.detach().to(kind).reshape(-1) * LOG2E
-    held = torch.nn.functional.pad(flat, (MARGIN, MARGIN))
+    held = torch.empty(table.numel() + 2 * MARGIN, dtype=kind)
+    torch.mul(table.detach().reshape(-1), LOG2E, out=held[MARGIN:-MARGIN])
     return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), math.prod(table.shape[1:])
 
 

@@ -1,0 +1,64 @@
+"""How rows are shown: a line each while they come, a page of the docs in the end. Reads JSON alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEAD = """# Performance
+
+Written by `python benchmarks/attention.py --threads 2,1 --write docs/performance.md`; not edited by hand.
+
+Each figure is the median of ratios over rounds, quartiles in brackets: in a round every contender is timed once, in turn,
+in one process. A sample counts only if a small matrix product just before and just after it ran at full speed; figures of
+a machine that was not quiet bear a star. A contender is timed after its results were compared: ours with the dense
+definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
+Operands are as the other contenders left the caches, mostly cold. N is the number of tokens, d channels per head.
+
+"""
+
+
+def value(row: dict[str, Any]) -> str:
+    digits = 1 if row["unit"] == "%" or row["value"] >= 20 else 2
+    star = "" if row["quiet"] else " *"
+    unit = "" if row["unit"] == "×" else f" {row['unit']}"
+    if row["low"] is None:
+        return f"{row['value']:.{digits}f}{unit}{star}"
+    return f"{row['value']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f}){unit}{star}"
+
+
+def target(row: dict[str, Any]) -> str:
+    if row["target"] is None:
+        return ""
+    return f"{'≤' if row['most'] else '≥'} {row['target']:g}"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    return {None: "", True: "met", False: "not met"}[row["met"]]
+
+
+def plain(row: dict[str, Any]) -> str:
+    aims = f"{target(row)} {verdict(row)}".strip()
+    times = ", ".join(f"{name} {ms:.4g} ms" for name, ms in row["ms"].items())
+    return f"{row['work']} | {row['against']} | {value(row)} | {aims} | {times} {row['note']}".rstrip(" |")
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    parts = [HEAD]
+    for run in runs:
+        machine = run.get("machine", {})
+        count = run["threads"]
+        parts.append(f"## {count} thread{'s' * (count > 1)}\n\n")
+        parts.append(
+            f"{machine.get('processor')}, {machine.get('instructions')}, {machine.get('cores')} cores; "
+            f"torch {machine.get('torch')}, timm {machine.get('timm')}, Python {machine.get('python')}; "
+            f"commit {machine.get('commit')}, {machine.get('date')}.\n\n"
+        )
+        parts.append("| work | against | ratio | target | |\n| --- | --- | --- | --- | --- |\n")
+        for row in run["rows"]:
+            note = f" ({row['note']})" if row["note"] else ""
+            cells = (row["work"], row["against"] + note, value(row), target(row), verdict(row))
+            parts.append(f"| {' | '.join(cells)} |\n")
+        if run["failed"]:
+            parts.append(f"\nRED, without figures: {', '.join(run['failed'])}.\n")
+        parts.append("\n")
+    return "".join(parts).rstrip() + "\n"
