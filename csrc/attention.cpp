@@ -20,8 +20,9 @@ int64_t portions(const Layout& layout) {
 
 // Heads that one item works on: several where cells are many, so that one can fetch for the next.
 int64_t heads_together(const Problem& p) {
-    const int64_t cells = p.batch * portions(*p.layout), wanted = 256;
-    return p.heads == 0 ? 1 : p.layout->longest > CHUNK ? 1 : cells >= wanted ? p.heads : (cells * p.heads + wanted - 1) / wanted;
+    const int64_t cells = p.batch * portions(*p.layout), wanted = 256;  // items, of which every thread finds some
+    if (p.layout->longest > CHUNK || cells * p.heads <= wanted) return 1;
+    return cells >= wanted ? p.heads : (cells * p.heads + wanted - 1) / wanted;
 }
 
 int64_t forward_items(const Problem& p) {

@@ -174,14 +174,14 @@ INLINE void gain(int64_t count, const real* d, bool again, real* total) {
 
 // What `gain` summed, to the table, number by number: it happens once for many cells, and slices of neighbouring keys
 // overlap, which a processor pays for dearly.
-inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, const int32_t* key, int64_t keys,
-                         Sums sums, Backward& w) {
+inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, const int32_t* key, int64_t low,
+                         int64_t high, Sums sums, Backward& w) {
     const Layout& layout = *p.layout;
     const int64_t panels = make_panels(p, token, count, w.panel);
     int64_t all = 0;
     for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
-    for (int64_t from = 0; from < keys; from += BLOCK) {
-        const int64_t n = keys - from < BLOCK ? keys - from : BLOCK;
+    for (int64_t from = low; from < high; from += BLOCK) {
+        const int64_t n = high - from < BLOCK ? high - from : BLOCK;
         for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
             const Panel& panel = w.panel[i];
             const real* d = w.total + from * all + at * n;
@@ -322,7 +322,7 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
                       queries - from < CHUNK ? queries - from : CHUNK, key, low, high, again, dq,
                       by.splits > 1 ? OWN : p.number, sums, w);
             const bool last = !kept || c + 1 == layout.cells || pair + 1 == end || !same(layout, c, c + 1);
-            if (alike(p) && table && last) collect_kind(p, layout.query + first, queries, key, keys, sums, w);
+            if (alike(p) && table && last) collect_kind(p, layout.query + first, queries, key, low, high, sums, w);
         }
         settle(p, sample, kv, key, low, high, w);
         if (layout.shared_keys && c == layout.cells - 1) settle_shared(p, sample, kv, w);

@@ -153,12 +153,17 @@ private:
     std::unique_ptr<Naive<float>> plain;
 };
 
-bool same_bits(const Run& a, const Run& b) {
-    for (int i = OUT; i < KINDS; ++i) {
-        const size_t bytes = a.value[i].size() * sizeof(double);
-        if (bytes && std::memcmp(a.value[i].data(), b.value[i].data(), bytes) != 0) return false;
-    }
-    return true;
+std::string difference(const Run& one, const Run& other, int threads) {
+    for (int kind = OUT; kind <= DTABLE; ++kind)
+        for (size_t i = 0; i < one.value[kind].size(); ++i) {
+            const double a = one.value[kind][i], b = other.value[kind][i];
+            if (std::memcmp(&a, &b, sizeof a) == 0) continue;
+            char text[200];
+            std::snprintf(text, sizeof text, "%s[%zu] has other bits on %d threads than on one: %.17g and %.17g",
+                          names[kind], i, threads, b, a);
+            return text;
+        }
+    return "";
 }
 
 uint64_t sum_of_inputs(const Task& task) {
@@ -175,7 +180,8 @@ std::string verdict(const Task& task, const Judge& judge, bool telling) {
     if (!wrong.empty()) return wrong;
     for (const Run& other : runs(task, task.threads, task.together ? 2 : 1)) {
         if (!other.fault.empty()) return other.fault;
-        if (!same_bits(one, other)) return "other bits on " + std::to_string(task.threads) + " threads than on one";
+        const std::string other_bits = difference(one, other, task.threads);
+        if (!other_bits.empty()) return other_bits;
     }
     return sum_of_inputs(task) == before ? "" : "an input was written to";
 }

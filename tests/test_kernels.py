@@ -7,28 +7,28 @@ import itertools
 import pytest
 import torch
 import truth
-from exactness import CASES, MASKS, Case, results, within_policy
+from exactness import BY_NAME, CASES, MASKS, Case, results, within_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import gradients, same
+from laws import KERNELS as ALL
+from laws import attention, gradients, same
 from schemes import HEADS, RAGGED, SCHEMES, heads, learned, parts
 
-from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, attention, plan, planner
-from locant.attend import attention_packed
+from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, plan, planner
 
-KERNELS = tuple(kernel.name for kernel in planner.FAMILY if kernel.name != "reference")
+KERNELS = tuple(name for name in ALL if name != "reference")
 HALVES = ("free", "causal", "shifted", "shifted+samples")
-BY_NAME = {s.name: s for s in SCHEMES}
 
 
 def or_refusal(case: Case, dtype: torch.dtype, kernel: str):
-    """What the kernel gives; None if it refuses, which among these cases it may for a gate alone."""
+    """What the kernel gives; None if it refuses, which it may for a gate, and `native` for `Pairs`."""
     grid = case.scheme.grid
     arguments = {"grid": grid, "position": case.scheme.make(dtype), "mask": MASKS[case.mask](grid)}
     problem = plan(*heads(grid, kv_heads=1, dtype=dtype), **arguments).problem
     if planner.named(kernel).refuses(problem) is None:
         return results(case, dtype, kernel)
-    assert any(isinstance(p, GatedPosition) for p in parts(case.scheme.make()))
+    gated = any(isinstance(p, GatedPosition) for p in parts(case.scheme.make()))
+    assert gated or (kernel == "native" and case.mask == "pairs")
     with pytest.raises(ValueError, match=f"kernel='{kernel}' was asked for, and it refuses: "):
         results(case, dtype, kernel)
     return None
@@ -62,7 +62,7 @@ class Attend(torch.nn.Module):
         return attention(q, k, v, position=self.position, **self.arguments)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize(
     ("build", "prefix", "mask"),
     [
@@ -122,7 +122,7 @@ def test_hostile_sizes(shape, kernel):
 EMPTY = [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0), (2, 2, 0, 0), (0, 0, 0, 0)]
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize("mask", [None, Causal(), Windows(2)], ids=str)
 @pytest.mark.parametrize(("batch", "count", "queries", "keys"), EMPTY)
 def test_nothing_at_all(batch, count, queries, keys, mask, kernel):
@@ -139,7 +139,7 @@ def test_nothing_at_all(batch, count, queries, keys, mask, kernel):
             assert (found == 0).all()
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 def test_one_channel_and_windows_without_keys(kernel):
     grid, keys = Grid(8), Grid(8).pooled(4)
     q, k, v = torch.randn(1, 2, 8, 1).double(), torch.randn(1, 2, 2, 1).double(), torch.randn(1, 2, 2, 3).double()
@@ -165,7 +165,7 @@ def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize("name", layouts(torch.zeros(1, 1, 1, 1)))
 def test_layouts(name, kernel):
     scheme = BY_NAME["table+alibi+rotary"]
@@ -175,7 +175,8 @@ def test_layouts(name, kernel):
         same(attention(*(layouts(x)[name] for x in (q, k, v)), **arguments), attention(q, k, v, **arguments))
 
 
-def test_expanded_samples_and_heads():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_expanded_samples_and_heads(kernel):
     """One sample seen as three, one key head as two: gradients are summed where memory is shared."""
     grid, table = Grid(4, 6), RelativeTable(Grid(4, 6), HEADS).double()
     q, k, v = heads(grid, batch=1)
@@ -184,7 +185,8 @@ def test_expanded_samples_and_heads():
         x.requires_grad_()
     for mask in (None, RAGGED[2]):
         arguments = {"grid": grid, "position": table, "mask": mask}
-        found = attention(q.expand(3, -1, -1, -1), k.expand(3, 2, -1, -1), v.expand(3, 2, -1, -1), **arguments)
+        many = q.expand(3, -1, -1, -1), k.expand(3, 2, -1, -1), v.expand(3, 2, -1, -1)
+        found = attention(*many, kernel=kernel, **arguments)
         golden = attention(q, k, v, kernel="reference", **arguments)
         same(found, golden.expand_as(found))
         for x, ref in zip(
@@ -193,7 +195,7 @@ def test_expanded_samples_and_heads():
             same(x, 3 * ref)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize("scheme", ["none", "table-2d-prefix", "gate-2d"])
 def test_memory_that_starts_as_nan(scheme, kernel):
     """Every number of a result is written: torch.empty is filled with NaN."""
@@ -213,7 +215,7 @@ def test_memory_that_starts_as_nan(scheme, kernel):
         torch.use_deterministic_algorithms(before)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize("scheme", ["none", "table-2d-prefix", "gate-2d"])
 @pytest.mark.parametrize("mask", [None, RAGGED[2]], ids=["free", "shifted"])
 def test_the_same_bits_every_time(scheme, mask, kernel):
@@ -228,14 +230,14 @@ def test_the_same_bits_every_time(scheme, mask, kernel):
         assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "reference"])
+@pytest.mark.parametrize("kernel", ALL)
 @pytest.mark.parametrize("mask", [None, RAGGED[2]], ids=["free", "shifted"])
 def test_dropout(mask, kernel):
     """The mean over many draws is the output without; a seed repeats the draw; checkpointing repeats it as well."""
     grid, p, draws = Grid(4, 6), 0.3, 2000
     table = RelativeTable(grid, HEADS).double()
     q, k, v = heads(grid, batch=1)
-    golden = attention(q, k, v, grid=grid, position=table, mask=mask)
+    golden = attention(q, k, v, grid=grid, position=table, mask=mask, kernel="reference")
     many = [x.expand(draws, -1, -1, -1) for x in (q, k, v)]
     torch.manual_seed(7)
     out = attention(*many, grid=grid, position=table, mask=mask, dropout=p, kernel=kernel)
@@ -255,23 +257,6 @@ def test_dropout(mask, kernel):
     for once, twice, recomputed in zip(*found, strict=True):
         assert torch.equal(once, twice)
         assert torch.equal(once, recomputed)
-
-
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
-@pytest.mark.parametrize("scheme", ["table-2d", "table-2d-prefix", "table+gate"])
-def test_packed_is_the_same_attention(scheme, kernel):
-    scheme = BY_NAME[scheme]
-    grid, position = scheme.grid, scheme.make()
-    qkv = torch.randn(2, grid.tokens, 3, HEADS, 8, dtype=torch.float64)
-    q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))
-    golden = attention(q, k, v, grid=grid, position=position, mask=RAGGED[2], kernel=kernel)
-    golden = torch.cat([golden[:, head] for head in range(HEADS)], dim=-1)
-    found = attention_packed(qkv, grid=grid, position=position, mask=RAGGED[2], kernel=kernel)
-    same(found, golden)
-    if not grid.prefix:
-        picture = qkv.unflatten(1, grid.shape)
-        found = attention_packed(picture, position=position, mask=RAGGED[2], kernel=kernel)  # the grid is read off it
-        same(found, golden.unflatten(1, grid.shape))
 
 
 @st.composite
@@ -325,10 +310,10 @@ def problem(drawn):
 @settings(max_examples=60)
 @given(numbers())
 def test_any_problem(drawn):
-    """Grids, key grids, masks and schemes at random: the chosen kernel, the reference and the slow truth agree."""
+    """Grids, key grids, masks and schemes at random: every kernel and the slow truth agree."""
     grid, key_grid, mask, position = problem(drawn)
     q, k, v = heads(grid, key_grid, batch=1)
     arguments = {"grid": grid, "key_grid": key_grid, "mask": mask, "position": position}
     golden, _ = truth.attention(q, k, v, **arguments)
-    same(attention(q, k, v, **arguments), golden, "auto")
-    same(attention(q, k, v, kernel="reference", **arguments), golden, "reference")
+    for kernel in ALL:
+        same(attention(q, k, v, kernel=kernel, **arguments), golden, kernel)
