@@ -200,7 +200,7 @@ def senses_agree(kind: str, kernel: str) -> None:
         assert all(torch.equal(mask.allowed_pairs, rows) for mask in found)
 
 
-@law("none-free", "table-2d-shifted", "table-2d-prefix-causal", "table-2d-prefix-windows", "table-1d-samples", "gate-2d-free")
+@law(*"none-free table-2d-shifted table-2d-prefix-causal table-2d-prefix-windows table-1d-samples gate-2d-free".split())
 def dropout_drops_the_same_weights_backward(case: str, kernel: str) -> None:
     """Values that are rows of the unit matrix show what was dropped; with that, the gradients are known.
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import KERNELS as ALL
 from laws import attention, gradients, same
-from schemes import HEADS, RAGGED, SCHEMES, heads, learned, parts
+from schemes import HEADS, RAGGED, heads, learned, parts
 
 from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, plan, planner
 

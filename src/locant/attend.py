@@ -53,7 +53,7 @@ def attention(
     A NaN in keys or values that `Padding` hides does not leak; under other masks it may spread within its sample.
     """
     out, lse = _Request(q, k, v, grid, key_grid, position, mask, scale, dropout, return_lse).run(kernel)
-    return (out, lse) if return_lse else out
+    return out if lse is None else (out, lse)
 
 
 def attention_packed(
@@ -184,7 +184,7 @@ class _Request:
         for rotation in positions:
             if isinstance(rotation, Rotation):
                 q, k = rotation(q, grid), rotation(k, key_grid)
-        biases = [p.values(p.form(grid, key_grid, self.mask)) for p in positions if isinstance(p, Bias)]
+        biases = [p.values(problem.bias) for p in positions if isinstance(p, Bias) and problem.bias is not None]
         gates = [p.values(grid, key_grid) for p in positions if isinstance(p, Gate)]
         return Inputs(
             q, k, v,

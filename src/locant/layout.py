@@ -50,7 +50,7 @@ class Layout:
     @property
     def shared(self) -> bool:
         """A key may be in several cells, or in none."""
-        return len(self.key) != self.keys or self.cells != 1 and self.key_prefix + self.query_prefix > 0
+        return len(self.key) != self.keys or (self.cells != 1 and self.key_prefix + self.query_prefix > 0)
 
     @property
     def scores(self) -> int:
@@ -156,5 +156,3 @@ def _ranks(causal: Causal, grid: Grid, key_grid: Grid) -> tuple[np.ndarray, np.n
         q, k = q * size + queries[axis] - low, k * size + keys[axis] - low
     q[: grid.prefix] = k[: key_grid.prefix] = FIRST
     return q, k
-
-

@@ -105,8 +105,7 @@ class Windows(Mask):
     def __init__(self, size: int | tuple[int, ...], shift: int | tuple[int, ...] | None = None) -> None:
         size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
         shift = (0,) * len(size) if shift is None else tuple(shift) if isinstance(shift, (tuple, list)) else (shift,)
-        whole = all(isinstance(n, int) for n in (*size, *shift))
-        if not whole or len(size) != len(shift) or not size or min(size) < 1:
+        if not all(isinstance(n, int) for n in (*size, *shift)) or len(size) != len(shift) or not size or min(size) < 1:
             raise ValueError(
                 "Windows needs a size of at least 1 per axis and, if any, a shift per axis, all whole numbers; "
                 f"got size={size}, shift={shift}. Write Windows((7, 7), shift=(3, 3))."
@@ -227,8 +226,7 @@ class Segments(Mask):
         ids, literal = _by_token("Segments", "ids", self.ids, grid, fill=0)
         key_ids, key_literal = _by_token("Segments", "key_ids", self.key_ids, key_grid, fill=0)
         bound = Segments(ids, key_ids)
-        # a mask that was bound before is laid out by token, and still knows that the prefix had no ids
-        bound._literal = (literal and self._literal[0], key_literal and self._literal[1])
+        bound._literal = (literal and self._literal[0], key_literal and self._literal[1])  # also if bound before
         return bound
 
 
@@ -335,7 +333,7 @@ class Structure:
         )
 
     def beyond_windows(self) -> str | None:
-        """The names of what is not windows, or None: a window kernel asks this."""
+        """The names of what is not windows, or None."""
         named = {"causal": self.causal, "padding": self.padding, "segments": self.segments, "pairs": self.pairs}
         return " and ".join(name for name, there in named.items() if there) or None
 

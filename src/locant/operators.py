@@ -3,11 +3,11 @@
     out, lse = attend(q, k, v, table, rows, valid, query_id, key_id, described, free, scale, dropout, seed)
 
 q [batch, heads, queries, head_dim], k and v with kv_heads, any strides; or qkv [batch, *grid, 3, heads, head_dim].
-`table [heads, *offsets]` and `rows [3, heads]` (query_prefix, key_prefix, both) are the bias, `valid [batch or 1, keys]`
-the padding, `query_id` and `key_id` the segments, `free` how many prefix queries and keys belong to every segment,
-`described` the layout (locant.layout). `seed` is drawn outside, so that checkpointing, compile and resume repeat it.
+`table [heads, *offsets]` and `rows [3, heads]` (query_prefix, key_prefix, both) are the bias; `valid [batch or 1, keys]`
+is the padding, `query_id` and `key_id` are the segments, `free` counts the prefix queries and keys that belong to every
+segment; `described` is the layout (locant.layout). `seed` is drawn outside: checkpointing, compile and resume repeat it.
 
-out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32, or float64 for float64.
+out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -39,15 +39,19 @@ def built() -> ModuleType | str:
         return f"the compiled kernels are not there ({error}); install Locant where a C++ compiler is"
 
 
+def _module() -> ModuleType:
+    module = built()
+    assert isinstance(module, ModuleType), "an operator ran without the module that it is made of"
+    return module
+
+
 @lru_cache(maxsize=64)
 def _native_layout(described: tuple[int, ...]) -> tuple[Any, Layout]:
     """A layout as the kernels read it, beside the arrays that it points to."""
     own = layout(described)
-    native = built()
-    assert isinstance(native, ModuleType), "an operator ran without the module that it is made of"
     arrays = ("query", "query_start", "key", "key_start", "kind", "query_place", "key_place", "query_rank", "key_rank")
     addresses = {name: getattr(own, name).ctypes.data for name in arrays}
-    made = native.Layout(
+    made = _module().Layout(
         cells=own.cells, queries=own.queries, keys=own.keys, query_prefix=own.query_prefix, key_prefix=own.key_prefix,
         orders=len(own.query_rank), shared_keys=own.shared, longest=int(np.diff(own.query_start).max(initial=0)),
         longest_keys=int(np.diff(own.key_start).max(initial=0)), **addresses,
@@ -104,11 +108,11 @@ def _forward(
     query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    native, own = _native_layout(tuple(described))
+    native, _ = _native_layout(tuple(described))
     out, lse = _new_out(q, v)
     held, learned, numbers = _bias(table, rows, lse.dtype)
-    kept, masks = _masks(valid, query_id, key_id)
-    built().forward(
+    _kept, masks = _masks(valid, query_id, key_id)
+    _module().forward(
         native,
         (
             *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
@@ -127,16 +131,16 @@ def _table(held: Tensor | None, learned: Tensor | None, numbers: int) -> tuple[i
 
 
 def _backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    into: tuple[Tensor, Tensor, Tensor], table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
+    into: tuple[Tensor, Tensor, Tensor], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
     query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
-    dropout: float, seed: Tensor | None, learns: bool,
+    dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
     native, own = _native_layout(tuple(described))
     kind = lse.dtype
     held, learned, numbers = _bias(table, rows, kind)
-    kept, masks = _masks(valid, query_id, key_id)
+    _kept, masks = _masks(valid, query_id, key_id)
     dtable = torch.empty(table.shape if learns and table is not None else (0,), dtype=kind)
     drows = torch.empty(rows.shape if learns and rows is not None else (0,), dtype=kind)
     dlse = None if dlse is None else dlse.to(kind).contiguous()
@@ -151,7 +155,7 @@ def _backward(
         *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
         *_table(held, learned, numbers), *masks, *free, *_rows(dout), *_rows(dq), *_rows(dk), *_rows(dv), *gradients,
     )  # fmt: skip
-    module = built()
+    module = _module()
     partial = torch.empty(module.backward_partial_bytes(native, (*numbers_of, 0)), dtype=torch.uint8)
     module.backward(
         native, (*numbers_of, _address(partial)), scale, dropout, 0 if seed is None else int(seed.item()),
@@ -185,7 +189,7 @@ def _attend_backward(
     *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     into = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
-    return (*into, *_backward(dout, dlse, q, k, v, out, lse, into, *rest, learns=learns))
+    return (*into, *_backward(into, dout, dlse, out, lse, learns, q, k, v, *rest))
 
 
 def _attend_packed(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -196,7 +200,7 @@ def _attend_packed_backward(
     dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, qkv: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     into = torch.empty(qkv.shape, dtype=qkv.dtype)  # contiguous: its parts are views
-    return (into, *_backward(dout, dlse, *_unpacked(qkv), out, lse, _unpacked(into), *rest, learns=learns))
+    return (into, *_backward(_unpacked(into), dout, dlse, out, lse, learns, *_unpacked(qkv), *rest))
 
 
 def _fake_gradients(lse: Tensor, learns: bool, table: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -255,5 +259,37 @@ for _name, _cpu, _fake in (
 ):
     _LIBRARY.impl(_name, _cpu, "CPU")
     torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
+
+
+def _products(q: tuple[int, ...], described: list[int], widths: int) -> int:
+    """FLOPs of matrix products of so many channels in all; q is [batch, heads, ...]."""
+    return 2 * q[0] * q[1] * layout(tuple(described)).scores * widths
+
+
+@register_flop_formula(torch.ops.locant.attend)
+def _attend_flops(*sizes: Any, **_: Any) -> int:
+    q, _k, v, *rest = sizes
+    return _products(q, rest[5], q[3] + v[3])
+
+
+@register_flop_formula(torch.ops.locant.attend_packed)
+def _packed_flops(*sizes: Any, **_: Any) -> int:
+    qkv, *rest = sizes
+    return _products((qkv[0], qkv[-2]), rest[5], 2 * qkv[-1])
+
+
+@register_flop_formula(torch.ops.locant.attend_backward)
+def _attend_backward_flops(*sizes: Any, **_: Any) -> int:
+    """Scores again, the gradients of weights, and those of v, q and k: five products."""
+    q, _k, v, *rest = sizes[5:]
+    return _products(q, rest[5], 3 * q[3] + 2 * v[3])
+
+
+@register_flop_formula(torch.ops.locant.attend_packed_backward)
+def _packed_backward_flops(*sizes: Any, **_: Any) -> int:
+    qkv, *rest = sizes[5:]
+    return _products((qkv[0], qkv[-2]), rest[5], 5 * qkv[-1])
+
+
 torch.library.register_autograd("locant::attend", _attend_gradient, setup_context=_save, lib=_LIBRARY)
 torch.library.register_autograd("locant::attend_packed", _attend_packed_gradient, setup_context=_save, lib=_LIBRARY)

@@ -144,9 +144,7 @@ class Times:
         return min(names, key=self.seconds)
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], seconds: float, gate: Gate, rounds: int = ROUNDS
-) -> Times:
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float, gate: Gate, rounds: int = ROUNDS) -> Times:
     """Time all calls in turn until `seconds` are spent, waiting for quiet included, but `rounds` times at least."""
     repeats = {name: _repeats(call) for name, call in calls.items()}
     names, found = list(calls), {name: list[Sample]() for name in calls}

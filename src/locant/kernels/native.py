@@ -60,9 +60,7 @@ def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _described(problem: Problem) -> tuple[int, ...]:
-    return described(
-        problem.grid, problem.key_grid, problem.mask, () if problem.bias is None else problem.bias.reach
-    )
+    return described(problem.grid, problem.key_grid, problem.mask, () if problem.bias is None else problem.bias.reach)
 
 
 def _bias(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
