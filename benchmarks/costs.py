@@ -1,43 +1,206 @@
-"""The constants by which the planner tells which kernel is the faster one: measured here, written to src/locant/costs.py.
+"""The constants by which the planner tells which kernel is the faster one (locant.speed), measured and fitted here.
 
     python benchmarks/costs.py [--threads 1] [--seconds 0.3] [--write] [--check]
 
-A kernel's seconds are a sum of non-negative parts: a call, its work items, its FLOPs, its scores, the bytes that it
-moves, and those that it holds. Each part's constant is fitted to timed problems, by the least relative error; the
-problems that --check predicts are others.
+Each constant is at least 0, and all are fitted to timed problems by the least relative error. --write puts them into
+src/locant/costs.py; --check shows what they predict for problems that they were not fitted to.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from pprint import pformat
 
 import numpy as np
 import torch
 
-from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Rotary, Windows, planner
+from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Windows, planner, speed
 from locant.bench import machine
 from locant.bench.clock import Gate, interleaved
-from locant.bench.costing import MODES, mode_of, parts
 from locant.bench.workload import Workload
 
 TARGET = Path(__file__).parents[1] / "src" / "locant" / "costs.py"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KERNELS = ("native", "sdpa")
-HEAD = '''"""How long a part of a kernel's work takes, in seconds: for comparing kernels, not for telling the time.
+Make = Callable[[torch.dtype], Workload]
+HEAD = '''"""How long each part of a kernel's work takes, for comparing kernels (locant.speed): written by benchmarks/costs.py.
 
-Written by benchmarks/costs.py; not edited by hand. A row is (call, work item, FLOP, score, byte moved, byte held), by
-kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (the same, with the gradient of a bias).
+In seconds per call, work item, FLOP, score, byte moved and byte held; by kernel, dtype and mode: "forward", "train"
+(forward and backward), "learned" (the same with the gradient of a bias).
+Measured on {processor} ({instructions}), {threads}, torch {torch}, commit {commit}, {date}.
 """
 
-from __future__ import annotations
-
-'''
+SECONDS: dict[tuple[str, str, str], tuple[float, ...]] = {{
 '''
 
 
-'''
+def plain(batch: int, heads: int, tokens: int, head_dim: int) -> Make:
+    return lambda dtype: Workload.drawn(batch, heads, head_dim, Grid(tokens), dtype=dtype)
+
+
+def table(batch: int, heads: int, head_dim: int, grid: Grid, window: tuple[int, ...] = (), shift: int = 0) -> Make:
+    def make(dtype: torch.dtype) -> Workload:
+        mask = Windows(window, (shift,) * len(window)) if window else None
+        position = RelativeTable(Grid(*window) if window else grid, heads).to(dtype)
+        return Workload.drawn(batch, heads, head_dim, grid, position=position, mask=mask, dtype=dtype)
+
+    return make
+
+
+def decode(batch: int, heads: int, kv_heads: int, head_dim: int, queries: int, keys: int, slopes: bool = False) -> Make:
+    def make(dtype: torch.dtype) -> Workload:
+        line = Grid(keys)
+        return Workload.drawn(
+            batch, heads, head_dim, line[keys - queries :], key_grid=line, kv_heads=kv_heads, mask=Causal(),
+            position=ALiBi(heads) if slopes else None, dtype=dtype,
+        )  # fmt: skip
+
+    return make
+
+
+def crossed(batch: int, heads: int, head_dim: int, queries: int, keys: int) -> Make:
+    return lambda dtype: Workload.drawn(batch, heads, head_dim, Grid(queries), key_grid=Grid(keys), dtype=dtype)
+
+
+def masked(batch: int, heads: int, head_dim: int, tokens: int, mask: str, slopes: bool = False) -> Make:
+    def make(dtype: torch.dtype) -> Workload:
+        lengths = torch.linspace(tokens // 2, tokens, batch).long()
+        made = Causal() if mask == "causal" else Padding.from_lengths(lengths, tokens)
+        position = ALiBi(heads) if slopes else None
+        return Workload.drawn(batch, heads, head_dim, Grid(tokens), mask=made, position=position, dtype=dtype)
+
+    return make
+
+
+FITTED: tuple[Make, ...] = (
+    plain(1, 4, 16, 16), plain(32, 8, 16, 32), plain(1, 1, 64, 32), plain(8, 8, 64, 64), plain(4, 8, 100, 32),
+    plain(2, 8, 196, 64), plain(2, 4, 196, 32), plain(1, 4, 784, 64), plain(1, 4, 784, 32), plain(1, 2, 784, 128),
+    plain(1, 2, 784, 16), plain(1, 2, 512, 256), plain(1, 1, 1600, 64),
+    table(8, 4, 16, Grid(4, 4)), table(8, 8, 32, Grid(8, 8)), table(2, 8, 64, Grid(14, 14)),
+    table(4, 4, 32, Grid(14, 14)), table(1, 4, 64, Grid(28, 28)), table(1, 2, 32, Grid(40, 40)),
+    table(2, 6, 32, Grid(28, 28), (7, 7)), table(2, 6, 32, Grid(28, 28), (7, 7), 3), table(2, 24, 32, Grid(7, 7), (7, 7)),
+    table(1, 4, 32, Grid(36, 36), (12, 12), 6), table(1, 4, 64, Grid(8, 14, 14), (8, 1, 1)),
+    decode(1, 32, 32, 64, 1, 1024), decode(1, 8, 8, 64, 1, 4096), decode(1, 32, 8, 128, 1, 1024),
+    decode(1, 8, 8, 64, 8, 2048), decode(1, 16, 16, 64, 1, 2048, True), decode(2, 8, 8, 32, 32, 1024),
+    crossed(2, 8, 64, 64, 512), crossed(1, 8, 40, 512, 77), masked(2, 4, 64, 512, "causal"),
+    masked(1, 4, 32, 1024, "causal"), masked(1, 4, 64, 512, "causal", True), masked(2, 4, 64, 512, "padding"),
+)  # fmt: skip
+CHECKED: dict[str, Make] = {
+    "1 query, 1,024 keys, 4 × 32 heads of 64": decode(4, 32, 32, 64, 1, 1024),
+    "1 query, 8,192 keys, 32 heads of 64": decode(1, 32, 32, 64, 1, 8192),
+    "1 query, 8,192 keys, 32 heads over 8 of 128": decode(1, 32, 8, 128, 1, 8192),
+    "1 query, 4,096 keys, 32 heads of 64, ALiBi": decode(1, 32, 32, 64, 1, 4096, True),
+    "4 queries, 4,096 keys, 8 heads of 64": decode(1, 8, 8, 64, 4, 4096),
+    "16 tokens, 64 × 4 heads of 12": plain(64, 4, 16, 12),
+    "16 tokens, 64 × 4 heads of 12, table": table(64, 4, 12, Grid(4, 4)),
+    "49 tokens, 16 × 8 heads of 32": plain(16, 8, 49, 32),
+    "64 tokens, 16 × 12 heads of 64": plain(16, 12, 64, 64),
+    "196 tokens, 8 × 12 heads of 64": plain(8, 12, 196, 64),
+    "196 tokens, 8 × 12 heads of 64, table": table(8, 12, 64, Grid(14, 14)),
+    "1,024 tokens, 8 heads of 80": plain(1, 8, 1024, 80),
+    "1,024 tokens, 2 heads of 256": plain(1, 2, 1024, 256),
+    "1,024 tokens, 8 heads of 16": plain(1, 8, 1024, 16),
+    "4,096 tokens, 2 heads of 64": plain(1, 2, 4096, 64),
+    "3,136 tokens, 2 heads of 64, table": table(1, 2, 64, Grid(56, 56)),
+    "64 queries, 1,024 keys, 2 × 8 heads of 64": crossed(2, 8, 64, 64, 1024),
+    "1,024 queries, 77 keys, 2 × 8 heads of 40": crossed(2, 8, 40, 1024, 77),
+    "2,048 tokens, 4 heads of 64, causal": masked(1, 4, 64, 2048, "causal"),
+    "1,024 tokens, 8 heads of 64, causal ALiBi": masked(1, 8, 64, 1024, "causal", True),
+    "1,024 tokens, 4 × 8 heads of 64, padding": masked(4, 8, 64, 1024, "padding"),
+    "56 × 56, windows of 7, 2 × 3 heads": table(2, 3, 32, Grid(56, 56), (7, 7)),
+    "7 × 7, one window, 8 × 24 heads": table(8, 24, 32, Grid(7, 7), (7, 7)),
+    "16 × 14 × 14, windows in time, 12 heads of 64": table(1, 12, 64, Grid(16, 14, 14), (16, 1, 1)),
+}
+
+
+def modes(work: Workload) -> tuple[tuple[str, Callable[[str], object]], ...]:
+    return ("forward", work.forward), ("learned" if work.learned else "train", work.gradients)
+
+
+def timed(work: Workload, seconds: float, gate: Gate) -> Iterator[tuple[str, str, float]]:
+    """(kernel, mode, seconds) of one problem, all in turn."""
+    calls = {(k, mode): (lambda k=k, call=call: call(k)) for mode, call in modes(work) for k in KERNELS}
+    times = interleaved({f"{k} {mode}": call for (k, mode), call in calls.items()}, seconds, gate)
+    for k, mode in calls:
+        yield k, mode, times.least(f"{k} {mode}")
+
+
+def parts(work: Workload, kernel: str, mode: str) -> tuple[float, ...]:
+    return speed.parts(work.plan(train=mode != "forward").problem, planner.named(kernel))
+
+
+def fit(rows: list[tuple[tuple[float, ...], float]]) -> list[float]:
+    """Non-negative constants of the least relative error, by descent along one at a time."""
+    a = np.array([amounts for amounts, _ in rows]) / np.array([[seconds] for _, seconds in rows])
+    size = np.abs(a).max(0)
+    a = a / np.where(size > 0, size, 1)
+    x, rest = np.zeros(a.shape[1]), np.ones(len(a))  # rest = 1 - a x
+    square = (a * a).sum(0)
+    for _ in range(20_000):
+        for i in np.flatnonzero(square):
+            new = max(0.0, x[i] + a[:, i] @ rest / square[i])
+            rest -= (new - x[i]) * a[:, i]
+            x[i] = new
+    return [float(f"{v:.3g}") for v in x / np.where(size > 0, size, 1)]
+
+
+def measured(seconds: float, gate: Gate) -> dict[tuple[str, str, str], list[float]]:
+    found: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float]]] = {}
+    for dtype in DTYPES:
+        for make in FITTED:
+            torch.manual_seed(0)
+            work = make(getattr(torch, dtype))
+            for kernel, mode, t in timed(work, seconds, gate):
+                found.setdefault((kernel, dtype, mode), []).append((parts(work, kernel, mode), t))
+    return {key: fit(rows) for key, rows in sorted(found.items())}
+
+
+def written(constants: dict[tuple[str, str, str], list[float]]) -> str:
+    about = machine.described()
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    lines = [f'    ("{k}", "{d}", "{m}"): ({", ".join(map(repr, row))}),' for (k, d, m), row in constants.items()]
+    return HEAD.format(**{**about, "threads": threads}) + "\n".join(lines) + "\n}\n"
+
+
+def checked(seconds: float, gate: Gate, dtype: str) -> None:
+    """Predicted and true ratio of times, sdpa over native."""
+    right = count = 0
+    for name, make in CHECKED.items():
+        torch.manual_seed(0)
+        work = make(getattr(torch, dtype))
+        for mode, call in modes(work):
+            if mode == "train":  # the planner can't see this one: no bias is learned
+                continue
+            times = interleaved({k: (lambda k=k, call=call: call(k)) for k in KERNELS}, seconds, gate)
+            ratio = times.ratio("sdpa", "native")
+            problem = work.plan(train=mode != "forward").problem
+            native, sdpa = (speed.seconds(problem, planner.named(k)) for k in KERNELS)
+            agree = (sdpa > native) == (ratio.median > 1)
+            near = ratio.low <= 1 <= ratio.high
+            right, count = right + (agree or near), count + 1
+            word = "right" if agree else "a tie" if near else "WRONG"
+            print(f"{name:46} {mode:8} predicted {sdpa / native:6.2f}  true {ratio!s:26} {word}", flush=True)
+    print(f"{right} of {count}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each problem")
+    parser.add_argument("--write", action="store_true", help="measure, fit, and write src/locant/costs.py")
+    parser.add_argument("--check", action="store_true", help="predict other problems")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of --check")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    gate = Gate()
+    gate.settle()
+    if arguments.write:
+        TARGET.write_text(written(measured(arguments.seconds, gate)))
+    if arguments.check:
+        checked(arguments.seconds, gate, arguments.dtype)
+    print(f"{gate.quiet_probes / gate.probes:.0%} of {gate.probes} probes were quiet")
+
+
+if __name__ == "__main__":
+    main()

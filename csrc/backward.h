@@ -46,6 +46,7 @@ struct Backward {
     bool begun[PANELS];  // whether dq holds anything yet
     Keys keys;
     int64_t wide, tall;  // head_dim and value_dim, rounded up to whole vectors
+    const real** row;
     real *q, *qt, *o, *ot, *dq, *lse, *delta, *k, *v, *s, *d, *seed, *total, *dk, *dv, *shared_k, *shared_v, *lines,
         *ones;
 
@@ -54,6 +55,7 @@ struct Backward {
           keys{0, 0, nullptr, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, wide(padded(p.head_dim)),
           tall(padded(p.value_dim)) {
         const int64_t most = p.layout->longest_keys;
+        row = arena.take<const real*>(BLOCK);
         q = arena.take<real>(CHUNK * wide), qt = arena.take<real>(CHUNK * p.head_dim);
         o = arena.take<real>(CHUNK * tall), ot = arena.take<real>(CHUNK * p.value_dim);
         dq = arena.take<real>(CHUNK * p.head_dim), lse = arena.take<real>(CHUNK), delta = arena.take<real>(CHUNK);
@@ -73,54 +75,57 @@ struct Sums {  // one head's partial sums of the table; null if nobody learns it
     real *table, *rows;
 };
 
-// s: scores -> weights; d: gradients of weights -> gradients of scores.
-template <unsigned WIDTH> inline void harden(int64_t keys, const real* lse, const real* delta, real* s, real* d) {
+// s: scores -> weights; d: gradients of weights -> gradients of scores. With a table they are added, while they are at
+// hand, to the slices that the bias was read from. Keys from the two halves of the block take turns: neighbouring keys
+// touch overlapping slices, and a load waits for a store that it half overlaps.
+template <unsigned WIDTH, bool TABLE>
+inline void harden(const Panel& panel, const Keys& keys, const real* lse, const real* delta, real* table, real* s,
+                   real* d) {
     constexpr int64_t lanes = WIDTH * LANES;
     vec sum[WIDTH], less[WIDTH], magic[WIDTH], least[WIDTH];
     EACH(n, WIDTH) sum[n] = load(lse + n * LANES), less[n] = load(delta + n * LANES);
     EACH(n, WIDTH) magic[n] = all(MAGIC), least[n] = all(SMALLEST);
-    for (int64_t j = 0; j < keys; ++j) {
+    const auto key = [&](int64_t j) INLINED {
         vec weight[WIDTH];
         EACH(n, WIDTH) weight[n] = load(s + j * lanes + n * LANES) - sum[n];
         exp2<WIDTH>(weight, magic, least);
         EACH(n, WIDTH) store(s + j * lanes + n * LANES, weight[n]);
-        EACH(n, WIDTH)
-        store(d + j * lanes + n * LANES, weight[n] * (load(d + j * lanes + n * LANES) - less[n]));
-    }
-}
-
-INLINE void harden(int64_t vectors, int64_t keys, const real* lse, const real* delta, real* s, real* d) {
-    if (vectors == 1) harden<1>(keys, lse, delta, s, d);
-    if (vectors == 2) harden<2>(keys, lse, delta, s, d);
-    if constexpr (WIDE >= 4) {
-        if (vectors == 3) harden<3>(keys, lse, delta, s, d);
-        if (vectors == 4) harden<4>(keys, lse, delta, s, d);
-    }
-}
-
-// The table's gradient: dS is added to the slices that the bias was read from. Rows of keys from the two halves of the
-// block take turns: neighbouring keys touch overlapping slices, and a load waits for a store that it half overlaps.
-inline void collect(const Panel& panel, const Keys& keys, const real* d, Sums sums) {
-    const int64_t lanes = panel.lanes(), half = (keys.count - keys.prefix + 1) / 2;
-    const auto add = [&](int64_t j) INLINED {
-        real* to = sums.table - keys.place[j];
-        for (int64_t n = 0; n < panel.vectors; ++n) {
-            const vec x = load(d + j * lanes + n * LANES);
-            for (int64_t i = panel.slices[n]; i < panel.slices[n + 1]; ++i) {
-                real* at = to + panel.slice[i].place;
-                store(at, load(at) + only(panel.slice[i].lanes, x));
+        EACH(n, WIDTH) weight[n] *= load(d + j * lanes + n * LANES) - less[n];
+        EACH(n, WIDTH) store(d + j * lanes + n * LANES, weight[n]);
+        if constexpr (TABLE) {
+            if (j < keys.prefix) return;
+            real* to = table - keys.place[j];
+            EACH(n, WIDTH) {
+                for (int64_t i = panel.slices[n]; i < panel.slices[n + 1]; ++i) {
+                    real* at = to + panel.slice[i].place;
+                    store(at, load(at) + only(panel.slice[i].lanes, weight[n]));
+                }
             }
         }
     };
-    for (int64_t j = keys.prefix; j < keys.prefix + half; ++j) {
-        add(j);
-        if (j + half < keys.count) add(j + half);
+    const int64_t half = keys.count / 2;
+    for (int64_t j = 0; j < half; ++j) key(j), key(j + half);
+    if (keys.count % 2) key(keys.count - 1);
+}
+
+template <bool TABLE>
+INLINE void harden(const Panel& panel, const Keys& keys, const real* lse, const real* delta, real* table, real* s,
+                   real* d) {
+    if (panel.vectors == 1) harden<1, TABLE>(panel, keys, lse, delta, table, s, d);
+    if (panel.vectors == 2) harden<2, TABLE>(panel, keys, lse, delta, table, s, d);
+    if constexpr (WIDE >= 4) {
+        if (panel.vectors == 3) harden<3, TABLE>(panel, keys, lse, delta, table, s, d);
+        if (panel.vectors == 4) harden<4, TABLE>(panel, keys, lse, delta, table, s, d);
     }
+}
+
+// The gradients of the three numbers that hold between tokens without a place and the others.
+inline void collect_prefix(const Panel& panel, const Keys& keys, const real* d, real* rows) {
     if (keys.prefix == 0 && panel.prefix == 0) return;
     for (int64_t j = 0; j < keys.count; ++j)
         for (int64_t l = 0; l < panel.count; ++l) {
             const bool query = l < panel.prefix, key = j < keys.prefix;
-            if (query || key) sums.rows[query && key ? 2 : key ? 1 : 0] += d[j * lanes + l];
+            if (query || key) rows[query && key ? 2 : key ? 1 : 0] += d[j * panel.lanes() + l];
         }
 }
 
@@ -225,24 +230,29 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
             const Panel& panel = w.panel[i];
             const int64_t lanes = panel.lanes();
             const int64_t corner = kept ? from * all + at * n : 0;  // of this part of the cell's scores
-            if (seeded && !again) make_seed(p, sample, head, panel, w.keys, w.seen[i], w.seed + corner);
+            Seeds start;
+            if (seeded)
+                start = seeds_of(p, sample, head, panel, w.keys, w.seen[i], kept, again, w.seed + corner, w.row);
             product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {w.qt + at * p.head_dim, lanes},
-                          {w.s, lanes, w.seed + corner}, seeded ? Into::seeded : Into::fresh);
+                          {w.s, lanes}, seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
             product<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.ot + at * p.value_dim, lanes},
-                          {w.d, lanes, nullptr}, Into::fresh);
+                          {w.d, lanes}, Into::fresh);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d);
-            harden(panel.vectors, n, w.lse + at, w.delta + at, w.s, w.d);
+            if (sums.table && !kept)
+                harden<true>(panel, w.keys, w.lse + at, w.delta + at, sums.table, w.s, w.d);
+            else
+                harden<false>(panel, w.keys, w.lse + at, w.delta + at, nullptr, w.s, w.d);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
             product<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.o + at * w.tall, w.tall},
-                          {w.dv + from * w.tall, w.tall, nullptr}, Into::added);
+                          {w.dv + from * w.tall, w.tall}, Into::added);
             product<true>(n, w.wide / LANES, panel.count, {w.d, lanes, 1}, {w.q + at * w.wide, w.wide},
-                          {w.dk + from * w.wide, w.wide, nullptr}, Into::added);
+                          {w.dk + from * w.wide, w.wide}, Into::added);
             product<false>(p.head_dim, panel.vectors, n, {w.k, 1, p.head_dim}, {w.d, lanes},
-                           {w.dq + at * p.head_dim, lanes, nullptr}, w.begun[i] ? Into::added : Into::fresh);
+                           {w.dq + at * p.head_dim, lanes}, w.begun[i] ? Into::added : Into::fresh);
             w.begun[i] = true;
             if (!sums.table) continue;
             if (kept) gain(n * lanes, w.d, again, w.total + corner);
-            else collect(panel, w.keys, w.d, sums);
+            else collect_prefix(panel, w.keys, w.d, sums.rows);
         }
     }
     for (int64_t l = 0; l < CHUNK; ++l) w.ones[l] = real(p.scale);

@@ -8,7 +8,6 @@
 
 #include "dropout.h"
 #include "panel.h"
-#include "product.h"
 
 namespace {
 
@@ -48,11 +47,13 @@ struct Forward {
     Panel* panel;
     Sight* seen;
     Keys keys;
+    const real** row;
     real *q, *k, *v, *s, *seed, *o, *top, *sum, *lines;
 
     Forward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
-          keys{0, 0, nullptr, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)}, q(arena.take<real>(CHUNK * p.head_dim)),
+          keys{0, 0, nullptr, arena.take<int32_t>(BLOCK), arena.take<int32_t>(BLOCK)},
+          row(arena.take<const real*>(BLOCK)), q(arena.take<real>(CHUNK * p.head_dim)),
           k(arena.take<real>(BLOCK * p.head_dim)), v(arena.take<real>(BLOCK * p.value_dim)),
           s(arena.take<real>(BLOCK * PANEL)), seed(arena.take<real>(seeds(*p.layout))),
           o(arena.take<real>(CHUNK * p.value_dim)), top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
@@ -181,12 +182,13 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
             const Panel& panel = w.panel[i];
             const int64_t lanes = panel.lanes();
             real* seed = w.seed + (kept ? from * lane[panels] + lane[i] * n : 0);
-            if (seeded && !again) make_seed(p, sample, head, panel, w.keys, w.seen[i], seed);
-            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes, seed},
-                          seeded ? Into::seeded : Into::fresh);
+            Seeds start;
+            if (seeded) start = seeds_of(p, sample, head, panel, w.keys, w.seen[i], kept, again, seed, w.row);
+            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
+                          seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
             soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
-            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes, nullptr},
+            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
                            fresh[i] ? Into::fresh : Into::added);
             fresh[i] = false;
         }

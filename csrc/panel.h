@@ -2,6 +2,7 @@
 // where a mask forbids.
 #pragma once
 
+#include "product.h"
 #include "rows.h"
 
 namespace {
@@ -21,6 +22,7 @@ struct Panel {
     int64_t vectors;           // that hold them
     int64_t prefix;            // the first so many have no place
     int64_t slices[WIDE + 1];  // vector n takes slices[n] .. slices[n + 1]
+    bool simple;               // no vector takes more than two slices, and all lanes have a place
     Slice slice[PANEL];
     int64_t lanes() const { return vectors * LANES; }
 };
@@ -50,6 +52,9 @@ inline void slice(const Layout& layout, Panel& panel) {
     }
     for (int64_t i = 0; i < used; ++i) panel.slice[i].lanes = first(panel.slice[i].last) & ~first(panel.slice[i].first);
     panel.slices[panel.vectors] = used;
+    panel.simple = panel.prefix == 0;
+    for (int64_t n = 0; n < panel.vectors; ++n)
+        panel.simple = panel.simple && panel.slices[n + 1] - panel.slices[n] <= 2 && panel.slices[n + 1] > panel.slices[n];
 }
 
 // The queries `token[0 .. count)` as panels of nearly equal width. Returns how many.
@@ -196,6 +201,29 @@ inline void make_seed(const Problem& p, int64_t sample, int64_t head, const Pane
     }
     if (seen == Sight::some)
         for (int64_t j = 0; j < keys.count; ++j) forbid(p, sample, panel, keys.token[j], s + j * lanes);
+}
+
+// The same as seeds of a product. Where it can, it reads the table in place; else it writes to `own`, unless they are
+// `there` already. `row` is scratch for a pointer per key.
+INLINE Seeds seeds_of(const Problem& p, int64_t sample, int64_t head, const Panel& panel, const Keys& keys, Sight seen,
+                      bool keep, bool there, real* own, const real** row) {
+    Seeds seeds;
+    seeds.row = row, seeds.twice = false;
+    if (p.table && !keep && panel.simple && keys.prefix == 0 && seen == Sight::all) {
+        const real* table = static_cast<const real*>(p.table) + head * p.numbers;
+        for (int64_t j = 0; j < keys.count; ++j) row[j] = table - keys.place[j];
+        for (int64_t n = 0; n < panel.vectors; ++n) {
+            const Slice *one = panel.slice + panel.slices[n], *two = panel.slice + panel.slices[n + 1] - 1;
+            seeds.place[n] = one->place, seeds.other[n] = two->place;
+            seeds.mask[n] = one == two ? ivec{} : two->lanes;
+            seeds.twice = seeds.twice || one != two;
+        }
+        return seeds;
+    }
+    if (!there) make_seed(p, sample, head, panel, keys, seen, own);
+    for (int64_t j = 0; j < keys.count; ++j) row[j] = own + j * panel.lanes();
+    for (int64_t n = 0; n < panel.vectors; ++n) seeds.place[n] = seeds.other[n] = n * LANES, seeds.mask[n] = ivec{};
+    return seeds;
 }
 
 }  // namespace

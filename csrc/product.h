@@ -8,23 +8,34 @@ namespace {
 struct A { const real* at; int64_t row, column; };  // one of the two strides is 1
 struct B { const real* at; int64_t row; };
 
-struct C { real* at; int64_t row; const real* seed; };
+struct C { real* at; int64_t row; };
+
+// What a product starts from: row m of C, vector n, is load(row[m] + place[n]), or where `twice` is set that of `other`
+// in the lanes of `mask`. So a bias costs a load in place of a zero, wherever it lies.
+struct Seeds {
+    const real* const* row;
+    int64_t place[WIDE], other[WIDE];
+    ivec mask[WIDE];
+    bool twice;
+};
 
 enum class Into {
     fresh,  // C = A B
-    seeded, // C = seed + A B, the seed first: a bias costs a load in place of a zero
+    seeded, // C = seeds + A B, the seeds first
     added   // C = C + (A B), the product summed from zero: half the rounding error in long sums
 };
 
 template <unsigned HEIGHT, unsigned WIDTH, bool ROWS>
 void tile(int64_t depth, const real* a, int64_t step, const real* b, int64_t next, real* c, int64_t row,
-          const real* seed, Into into) {
+          const real* const* seed, const Seeds* seeds, Into into) {
     vec sum[HEIGHT][WIDTH];
     if (into == Into::seeded) {
-        EACH(m, HEIGHT) {
-            EACH(n, WIDTH) sum[m][n] = load(seed + n * LANES);
-            seed += row;
-        }
+        EACH(m, HEIGHT) EACH(n, WIDTH) sum[m][n] = load(seed[m] + seeds->place[n]);
+        if (seeds->twice)
+            EACH(n, WIDTH) {
+                const ivec mask = seeds->mask[n];
+                EACH(m, HEIGHT) sum[m][n] = mixed(mask, load(seed[m] + seeds->other[n]), sum[m][n]);
+            }
     } else {
         EACH(m, HEIGHT) EACH(n, WIDTH) sum[m][n] = vec{};
     }
@@ -57,38 +68,41 @@ void tile(int64_t depth, const real* a, int64_t step, const real* b, int64_t nex
 template <int WIDTH> constexpr int TALLEST = (REGISTERS - WIDTH - 1) / WIDTH < 12 ? (REGISTERS - WIDTH - 1) / WIDTH : 12;
 
 template <int WIDTH, bool ROWS, int HEIGHT>
-INLINE void tiles(int64_t height, int64_t count, int64_t depth, A& a, B b, C& c, Into into) {
+INLINE void tiles(int64_t height, int64_t count, int64_t depth, A& a, B b, C& c, const real* const*& seed,
+                  const Seeds* seeds, Into into) {
     if (height == HEIGHT) {
         for (; count > 0; --count) {
-            tile<HEIGHT, WIDTH, ROWS>(depth, a.at, ROWS ? a.row : a.column, b.at, b.row, c.at, c.row, c.seed, into);
-            a.at += HEIGHT * a.row, c.at += HEIGHT * c.row, c.seed += into == Into::seeded ? HEIGHT * c.row : 0;
+            tile<HEIGHT, WIDTH, ROWS>(depth, a.at, ROWS ? a.row : a.column, b.at, b.row, c.at, c.row, seed, seeds, into);
+            a.at += HEIGHT * a.row, c.at += HEIGHT * c.row;
+            if (seed) seed += HEIGHT;
         }
     } else if constexpr (HEIGHT > 1) {
-        tiles<WIDTH, ROWS, HEIGHT - 1>(height, count, depth, a, b, c, into);
+        tiles<WIDTH, ROWS, HEIGHT - 1>(height, count, depth, a, b, c, seed, seeds, into);
     }
 }
 
 // All rows, in tiles of nearly even height: a low tile starves for sums to work on.
-template <int WIDTH, bool ROWS> void strip(int64_t rows, int64_t depth, A a, B b, C c, Into into) {
+template <int WIDTH, bool ROWS> void strip(int64_t rows, int64_t depth, A a, B b, C c, const Seeds* seeds, Into into) {
+    const real* const* seed = seeds ? seeds->row : nullptr;
     constexpr int tallest = TALLEST<WIDTH>;
     const int64_t count = (rows + tallest - 1) / tallest, low = rows / count, high = rows - count * low;
-    if (high) tiles<WIDTH, ROWS, tallest>(low + 1, high, depth, a, b, c, into);
-    tiles<WIDTH, ROWS, tallest>(low, count - high, depth, a, b, c, into);
+    if (high) tiles<WIDTH, ROWS, tallest>(low + 1, high, depth, a, b, c, seed, seeds, into);
+    tiles<WIDTH, ROWS, tallest>(low, count - high, depth, a, b, c, seed, seeds, into);
 }
 
-// C[rows, vectors * LANES] from A[rows, depth] and B[depth, vectors * LANES].
-template <bool ROWS> void product(int64_t rows, int64_t vectors, int64_t depth, A a, B b, C c, Into into) {
+// C[rows, vectors * LANES] from A[rows, depth] and B[depth, vectors * LANES]. With seeds, at most WIDE vectors.
+template <bool ROWS>
+void product(int64_t rows, int64_t vectors, int64_t depth, A a, B b, C c, Into into, const Seeds* seeds = nullptr) {
     if (rows == 0) return;
     while (vectors > 0) {
         const int64_t width = vectors < WIDE ? vectors : WIDE;
         if constexpr (WIDE >= 4) {
-            if (width == 4) strip<4, ROWS>(rows, depth, a, b, c, into);
-            if (width == 3) strip<3, ROWS>(rows, depth, a, b, c, into);
+            if (width == 4) strip<4, ROWS>(rows, depth, a, b, c, seeds, into);
+            if (width == 3) strip<3, ROWS>(rows, depth, a, b, c, seeds, into);
         }
-        if (width == 2) strip<2, ROWS>(rows, depth, a, b, c, into);
-        if (width == 1) strip<1, ROWS>(rows, depth, a, b, c, into);
-        b.at += width * LANES, c.at += width * LANES, c.seed += into == Into::seeded ? width * LANES : 0;
-        vectors -= width;
+        if (width == 2) strip<2, ROWS>(rows, depth, a, b, c, seeds, into);
+        if (width == 1) strip<1, ROWS>(rows, depth, a, b, c, seeds, into);
+        b.at += width * LANES, c.at += width * LANES, vectors -= width;
     }
 }
 

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 LAYERS = (
     {"grid"},
     {"masks", "cells", "forms", "resizing", "problem"},
+    {"layout", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner"},
     {"attend"},

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 import pytest
 from typer.testing import CliRunner
 
+from locant import operators
 from locant.cli import app
 from locant.compare import settings
 
@@ -31,6 +32,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 KNOWN = {"python", "pycon", "text", "toml", "sh"}
 PICTURE = 150_000  # bytes
+COMPILED = not isinstance(operators.built(), str)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(path: Path, tmp_path: 
             assert doctest.DocTestRunner().run(test).failed == 0
         elif block.language == "text":
             assert block.follows, f"{where}: shows the output of nothing"
-            assert printed == block.text, where
+            if COMPILED or "kernel    native" not in block.text:  # a plan where the compiled kernels are
+                assert printed == block.text, where
         elif block.language == "toml":
             (tmp_path / "config.toml").write_text(block.text)
             assert settings.resolve({}, tmp_path / "config.toml").recipes
@@ -173,7 +176,7 @@ def test_the_layout_names_every_file() -> None:
     """docs/architecture.md has one line per file, and no line for a file that is gone."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     layout = page[page.index("## Where") : page.index("## Arrows")]
-    listed = set(re.findall(r"\b([a-z_]+\.(?:py|html|css|js))\b", layout))
-    source = ROOT / "src" / "locant"
-    there = {path.name for path in source.rglob("*") if path.suffix in (".py", ".html", ".css", ".js")}
+    listed = set(re.findall(r"\b([a-z_]+\.(?:py|html|css|js|cpp|h))\b", layout))
+    kinds = (".py", ".html", ".css", ".js", ".cpp", ".h")
+    there = {path.name for top in ("src/locant", "csrc") for path in (ROOT / top).rglob("*") if path.suffix in kinds}
     assert listed == {file for file in there if not file.startswith("__")}

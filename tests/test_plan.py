@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from exactness import MASKS
@@ -18,13 +22,16 @@ from locant import (
     Segments,
     Windows,
     attention,
+    operators,
     plan,
     planner,
 )
+from locant.kernels import native
 from locant.masks import Structure
 from locant.problem import Problem
 
 ABSENT = {name for name in planner.KNOWN if name not in {k.name for k in planner.FAMILY}}
+COMPILED = not isinstance(operators.built(), str)
 
 
 def blank(batch, count, grid, head_dim, **options):
@@ -45,22 +52,25 @@ GATED = [
 ]
 
 
+@pytest.mark.parametrize("kernel", ["native", "sdpa"])
 @pytest.mark.parametrize(("mask", "options", "sentence"), GATED)
-def test_a_refusal_is_one_sentence_everywhere(mask, options, sentence):
+def test_a_refusal_is_one_sentence_everywhere(mask, options, sentence, kernel):
     """What the kernel says, the plan prints, and asking for it by name raises."""
+    if kernel == "native" and isinstance(mask, Pairs):
+        sentence = "Pairs is dense by nature, and these kernels never form what is dense"
     options = dict(options)
     grid = Grid(2, 3, prefix=options.pop("prefix", 0))
     q, k, v = heads(grid, batch=1)
     arguments = {"grid": grid, "position": GatedPosition(2), "mask": mask, **options}
     found = plan(q, k, v, **arguments)
     assert found.kernel == "reference"
-    why = dict(found.passed_over)["sdpa"]
+    why = dict(found.passed_over)[kernel]
     assert sentence in why
-    assert f"not sdpa      {why}" in str(found)
+    assert f"not {kernel:9} {why}" in str(found)
     assert "kernel    reference" in str(found)
     for ask in (attention, plan):
         with pytest.raises(ValueError, match="it refuses") as caught:
-            ask(q, k, v, kernel="sdpa", **arguments)
+            ask(q, k, v, kernel=kernel, **arguments)
         assert why in str(caught.value)
         assert 'leave kernel="auto"' in str(caught.value)
 
@@ -68,7 +78,7 @@ def test_a_refusal_is_one_sentence_everywhere(mask, options, sentence):
 def test_log_sum_exp_is_refused_by_sdpa():
     q, k, v = heads(Grid(6))
     found = plan(q, k, v, return_lse=True)
-    assert found.kernel == "reference"
+    assert found.kernel == ("native" if COMPILED else "reference")
     assert "log-sum-exp" in dict(found.passed_over)["sdpa"]
     with pytest.raises(ValueError, match="keeps its log-sum-exp to itself"):
         attention(q, k, v, return_lse=True, kernel="sdpa")
@@ -99,11 +109,124 @@ def test_nothing_falls_back_in_silence(scheme, mask):
     assert {found.kernel, *dict(found.passed_over)} == set(planner.KNOWN)
     assert all(len(why) > 20 for _, why in found.passed_over)
     gated = any(isinstance(p, GatedPosition) for p in parts(arguments["position"]))
-    beyond = Structure.of(arguments["mask"]).beyond_windows()
-    assert found.kernel == ("reference" if gated and (beyond or scheme.grid.prefix) else "sdpa")
-    assert plan(q, k, v, kernel="reference", **arguments).kernel == "reference"
-    by_name = dict(plan(q, k, v, kernel="reference", **arguments).passed_over)["sdpa"]
-    assert by_name == ("reference was asked for by name" if found.kernel == "sdpa" else dict(found.passed_over)["sdpa"])
+    structure = Structure.of(arguments["mask"])
+    able = [kernel.name for kernel in planner.FAMILY[:-1] if kernel.refuses(found.problem) is None]
+    if gated and (structure.beyond_windows() or scheme.grid.prefix):
+        assert able == []
+    else:
+        assert able == ["native"] * (COMPILED and not structure.pairs) + ["sdpa"]
+    assert found.kernel in (able or ["reference"])
+    dense = plan(q, k, v, kernel="reference", **arguments)
+    assert dense.kernel == "reference"
+    for name, why in dense.passed_over:
+        refused = name in ABSENT or planner.named(name).refuses(dense.problem) is not None
+        assert why == (dict(found.passed_over)[name] if refused else "reference was asked for by name")
+
+
+CELLS = Problem(1, 2, 2, 4, 4, Grid(2, 3), Grid(2, 3))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"device": "cuda"}, "these are kernels for the CPU, and the tensors are on cuda"),
+        (
+            {"exporting": True},
+            "under export the graph is made of torch's own operators, so that it runs without Locant",
+        ),
+        ({"mask": Structure(pairs=True)}, "Pairs is dense by nature, and these kernels never form what is dense"),
+        ({"mask": Structure(segments=2)}, "these kernels know one Segments; two would have to be numbered anew"),
+    ],
+)
+def test_what_native_refuses(change, sentence):
+    assert native.refuses(CELLS) is None
+    assert native.refuses(replace(CELLS, device="meta", mask=Structure(segments=1, padding=True), lse=True)) is None
+    problem = replace(CELLS, **change)
+    assert native.refuses(problem).startswith(sentence)
+    found = planner.plan(problem)
+    assert found.kernel == "sdpa"
+    assert dict(found.passed_over)["native"] == native.refuses(problem)
+
+
+def test_without_the_compiled_kernels_everything_runs_and_the_plan_says_why(monkeypatch):
+    monkeypatch.setattr(operators, "built", lambda: "the compiled kernels are not there (no compiler)")
+    caches = (planner.plan, planner._remembered)
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        q, k, v = heads(Grid(6))
+        found = plan(q, k, v, mask=Causal())
+        assert found.kernel == "sdpa"
+        assert "not native    the compiled kernels are not there (no compiler)" in str(found)
+        with pytest.raises(
+            ValueError, match=r"kernel='native' was asked for, and it refuses: .* \(no compiler\)\. Change"
+        ):
+            attention(q, k, v, mask=Causal(), kernel="native")
+        golden = attention(q, k, v, mask=Causal(), kernel="reference")
+        assert (attention(q, k, v, mask=Causal()) - golden).abs().max() < 1e-12
+        assert plan(q, k, v, return_lse=True).kernel == "reference"
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def test_a_module_that_does_not_load_is_a_sentence():
+    """Whatever fails, importing locant does not, and the plan shows what it was."""
+    code = """
+import sys
+sys.modules["locant._native"] = None  # an import of it now raises ImportError
+import torch, locant
+q = torch.randn(1, 1, 3, 4)
+print(locant.plan(q, q, q))
+print(locant.attention(q, q, q).isfinite().all().item())
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("kernel    sdpa\n")
+    assert "not native    the compiled kernels are not there (import of locant._native halted" in said
+    assert "; install Locant where a C++ compiler is\n" in said
+    assert said.endswith("True\n")
+
+
+@pytest.mark.native
+def test_costs_of_native_by_hand():
+    """No bias is expanded and no mask is spelled out: FLOPs are those of the pairs that share a cell."""
+    grid = Grid(5, 6)
+    q, k, v = blank(2, 3, grid, 4)
+    stream = 4 * 2 * 3 * 30 * 4 * 4  # q, k, v and the output, float32
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    for mask in (None, Causal(), Padding(valid), Segments(valid.long())):
+        free = plan(q, k, v, grid=grid, mask=mask, kernel="native")
+        assert (free.cost.flops, free.cost.bytes, free.cost.held) == (2 * 2 * 3 * 900 * (4 + 4), stream, 0)
+        assert free.cost.notes == ()
+    numbers, table = 3 * 9 * 11, RelativeTable(grid, 3)
+    for dtype, width in ((torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 4)):  # halves are computed in float32
+        found = plan(*(x.to(dtype) for x in (q, k, v)), grid=grid, position=table, kernel="native").cost
+        assert found.flops == 2 * 2 * 3 * 900 * (4 + 4)
+        assert found.held == numbers * width
+        assert found.bytes == stream * dtype.itemsize // 4 + found.held
+        assert found.notes == (f"reads the table in place: {numbers * width:,} bytes, whatever the number of pairs",)
+    rows = plan(
+        *blank(2, 3, Grid(5, 6, prefix=2), 4), grid=Grid(5, 6, prefix=2), position=ALiBi(3, distance="manhattan")
+    )
+    assert rows.cost.flops == 2 * 2 * 3 * 32**2 * 8
+
+
+@pytest.mark.native
+def test_costs_of_native_under_windows_by_hand():
+    """56 × 56 cut at 7, shifted by 3, and cells that a prefix joins as keys and as a cell of its own."""
+    grid, mask = Grid(56, 56), Windows((7, 7), shift=(3, 3))
+    q, k, v = blank(1, 3, grid, 32)
+    found = plan(q, k, v, grid=grid, position=RelativeTable(Grid(7, 7), 3), mask=mask, kernel="native")
+    assert found.cost.flops == 2 * 3 * (9 + 7 * 49 + 16) ** 2 * (32 + 32)
+    assert found.cost.held == 3 * 13 * 13 * 4
+    assert found.cost.bytes == 4 * (4 * 3 * 3136 * 32) + found.cost.held
+    grid = Grid(4, 4, prefix=1)
+    found = plan(*blank(1, 2, grid, 8), grid=grid, mask=Windows((2, 2)), kernel="native")
+    assert found.cost.flops == 2 * 2 * (4 * 4 * (4 + 1) + 17) * 16
+    gate = plan(*blank(2, 3, Grid(5, 6), 4), grid=Grid(5, 6), position=GatedPosition(3), kernel="native")
+    assert gate.cost.flops == 2 * 2 * 3 * 900 * 8 + 2 * 2 * 3 * 30 * (5 + 6) * 4
+    assert f"axis by axis: {3 * (25 + 36)} weights for the whole batch" in str(gate)
 
 
 def test_costs_of_a_whole_grid_by_hand():
@@ -111,16 +234,17 @@ def test_costs_of_a_whole_grid_by_hand():
     grid = Grid(5, 6)
     q, k, v = blank(2, 3, grid, 4)
     stream = 4 * 2 * 3 * 30 * 4 * 4  # q, k, v and the output, float32
-    free = plan(q, k, v, grid=grid).cost
+    free = plan(q, k, v, grid=grid, kernel="sdpa").cost
     assert (free.flops, free.bytes, free.held) == (2 * 2 * 3 * 900 * (4 + 4), stream, 0)
-    alibi = plan(q, k, v, grid=grid, position=ALiBi(3, distance="manhattan")).cost
+    alibi = plan(q, k, v, grid=grid, position=ALiBi(3, distance="manhattan"), kernel="sdpa").cost
     assert (alibi.flops, alibi.held) == (free.flops, 3 * 900 * 4)
     assert alibi.bytes == stream + alibi.held
     table = RelativeTable(grid, 3)
-    learned = plan(*(torch.empty_like(x, device="cpu") for x in (q, k, v)), grid=grid, position=table).cost
+    real = [torch.empty_like(x, device="cpu") for x in (q, k, v)]
+    learned = plan(*real, grid=grid, position=table, kernel="sdpa").cost
     assert learned.held == 3 * 900 * 4 + 2 * (2 * 3 * 900) * 4, "torch's unfused path holds scores and weights"
     with torch.no_grad():
-        assert plan(q, k, v, grid=grid, position=table).cost.held == alibi.held
+        assert plan(q, k, v, grid=grid, position=table, kernel="sdpa").cost.held == alibi.held
     dense = plan(q, k, v, grid=grid, position=table, kernel="reference").cost
     assert dense.flops == free.flops
     assert dense.held == 3 * (2 * 3 * 900) * 4
@@ -131,7 +255,7 @@ def test_costs_of_swins_windows_by_hand():
     grid, mask = Grid(56, 56), Windows((7, 7), shift=(3, 3))
     q, k, v = blank(1, 3, grid, 32)
     with torch.no_grad():
-        found = plan(q, k, v, grid=grid, position=RelativeTable(Grid(7, 7), 3), mask=mask)
+        found = plan(q, k, v, grid=grid, position=RelativeTable(Grid(7, 7), 3), mask=mask, kernel="sdpa")
     line = {3: 1, 7: 7, 4: 1}
     pairs = sum(a * b * (m * n) ** 2 for m, a in line.items() for n, b in line.items())
     assert pairs == (9 + 7 * 49 + 16) ** 2
@@ -140,7 +264,8 @@ def test_costs_of_swins_windows_by_hand():
     assert found.cost.bytes == 3 * 4 * (4 * 3 * 3136 * 32) + found.cost.held
     assert "expands the bias for 9 groups of equal cells" in str(found)
     with torch.no_grad():
-        straight = plan(q, k, v, grid=grid, position=RelativeTable(Grid(7, 7), 3), mask=Windows((7, 7)))
+        cells = Windows((7, 7))
+        straight = plan(q, k, v, grid=grid, position=RelativeTable(Grid(7, 7), 3), mask=cells, kernel="sdpa")
     assert straight.cost.flops == 2 * 3 * 64 * 49**2 * 64
     assert "expands the bias for 1 group of equal cells" in str(straight)
 
@@ -149,7 +274,7 @@ def test_costs_of_prefix_tokens_by_hand():
     """They join every cell as keys, and as queries see everything."""
     grid = Grid(4, 4, prefix=1)
     q, k, v = blank(1, 2, grid, 8)
-    found = plan(q, k, v, grid=grid, mask=Windows((2, 2)))
+    found = plan(q, k, v, grid=grid, mask=Windows((2, 2)), kernel="sdpa")
     assert found.cost.flops == 2 * 2 * (4 * 4 * (4 + 1) + 17) * 16
 
 
@@ -157,7 +282,7 @@ def test_costs_of_a_gate_by_hand():
     """Its positional half costs O(N (H + W)), once more the content's only on small grids."""
     grid = Grid(5, 6)
     q, k, v = blank(2, 3, grid, 4)
-    found = plan(q, k, v, grid=grid, position=GatedPosition(3))
+    found = plan(q, k, v, grid=grid, position=GatedPosition(3), kernel="sdpa")
     content = 2 * 2 * 3 * 900 * 8
     assert found.cost.flops == content + 2 * 2 * 3 * 30 * (5 + 6) * 4
     assert f"axis by axis: {3 * (25 + 36)} weights for the whole batch" in str(found)
@@ -171,7 +296,7 @@ def test_masks_that_are_spelled_out_are_counted():
     bias, line = 4 * count * 24 * 24, Grid(24)
 
     def held(grid, mask, position=None):
-        return plan(q, k, v, grid=grid, mask=mask, position=position).cost.held
+        return plan(q, k, v, grid=grid, mask=mask, position=position, kernel="sdpa").cost.held
 
     assert held(line, Causal()) == 0, "torch's own is_causal"
     assert held(grid, Causal()) == 24 * 24
@@ -181,7 +306,8 @@ def test_masks_that_are_spelled_out_are_counted():
     assert held(grid, Padding(valid), alibi) == bias + batch * bias, "-inf in a bias of each sample's own"
     cells = Windows((2, 3))
     assert held(grid, cells & Padding(valid), alibi) == 4 * count * 36 + batch * 4 * count * 4 * 36
-    assert "spells out padding pair by pair" in str(plan(q, k, v, grid=grid, mask=Padding(valid), position=alibi))
+    shown = str(plan(q, k, v, grid=grid, mask=Padding(valid), position=alibi, kernel="sdpa"))
+    assert "spells out padding pair by pair" in shown
 
 
 def test_it_reads_no_values():
@@ -208,8 +334,9 @@ def test_it_is_cached_and_the_cache_is_bounded():
 
 def test_it_shows_itself():
     q, k, v = heads(Grid(3))
-    shown = str(plan(q, k, v))
-    assert shown.startswith("kernel    sdpa\ncost      ")
-    assert "not reference the definition, dense" in shown
-    assert plan(q, k, v)._repr_html_().startswith("<pre>kernel    sdpa")
+    found = plan(q, k, v)
+    assert found.kernel in ("native", "sdpa")
+    assert str(found).startswith(f"kernel    {found.kernel}\ncost      ")
+    assert "not reference the definition, dense" in str(found)
+    assert found._repr_html_().startswith(f"<pre>kernel    {found.kernel}")
     assert "×" in plan(q, k, v, kernel="reference")._repr_html_()

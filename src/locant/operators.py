@@ -3,9 +3,9 @@
     out, lse = attend(q, k, v, table, rows, valid, query_id, key_id, described, free, scale, dropout, seed)
 
 q [batch, heads, queries, head_dim], k and v with kv_heads, any strides; or qkv [batch, *grid, 3, heads, head_dim].
-`table [heads, *offsets]` and `rows [3, heads]` (query_prefix, key_prefix, both) are the bias; `valid [batch or 1, keys]`
+`table [heads, *offsets]`, `rows [3, heads]` (query_prefix, key_prefix, both) are the bias, `valid [batch or 1, keys]`
 is the padding, `query_id` and `key_id` are the segments, `free` counts the prefix queries and keys that belong to every
-segment; `described` is the layout (locant.layout). `seed` is drawn outside: checkpointing, compile and resume repeat it.
+segment; `described` is the layout (locant.layout). `seed` is drawn outside: checkpointing, compile, resume repeat it.
 
 out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32 (float64 for float64).
 """
