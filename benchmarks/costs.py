@@ -24,10 +24,10 @@ TARGET = Path(__file__).parents[1] / "src" / "locant" / "costs.py"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KERNELS = ("native", "sdpa")
 Make = Callable[[torch.dtype], Workload]
-HEAD = '''"""How long each part of a kernel's work takes, for comparing kernels (locant.speed): written by benchmarks/costs.py.
+HEAD = '''"""How long each part of a kernel's work takes, for comparing kernels (locant.speed).
 
-In seconds per call, work item, FLOP, score, byte moved and byte held; by kernel, dtype and mode: "forward", "train"
-(forward and backward), "learned" (the same with the gradient of a bias).
+Written by benchmarks/costs.py, not by hand. In seconds per call, work item, FLOP, score, byte moved and byte held; by
+kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (the same with the gradient of a bias).
 Measured on {processor} ({instructions}), {threads}, torch {torch}, commit {commit}, {date}.
 """
 
@@ -79,8 +79,9 @@ FITTED: tuple[Make, ...] = (
     plain(1, 2, 784, 16), plain(1, 2, 512, 256), plain(1, 1, 1600, 64),
     table(8, 4, 16, Grid(4, 4)), table(8, 8, 32, Grid(8, 8)), table(2, 8, 64, Grid(14, 14)),
     table(4, 4, 32, Grid(14, 14)), table(1, 4, 64, Grid(28, 28)), table(1, 2, 32, Grid(40, 40)),
-    table(2, 6, 32, Grid(28, 28), (7, 7)), table(2, 6, 32, Grid(28, 28), (7, 7), 3), table(2, 24, 32, Grid(7, 7), (7, 7)),
-    table(1, 4, 32, Grid(36, 36), (12, 12), 6), table(1, 4, 64, Grid(8, 14, 14), (8, 1, 1)),
+    table(2, 6, 32, Grid(28, 28), (7, 7)), table(2, 6, 32, Grid(28, 28), (7, 7), 3),
+    table(2, 24, 32, Grid(7, 7), (7, 7)), table(1, 4, 32, Grid(36, 36), (12, 12), 6),
+    table(1, 4, 64, Grid(8, 14, 14), (8, 1, 1)),
     decode(1, 32, 32, 64, 1, 1024), decode(1, 8, 8, 64, 1, 4096), decode(1, 32, 8, 128, 1, 1024),
     decode(1, 8, 8, 64, 8, 2048), decode(1, 16, 16, 64, 1, 2048, True), decode(2, 8, 8, 32, 32, 1024),
     crossed(2, 8, 64, 64, 512), crossed(1, 8, 40, 512, 77), masked(2, 4, 64, 512, "causal"),

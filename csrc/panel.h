@@ -161,7 +161,10 @@ INLINE void fill(real* row, int64_t from, int64_t to, real x) {
 
 // One vector's bias for every key with a place: each lane from its slice of the table.
 INLINE void slices(const real* table, const Slice* slice, int64_t count, const Keys& keys, int64_t lanes, real* s) {
-    if (count == 0) return;  // no lane has a place
+    if (count == 0) {  // no lane has a place; those without a query must not hold what was there before
+        for (int64_t j = keys.prefix; j < keys.count; ++j) store(s + j * lanes, vec{});
+        return;
+    }
     const real* first = table + slice[0].place;
     if (count == 1) {
         for (int64_t j = keys.prefix; j < keys.count; ++j) store(s + j * lanes, load(first - keys.place[j]));

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from rows.row import Row, Setting, exact, fresh
-from rows.whole import biased, drawn, flat_index
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable, attention
 from locant.bench.memory import extra, peak
 from locant.bench.workload import Workload
+from rows.row import Row, Setting, exact, fresh
+from rows.whole import biased, drawn, flat_index
 
 GB = 1e9
 

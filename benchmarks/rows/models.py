@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
-from rows.mend import mend_torchvision
-from rows.row import Row, Setting, fresh, near, of_ratio
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from locant import Grid
 from locant.nn import WindowAttention
+from rows.mend import mend_torchvision
+from rows.row import Row, Setting, fresh, near, of_ratio
 
 BATCH, SIDE, CLASSES = 8, 224, 1000
 

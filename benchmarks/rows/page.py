@@ -8,10 +8,10 @@ HEAD = """# Performance
 
 Written by `python benchmarks/attention.py --threads 2,1 --write docs/performance.md`; not edited by hand.
 
-Each figure is the median of ratios over rounds, quartiles in brackets: in a round every contender is timed once, in turn,
-in one process. A sample counts only if a small matrix product just before and just after it ran at full speed; figures of
-a machine that was not quiet bear a star. A contender is timed after its results were compared: ours with the dense
-definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
+Each figure is the median of ratios over rounds, quartiles in brackets: in a round every contender is timed once, in
+turn, in one process. A sample counts only if a small matrix product just before and just after it ran at full speed;
+figures of a machine that was not quiet bear a star. A contender is timed after its results were compared: ours with the
+dense definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
 Operands are as the other contenders left the caches, mostly cold. N is the number of tokens, d channels per head.
 
 """

@@ -1,16 +1,16 @@
-"""Attention over a whole grid with a learned table, forward and backward: against itself without position, and torch."""
+"""Attention over a whole grid with a learned table: against itself without position, and against torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from rows.row import Row, Setting, exact, fresh, near, of_ratio
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable
 from locant.bench.workload import Workload
+from rows.row import Row, Setting, exact, fresh, near, of_ratio
 
 SHAPES = ((16, 12, 14), (2, 12, 28), (1, 8, 56))  # batch, heads, side of the map
 DIMS = (64, 32)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rows.mend import mend_torchvision
-from rows.row import Row, Setting, exact, fresh, near, of_ratio
-from rows.whole import eager
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable, Windows, attention_packed
 from locant.bench.clock import Times
 from locant.bench.workload import Workload
+from rows.mend import mend_torchvision
+from rows.row import Row, Setting, exact, fresh, near, of_ratio
+from rows.whole import eager
 
 HEAD_DIM = 32
 
@@ -190,9 +190,7 @@ def train(setting: Setting) -> Iterator[Row]:
         peer = times.fastest("timm default", "timm fused")
         target = 2.0 if stage.number == 1 else 1.25
         ratio = times.ratio(peer, "ours")
-        yield of_ratio(
-            "windows-train", f"forward + backward, {stage}", f"{peer}, flushed", ratio, times, target=target
-        )
+        yield of_ratio("windows-train", f"forward + backward, {stage}", f"{peer}, flushed", ratio, times, target=target)
 
 
 def temporal(setting: Setting) -> Iterator[Row]:

@@ -1,8 +1,9 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-What the options mean, their defaults and their checks live in `locant.compare`, which is imported inside the
-command: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
-errors go to standard error. Exit codes: 0 done, 2 refused with one sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
+What the options mean, their defaults and their checks live in `locant.compare` and `locant.bench`, which are imported
+inside the commands: `--help` answers at once, without torch. Standard output carries the result and nothing else;
+progress and errors go to standard error. Exit codes: 0 done, 1 a kernel gave wrong results (bench), 2 refused with one
+sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 from locant import __version__
 
 if TYPE_CHECKING:
+    from locant import bench
     from locant.compare import Result
 
 Value = TypeVar("Value", int, float, str)
@@ -71,6 +73,32 @@ Strict = Annotated[bool, _option(RUN, "Refuse unreadable files instead of listin
 Config = Annotated[Path | None, _option(RUN, "TOML with these names; options given here win.", metavar="FILE")]
 Json = Annotated[bool, _option(OUTPUT, "Print the results as JSON and nothing else.", "--json")]
 Quiet = Annotated[bool, _option(OUTPUT, "Print the path of the report and nothing else.", "--quiet", "-q")]
+
+PROBLEM, WHO, MEASURE = "Problem", "Who may attend", "Measurement"
+Cells = Annotated[str, _option(PROBLEM, "Where tokens are: 196, 14x14, 8x14x14.", "--grid", metavar="SIZES")]
+ManyHeads = Annotated[int | None, _option(PROBLEM, "Heads of the queries; default 8.", "--heads", metavar="N")]
+HeadDim = Annotated[int | None, _option(PROBLEM, "Channels of a head; default 64.", metavar="N")]
+Samples = Annotated[int | None, _option(PROBLEM, "Default 1.", "--batch", metavar="N")]
+Position = Annotated[str | None, _option(PROBLEM, "none, relative, alibi, rotary or gated.", metavar="NAME")]
+KvHeads = Annotated[int | None, _option(PROBLEM, "Heads of keys and values, if fewer.", metavar="N")]
+ValueDim = Annotated[int | None, _option(PROBLEM, "Channels of a value, if others.", metavar="N")]
+Queries = Annotated[
+    int | None, _option(PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", metavar="N")
+]
+Prefix = Annotated[int | None, _option(PROBLEM, "Class tokens before the grid.", metavar="N")]
+Number = Annotated[str | None, _option(PROBLEM, "float32, float64, bfloat16 or float16.", "--dtype", metavar="NAME")]
+Window = Annotated[str | None, _option(WHO, "Only inside windows: 7x7.", metavar="SIZES")]
+Shift = Annotated[str | None, _option(WHO, "How far windows are moved: 3x3.", metavar="SIZES")]
+Order = Annotated[str | None, _option(WHO, "none or causal.", "--mask", metavar="NAME")]
+Train = Annotated[
+    bool | None, _option(MEASURE, "Forward and backward alone, or forward alone; default both.", "--train/--forward")
+]
+Cores = Annotated[int | None, _option(MEASURE, "Threads of torch; default its own choice.", "--threads", metavar="N")]
+Seconds = Annotated[float | None, _option(MEASURE, "For each of the two; default 5.", metavar="S")]
+JsonFile = Annotated[
+    str | None, _option(OUTPUT, "File for all figures; - prints them alone.", "--json", metavar="PATH")
+]
+Terse = Annotated[bool, _option(OUTPUT, "Print only whether the plan picked the fastest.", "--quiet", "-q")]
 
 
 def _version(asked: bool) -> bool:
@@ -145,13 +173,70 @@ def _compare(
         "config": config,
         "quiet": quiet or json,
     }
-    with _sentences():
+    with _sentences("stopped; go on with --resume"):
         from locant import compare
 
         with redirect_stdout(sys.stderr):
             result = compare.run(data, **given)
         if os.environ.get("RANK", "0") == "0":  # torchrun starts this command once per process; one of them speaks
             _show(result, json=json, quiet=quiet)
+
+
+@app.command("bench", epilog="Example: `locant bench --grid 14x14 --heads 12 --head-dim 64 --position relative`")
+def _bench(
+    grid: Cells,
+    heads: ManyHeads = None,
+    head_dim: HeadDim = None,
+    batch: Samples = None,
+    position: Position = None,
+    kv_heads: KvHeads = None,
+    value_dim: ValueDim = None,
+    queries: Queries = None,
+    prefix: Prefix = None,
+    dtype: Number = None,
+    window: Window = None,
+    shift: Shift = None,
+    mask: Order = None,
+    train: Train = None,
+    threads: Cores = None,
+    seconds: Seconds = None,
+    json: JsonFile = None,
+    quiet: Terse = False,
+) -> None:
+    """Which kernel is the fastest on my problem, here?
+
+    Runs the plan's choice and every other kernel that can, in turn, and says whether the plan picked the fastest. Each
+    is compared with the definition first: a kernel whose results are wrong gets no speed, and the exit code is 1.
+    """
+    with _sentences("stopped"):
+        from locant import bench
+
+        def tell(sentence: str) -> None:
+            print(sentence, file=sys.stderr)
+
+        result = bench.run(
+            grid=grid, heads=heads, head_dim=head_dim, batch=batch, position=position, kv_heads=kv_heads,
+            value_dim=value_dim, queries=queries, prefix=prefix, dtype=dtype, window=window, shift=shift, mask=mask,
+            train=train, threads=threads, seconds=seconds, tell=None if quiet else tell,
+        )  # fmt: skip
+        if json not in (None, "-"):
+            Path(str(json)).write_text(result.json() + "\n", encoding="utf-8")
+        _show_bench(result, alone=json == "-", quiet=quiet)
+    if result.red:
+        raise typer.Exit(1)
+
+
+def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:
+    if alone:
+        print(result.json())
+    elif quiet:
+        print(*result.verdicts(), sep="\n")
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
+        print("", *result.sentences(), sep="\n")
+    sys.stdout.flush()
 
 
 def _show(result: Result, *, json: bool, quiet: bool) -> None:
@@ -168,14 +253,14 @@ def _show(result: Result, *, json: bool, quiet: bool) -> None:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(stopped: str) -> Iterator[None]:
     """What a user can run into, as one sentence and an exit code."""
     with suppress(ValueError):  # only the main thread hears signals
         signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
     except KeyboardInterrupt as stop:
-        _stop("stopped; go on with --resume", 128 + (stop.args[0] if stop.args else signal.SIGINT))
+        _stop(stopped, 128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # the reader (head, less) has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None

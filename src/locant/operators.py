@@ -26,7 +26,7 @@ from torch.utils.flop_counter import register_flop_formula
 from locant.layout import Layout, layout
 
 NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-MARGIN = 64  # numbers around a table that a vector may read and does not use
+MARGIN = 64  # zeros around a table: a vector may read them, in lanes that hold no query
 LOG2E = math.log2(math.e)
 
 
@@ -78,6 +78,7 @@ def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple
     if table is None:
         return None, None, 0
     held = torch.empty(table.numel() + 2 * MARGIN, dtype=kind)
+    held[:MARGIN] = held[-MARGIN:] = 0
     torch.mul(table.detach().reshape(-1), LOG2E, out=held[MARGIN:-MARGIN])
     return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), math.prod(table.shape[1:])
 

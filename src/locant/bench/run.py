@@ -1,0 +1,109 @@
+"""From settings to a result: exactness, then time, then memory, of the plan's choice and of all others that can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from locant import planner
+from locant.bench import machine, memory
+from locant.bench.clock import Gate, Times, interleaved
+from locant.bench.exactness import Truth
+from locant.bench.result import Entry, Mode, Result
+from locant.bench.settings import Settings, Sides, resolve
+from locant.bench.workload import Workload
+from locant.kernels import reference
+
+HELD = 1_000_000_000  # bytes: over this the dense definition is not timed
+
+
+def run(
+    *,
+    grid: Sides,
+    heads: int | None = None,
+    head_dim: int | None = None,
+    batch: int | None = None,
+    position: str | None = None,
+    kv_heads: int | None = None,
+    value_dim: int | None = None,
+    queries: int | None = None,
+    prefix: int | None = None,
+    window: Sides | None = None,
+    shift: Sides | None = None,
+    mask: str | None = None,
+    dtype: str | None = None,
+    train: bool | None = None,
+    threads: int | None = None,
+    seconds: float | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> Result:
+    """Measure one attention problem with every kernel that can run it, the plan's choice among them.
+
+    Args:
+        grid: where the keys are: 196, "14x14", (8, 14, 14); the queries are the same tokens, or the last `queries`
+            along the first axis.
+        heads, head_dim, batch, kv_heads, value_dim, prefix: sizes; by default 8 heads of 64, batch 1.
+        position: "none", "relative", "alibi", "rotary" or "gated".
+        window, shift, mask: who may attend; mask is "none" or "causal".
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        train: True for forward and backward alone, False for forward alone, None for both.
+        threads: of torch; default as it is set.
+        seconds: for each of the two.
+        tell: is called with a sentence on what is going on.
+
+    Raises:
+        ValueError: what does not fit together, in the words of `locant.attention`.
+    """
+    given: dict[str, Any] = {
+        "grid": grid, "heads": heads, "head_dim": head_dim, "batch": batch, "position": position, "kv_heads": kv_heads,
+        "value_dim": value_dim, "queries": queries, "prefix": prefix, "window": window, "shift": shift, "mask": mask,
+        "dtype": dtype, "train": train, "threads": threads, "seconds": seconds,
+    }  # fmt: skip
+    chosen = resolve(given)
+    say = tell or (lambda sentence: None)
+    with _threads(chosen.threads):
+        work = chosen.workload()
+        gate = Gate()
+        gate.settle()
+        modes = tuple(_measured(mode, work, chosen, gate, say) for mode in chosen.modes)
+        return Result(chosen, machine.described(), modes, gate.best, gate.quiet_probes / gate.probes)
+
+
+def _measured(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Callable[[str], object]) -> Mode:
+    train = mode == "train"
+    plan = work.plan(train=train)
+    refused = {k.name: why for k in planner.FAMILY if (why := _why_not(k, work, train)) is not None}
+    say(f"{mode}: comparing with the definition in float64")
+    truth = Truth(work, train=train)
+    findings = {k.name: tuple(truth.check(k.name)) for k in planner.FAMILY if k.name not in refused}
+    right = [name for name, found in findings.items() if not any(f.red for f in found)]
+    say(f"{mode}: timing {', '.join(right)} in turn, {chosen.seconds:g} seconds")
+    run_it = work.gradients if train else work.forward
+    calls = {name: (lambda name=name: run_it(name)) for name in right}
+    times = interleaved(calls, chosen.seconds, gate) if calls else Times({}, gate)
+    extra = {name: memory.extra(call) for name, call in calls.items()}
+    entries = [
+        Entry(name, found, times.samples.get(name, ()), extra.get(name)) for name, found in findings.items()
+    ] + [Entry(name, (), (), None, why) for name, why in refused.items()]  # fmt: skip
+    return Mode(mode, plan.kernel, tuple(entries), times, truth.compared / max(1, work.pairs))
+
+
+def _why_not(kernel: Any, work: Workload, train: bool) -> str | None:
+    problem = work.plan(train=train).problem
+    why: str | None = kernel.refuses(problem)
+    if why is None and kernel is reference and (1 + train) * kernel.cost(problem).held > HELD:
+        why = f"it would hold {(1 + train) * kernel.cost(problem).held / 1e9:.1f} GB of scores; it is not timed"
+    return why
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
