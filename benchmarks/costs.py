@@ -154,7 +154,11 @@ def measured(seconds: float, gate: Gate) -> dict[tuple[str, str, str], list[floa
             work = make(getattr(torch, dtype))
             for kernel, mode, t in timed(work, seconds, gate):
                 found.setdefault((kernel, dtype, mode), []).append((parts(work, kernel, mode), t))
-    return {key: fit(rows) for key, rows in sorted(found.items())}
+    constants = {key: fit(rows) for key, rows in sorted(found.items())}
+    for key, rows in sorted(found.items()):
+        off = [sum(x * c for x, c in zip(amounts, constants[key], strict=True)) / t for amounts, t in rows]
+        print(f"{' '.join(key):26} {len(rows)} problems, predicted / true: {min(off):.2f} to {max(off):.2f}")
+    return constants
 
 
 def written(constants: dict[tuple[str, str, str], list[float]]) -> str:

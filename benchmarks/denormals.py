@@ -3,9 +3,9 @@
     python benchmarks/denormals.py [--rounds 15]
 
 Batch 8, 56 × 56 tokens, 3 heads, windows of 7 × 7 shifted by 3, float32, one thread. The same logits are softmaxed with
--100 and with -inf where a pair is blocked; both products are timed in turn in one process, and the ratio of a round's
-times is taken. Whether denormal numbers are flushed is a setting of a thread that must come first, so each setting runs
-in a process of its own.
+-100 and with -inf where a pair is blocked; both products are timed in turn in one process while the machine is quiet
+(locant.bench.clock), and the ratio of a round's times is taken. Whether denormal numbers are flushed is a setting of a
+thread that must come first, so each setting runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
-import time
 
 BATCH, SIDE, HEADS, WINDOW, SHIFT, HEAD_DIM = 8, 56, 3, 7, 3, 32
 
@@ -41,6 +39,7 @@ def measured(flush: bool, rounds: int) -> tuple[float, float, float]:
     import torch
 
     from locant import Grid, Windows
+    from locant.bench.clock import Gate, interleaved
 
     if flush and not torch.set_flush_denormal(True):
         raise SystemExit("this processor cannot flush denormal numbers: nothing was measured")
@@ -58,16 +57,11 @@ def measured(flush: bool, rounds: int) -> tuple[float, float, float]:
         torch.softmax(logits + torch.where(free, 0.0, blocked)[None, :, None], -1) for blocked in (-100.0, -torch.inf)
     )
     assert (finite @ v - infinite @ v).abs().max() < 1e-5, "the two say different things: no speed is given"
-    ratios = []
-    for _ in range(rounds):
-        times = []
-        for weights in (finite, infinite):
-            start = time.perf_counter()
-            weights @ v
-            times.append(time.perf_counter() - start)
-        ratios.append(times[0] / times[1])
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return low, median, high
+    gate = Gate()
+    gate.settle()
+    times = interleaved({"finite": lambda: finite @ v, "infinite": lambda: infinite @ v}, 5.0, gate, rounds)
+    ratio = times.ratio("finite", "infinite")
+    return ratio.low, ratio.median, ratio.high
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/gpsa.py [--json] [--seconds 8] [--threads 2]
 
 Same weights, same tokens, float32, no gradients; heads and width of convit_small. Both are timed in turn in one
-process, the order changing every round, and a round's times are divided: what is shown is the median of those ratios
-and their quartiles. Results that are more than 1e-5 apart stop everything before a time is taken.
+process, and a round's times are divided: what is shown is the median of those ratios and their quartiles, with a star
+where the machine was not quiet (locant.bench.clock). Results that are more than 1e-5 apart stop everything before a
+time is taken.
 
 The positional softmax has weights so small that they are denormal numbers, which CPUs compute slowly. That is a
 setting of each thread, inherited when it starts, so both settings run in a process of their own: as torch comes, and
@@ -15,20 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
+
+from rows.mend import mend_torchvision
+
+from locant.bench import machine
+from locant.bench.clock import Gate, Times, interleaved
 
 DIM, HEADS = 432, 9  # convit_small
 CASES = ((14, 8), (28, 4), (56, 1))  # side of the map, batch
 MOST = 1e-5  # how far apart the results may be
-ROUNDS = 5  # at least
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
         if done.returncode:
             return done.returncode
         rows += json.loads(done.stdout)
-    result = {"machine": machine(rows[0]["threads"]), "rows": rows}
+    result = {"machine": {**machine.described("timm"), "threads": rows[0]["threads"]}, "rows": rows}
     print(json.dumps(result, indent=2) if arguments.json else table(result))
     return 0
 
@@ -57,6 +57,8 @@ def measured(denormals: str, threads: int | None, seconds: float) -> Iterator[di
         raise SystemExit("this processor cannot flush denormal numbers: nothing was measured")
     if threads is not None:
         torch.set_num_threads(threads)
+    gate = Gate()
+    gate.settle()
     for side, batch in CASES:
         torch.manual_seed(0)
         theirs, ours = modules(side)
@@ -65,7 +67,7 @@ def measured(denormals: str, threads: int | None, seconds: float) -> Iterator[di
             error = float((ours(x) - theirs(x)).abs().max())
             if not error <= MOST:  # a NaN is not
                 raise SystemExit(f"{side} × {side}: results differ by {error:.1e}, more than {MOST}: no speed is shown")
-            times = interleaved(partial(theirs, x), partial(ours, x), seconds)
+            times = interleaved({"timm": partial(theirs, x), "locant": partial(ours, x)}, seconds, gate)
         yield {
             "denormals": denormals, "side": side, "batch": batch, "error": error, "threads": torch.get_num_threads(),
             **summary(times),
@@ -79,7 +81,7 @@ def modules(side: int) -> tuple[Callable, Callable]:
     from locant import Grid
     from locant.nn import GatedAttention
 
-    _mend_torchvision()
+    mend_torchvision()
     from timm.models.convit import GPSA
 
     theirs = GPSA(DIM, num_heads=HEADS)
@@ -96,42 +98,11 @@ def modules(side: int) -> tuple[Callable, Callable]:
     return theirs.eval(), ours.eval()
 
 
-def interleaved(first: Callable[[], object], second: Callable[[], object], seconds: float) -> list[tuple[float, float]]:
-    """Seconds of both, round by round, until the budget is spent; whoever went last goes first."""
-    for call in (first, second):
-        call()
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < ROUNDS or time.perf_counter() < end:
-        turn = {}
-        for call in (first, second) if len(times) % 2 else (second, first):
-            start = time.perf_counter()
-            call()
-            turn[call] = time.perf_counter() - start
-        times.append((turn[first], turn[second]))
-    return times
-
-
-def summary(times: list[tuple[float, float]]) -> dict[str, float]:
-    ratios = [theirs / ours for theirs, ours in times]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+def summary(times: Times) -> dict[str, object]:
+    ratio = times.ratio("timm", "locant")
     return {
-        "timm_ms": 1e3 * statistics.median(theirs for theirs, _ in times),
-        "locant_ms": 1e3 * statistics.median(ours for _, ours in times),
-        "ratio": middle, "ratio_low": low, "ratio_high": high, "rounds": len(times),
-    }  # fmt: skip
-
-
-def machine(threads: int) -> dict[str, object]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "processor": _processor(), "threads": threads, "python": platform.python_version(),
-        "torch": version("torch"), "timm": version("timm"), "commit": commit.stdout.strip() or "unknown",
+        "timm_ms": 1e3 * times.seconds("timm"), "locant_ms": 1e3 * times.seconds("locant"), "ratio": ratio.median,
+        "ratio_low": ratio.low, "ratio_high": ratio.high, "rounds": ratio.rounds, "quiet": ratio.quiet,
     }  # fmt: skip
 
 
@@ -141,42 +112,12 @@ def table(result: dict) -> str:
     lines.append("denormals  map      batch   timm ms  locant ms   ratio (quartiles)     rounds  difference")
     for row in result["rows"]:
         cells = f"{row['side']} × {row['side']}"
-        spread = f"{row['ratio']:6.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        spread = f"{row['ratio']:6.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f}){' *' * (not row['quiet'])}"
         lines.append(
             f"{row['denormals']:9}  {cells:7} {row['batch']:6} {row['timm_ms']:9.1f} {row['locant_ms']:10.1f}  "
             f"{spread:22} {row['rounds']:6}  {row['error']:.1e}"
         )
     return "\n".join(lines)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
-def _mend_torchvision() -> None:
-    """timm imports torchvision, whose operators may not load beside a CPU build of torch: declare the two it names."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-        _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for operator in ("nms", "qnms"):
-            _DECLARED[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-_DECLARED: list = []  # a fragment lives as long as its object
 
 
 def _arguments() -> argparse.Namespace:

@@ -9,8 +9,6 @@ using locant::Kernels;
 
 constexpr int64_t TOGETHER = 8;  // cells that one item works on, if they are small
 
-int64_t chunks(int64_t queries) { return (queries + CHUNK - 1) / CHUNK; }
-
 int64_t portions(const Layout& layout) {
     if (layout.longest <= CHUNK) return (layout.cells + TOGETHER - 1) / TOGETHER;
     int64_t n = 0;
@@ -48,9 +46,10 @@ void forward_item(const Problem& p, int64_t number, void* scratch) {
     const auto keys = [&](int64_t c) { return layout.key_start[c + 1] - layout.key_start[c]; };
     if (layout.longest > CHUNK) {
         for (int64_t own; portion >= (own = chunks(queries(c))); ++c) portion -= own;
-        const int64_t at = portion * CHUNK, left = queries(c) - at;
+        const int64_t size = chunk_size(queries(c)), at = portion * size, left = queries(c) - at;
+        if (left <= 0) return;
         for (int64_t head = low; head < high; ++head)
-            attend(p, sample, head, layout.query + layout.query_start[c] + at, left < CHUNK ? left : CHUNK,
+            attend(p, sample, head, layout.query + layout.query_start[c] + at, left < size ? left : size,
                    layout.key + layout.key_start[c], keys(c), false, Next{}, work);
         return;
     }

@@ -318,7 +318,7 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         const int64_t sample = pair / layout.cells, c = pair % layout.cells, first = layout.query_start[c],
                       queries = layout.query_start[c + 1] - first, keys = layout.key_start[c + 1] - layout.key_start[c];
         const int32_t* key = layout.key + layout.key_start[c];
-        const int64_t low = keys * split / by.splits, high = keys * (split + 1) / by.splits;
+        const int64_t size = chunk_size(queries), low = keys * split / by.splits, high = keys * (split + 1) / by.splits;
         if (layout.shared_keys && c == 0)
             fill(w.shared_k, 0, layout.keys * w.wide, 0), fill(w.shared_v, 0, layout.keys * w.tall, 0);
         fill(w.dk, low * w.wide, high * w.wide, 0), fill(w.dv, low * w.tall, high * w.tall, 0);
@@ -327,9 +327,9 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         for (int64_t g = 0; g < by.group; ++g) {
             real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
             const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * LANES};
-            for (int64_t from = 0; from < queries; from += CHUNK)
+            for (int64_t from = 0; from < queries; from += size)
                 chunk(p, sample, kv * by.group + g, layout.query + first + from,
-                      queries - from < CHUNK ? queries - from : CHUNK, key, low, high, again, dq,
+                      queries - from < size ? queries - from : size, key, low, high, again, dq,
                       by.splits > 1 ? OWN : p.number, sums, w);
             const bool last = !kept || c + 1 == layout.cells || pair + 1 == end || !same(layout, c, c + 1);
             if (alike(p) && table && last) collect_kind(p, layout.query + first, queries, key, low, high, sums, w);

@@ -11,12 +11,17 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 384;                 // queries that share a packed block of keys
+constexpr int64_t CHUNK = 448;                 // queries that share a packed block of keys
 constexpr int64_t BLOCK = 64;                  // keys in a block, at most
 constexpr int64_t PANELS = CHUNK / PANEL;
 constexpr real FAR = sizeof(real) == 4 ? real(1 << 21) : real(1ll << 50);
 
 INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+// Chunks of nearly even size, in whole vectors: how many, and how long.
+INLINE int64_t chunks(int64_t queries) { return (queries + CHUNK - 1) / CHUNK; }
+INLINE int64_t chunk_size(int64_t queries) { return queries ? padded((queries + chunks(queries) - 1) / chunks(queries)) : 0; }
+
 
 struct Arena {                                 // scratch memory, handed out in order; null only counts
     char* at;
@@ -39,7 +44,7 @@ INLINE int64_t seeds(const Layout& layout) {
 // Whether what is added to the scores depends on the kind of a cell alone, and fits.
 INLINE bool alike(const Problem& p) {
     const Layout& layout = *p.layout;
-    return p.table && !p.valid && !p.query_id && !layout.orders && layout.longest <= CHUNK &&
+    return p.table && !p.valid && !p.query_id && !layout.orders && layout.cells > 1 && layout.longest <= CHUNK &&
            (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
 }
 

@@ -13,11 +13,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"grid"},
+    {"grid", "costs"},
     {"masks", "cells", "forms", "resizing", "problem"},
     {"layout", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
-    {"planner"},
+    {"planner", "speed"},
     {"attend"},
     {"flops", "nn"},
     {"models", "checkpoints", "explain", "compare", "bench"},

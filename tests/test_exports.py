@@ -11,7 +11,7 @@ import locant
 
 PUBLIC = """
     ALiBi Causal GatedPosition Grid Learned MaskedSine Padding Pairs RelativeTable Rotary Segments Sinusoid Windows
-    attention attention_packed compare nn plan weights
+    attention attention_packed bench compare nn plan weights
 """.split()
 
 

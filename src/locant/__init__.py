@@ -29,6 +29,7 @@ __all__ = [
     "Windows",
     "attention",
     "attention_packed",
+    "bench",
     "compare",
     "nn",
     "plan",
@@ -56,7 +57,7 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
-    from locant import compare, nn
+    from locant import bench, compare, nn
     from locant.attend import attention, attention_packed, plan, weights
     from locant.grid import Grid
     from locant.masks import Causal, Padding, Pairs, Segments, Windows

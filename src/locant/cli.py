@@ -234,8 +234,9 @@ def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:
     else:
         from rich.console import Console
 
+        print(result.settings.said())
         Console().print(result.table())
-        print("", *result.sentences(), sep="\n")
+        print(*result.sentences(), sep="\n")
     sys.stdout.flush()
 
 

@@ -92,7 +92,7 @@ class Result:
         """One line per kernel and mode; ratios first."""
         from rich.table import Table
 
-        table = Table(title=self.settings.said(), title_justify="left")
+        table = Table()
         for number, column in enumerate(("kernel", "time (plan = 1)", "ms", "extra memory", "error / limit")):
             table.add_column(column, justify="right" if number else "left")
         for mode in self.modes:

@@ -1,0 +1,311 @@
+"""The compiled kernels as operators: what torch asks of one, gradients by finite differences, the same bits always."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from exactness import BY_NAME, Case, results, within_policy
+from laws import gradients, same
+from torch import Tensor
+
+from locant import Causal, Grid, Padding, RelativeTable, Segments, Windows, attend, attention, operators
+from locant.attend import attention_packed
+from locant.kernels import native
+
+pytestmark = pytest.mark.native
+
+MODULE = operators.built()
+ISAS = ("none",) if isinstance(MODULE, str) else MODULE.isas()  # those that this machine and this build have
+PREFIXED = Grid(3, 4, prefix=2)
+VALID = torch.tensor([[True] * 11 + [False] * 3, [False, True] * 7])
+IDS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2]]).reshape(1, 3, 4)
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads run, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def table(grid: Grid, heads: int = 2, dtype: torch.dtype = torch.float64) -> RelativeTable:
+    torch.manual_seed(1)
+    made = RelativeTable(grid, heads, init_std=0.5)
+    for row in made.parameters():
+        torch.nn.init.normal_(row, std=0.5)
+    return made.to(dtype)
+
+
+def operands(grid: Grid, position=None, mask=None, dropout: float = 0.0, key_grid: Grid | None = None, kv: int = 2):
+    """What `locant::attend` is given, q, k and v first, the table and its rows leaves that learn."""
+    torch.manual_seed(2)
+    keys = (key_grid or grid).tokens
+    shapes = (2, grid.tokens, 4), (kv, keys, 4), (kv, keys, 3)
+    q, k, v = (torch.randn(2, *shape, dtype=torch.float64) for shape in shapes)
+    request = attend._Request(q, k, v, grid, key_grid, position, mask, None, dropout, False)
+    problem = request.problem()
+    inputs = request.inputs(problem)
+    learned = [x if x is None else x.detach() for x in native._bias(inputs)]
+    seed = torch.tensor([7]) if dropout else None
+    described = (*native._masks(problem, inputs.mask), inputs.scale, dropout, seed)
+    leaves = [x if x is None else x.contiguous().requires_grad_() for x in (q, k, v, *learned)]
+    return (*leaves, *described)
+
+
+OPERANDS = {
+    "alone": lambda: operands(Grid(9)),
+    "table, windows": lambda: operands(Grid(3, 4), table(Grid(3, 4)), Windows((2, 2), (1, 0))),
+    "rows, padding": lambda: operands(PREFIXED, table(PREFIXED), Padding(VALID), kv=1),
+    "segments, order": lambda: operands(PREFIXED, table(Grid(3, 4)), Segments(IDS) & Causal()),
+    "dropout": lambda: operands(PREFIXED, table(PREFIXED), Windows((2, 3)), dropout=0.4),
+    "pooled keys": lambda: operands(Grid(4, 4), table(Grid(4, 4)), key_grid=Grid(4, 4).pooled(2)),
+}
+
+
+def packed(arguments) -> tuple:
+    """The same with q, k and v as parts of one projection."""
+    q, k, v = (x.detach() for x in arguments[:3])
+    kv = torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3]))
+    qkv = torch.stack([x.expand_as(q).transpose(1, 2) for x in (q, k, kv)], dim=2)
+    return (qkv.contiguous().requires_grad_(), *arguments[3:])
+
+
+def given(operator, arguments, lse: bool) -> tuple:
+    """What the gradient's operator is given after a call of `operator`."""
+    plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+    out, total = operator(*plain)
+    total = total.clone()
+    return torch.randn_like(out), torch.randn_like(total) if lse else None, out, total, True, *plain
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_opcheck(name):
+    """Schema, registration, fake tensors and autograd of all four operators; for two cases dynamic shapes as well."""
+    ops, arguments = torch.ops.locant, OPERANDS[name]()
+    calls = [(ops.attend, arguments), (ops.attend_backward, given(ops.attend, arguments, lse="table" in name))]
+    if name != "pooled keys":
+        parts = packed(arguments)
+        calls += [
+            (ops.attend_packed, parts),
+            (ops.attend_packed_backward, given(ops.attend_packed, parts, "rows" in name)),
+        ]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for operator, operands in calls:
+        torch.library.opcheck(operator, operands, test_utils=tests[: 4 if name in ("rows, padding", "dropout") else 3])
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_gradcheck(name):
+    """Every gradient, those of the log-sum-exp included; with dropout, for one seed."""
+    arguments = OPERANDS[name]()
+    leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+
+    def run(operator, arguments):
+        def of(*numbers):
+            rest = iter(numbers)
+            used = [next(rest) if isinstance(x, Tensor) and x.requires_grad else x for x in arguments]
+            out, lse = operator(*used)
+            return out, lse.masked_fill(lse == -math.inf, 0.0)
+
+        return of
+
+    assert torch.autograd.gradcheck(run(torch.ops.locant.attend, arguments), leaves, fast_mode=True)
+    if name != "pooled keys":
+        arguments = packed(arguments)
+        leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+        assert torch.autograd.gradcheck(run(torch.ops.locant.attend_packed, arguments), leaves, fast_mode=True)
+
+
+def test_a_second_gradient_is_an_error_not_a_zero():
+    q, *rest = OPERANDS["alone"]()
+    out, _ = torch.ops.locant.attend(q, *rest)
+    (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.square().sum(), q)
+
+
+def test_gradients_that_nobody_asks_for_are_not_made():
+    """With a frozen table its gradient is empty; gradients of the log-sum-exp alone work as well."""
+    arguments = OPERANDS["rows, padding"]()
+    q, k, v, *_ = arguments
+    out, lse = torch.ops.locant.attend(*arguments)
+    dout, dlse = torch.randn_like(out), torch.randn_like(lse)
+    plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+    backward = torch.ops.locant.attend_backward
+    *_, dtable, drows = backward(dout, dlse, out.detach(), lse.detach(), False, *plain)
+    assert (dtable.numel(), drows.numel()) == (0, 0)
+    there = lse > -math.inf
+    alone = torch.autograd.grad(lse[there].sum(), (q, k), retain_graph=True)
+    ones = there.to(lse.dtype)
+    both = backward(torch.zeros_like(out), ones, out.detach(), lse.detach(), False, *plain)
+    for found, golden in zip(alone, both[:2], strict=True):
+        assert torch.equal(found, golden)
+    assert torch.autograd.grad(lse[there].sum(), v, allow_unused=True)[0].abs().max() == 0
+
+
+# --- the same bits --------------------------------------------------------------------------------------------------
+
+BITS = {
+    "global": (Grid(200), (2, 2), 2, None),
+    "few heads, keys split": (Grid(23, 31), (1, 1), 1, None),
+    "grouped heads": (Grid(130), (4, 2), 1, Causal()),
+    "windows": (Grid(15, 16), (3, 3), 2, Windows((7, 7), (3, 3))),
+    "prefix and windows": (Grid(9, 10, prefix=2), (2, 1), 3, Windows((4, 4), (1, 2))),
+    "samples": (Grid(70), (2, 2), 2, Padding(torch.arange(140).reshape(2, 70) % 11 > 0)),
+}
+
+
+def everything(name: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Output, log-sum-exp and every gradient."""
+    grid, (heads, kv), batch, mask = BITS[name]
+    position, draw = table(grid, heads, dtype), torch.Generator().manual_seed(3)
+    shapes = ((heads, 16), (kv, 16), (kv, 24))
+    q, k, v = (torch.randn(batch, n, grid.tokens, d, generator=draw).to(dtype).requires_grad_() for n, d in shapes)
+    arguments = {"grid": grid, "position": position, "mask": mask, "kernel": "native"}
+    out, lse = attention(q, k, v, return_lse=True, **arguments)
+    inputs = (q, k, v, *position.parameters())
+    return [out, lse, *gradients(out, inputs), *gradients(lse.masked_fill(lse == -math.inf, 0.0), inputs)]
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_the_same_bits_on_any_number_of_threads(name, threads):
+    """50 times on 1, 2 and 3 threads in turn: output and every gradient, the table's included."""
+    first = everything(name)
+    assert all(x.isfinite().all() for x in first)
+    for repeat in range(50):
+        threads(count := 1 + repeat % 3)
+        assert all(torch.equal(x, y) for x, y in zip(everything(name), first, strict=True)), f"{count} threads"
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_the_same_bits_whatever_lay_in_memory(name):
+    """Memory that was never written, around tables as well, plays no part: here it is filled with NaN."""
+    first, before = everything(name), torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert torch.empty(3).isnan().all()
+        assert all(torch.equal(x, y) for x, y in zip(everything(name), first, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+# --- instruction sets ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Each instruction set."""
+    before = MODULE.isa()
+    MODULE.choose_isa(request.param)
+    yield request.param
+    MODULE.choose_isa(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_instruction_set(isa, dtype):
+    assert MODULE.isa() == isa
+    pairs = [
+        ("table-2d-prefix", "free"), ("table-2d-prefix", "shifted+samples"), ("table-2d-prefix", "causal"),
+        ("table-3d", "shifted"), ("none", "twice"), ("table-1d", "samples"), ("alibi-1d", "two-windows"),
+    ]  # fmt: skip
+    for case in (Case(BY_NAME[scheme], mask) for scheme, mask in pairs):
+        found = results(case, dtype, "native")
+        golden = results(case, dtype, "reference", arithmetic=torch.float64)
+        if dtype == torch.float64:
+            for x, ref in zip(found, golden, strict=True):
+                same(x, ref, str(case))
+        else:
+            within_policy(found, results(case, dtype, "reference"), golden)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_every_instruction_set_on_larger_problems(isa, name):
+    """In float64 all of them agree; the reference says with what."""
+    grid, (heads, kv), batch, mask = BITS[name]
+    position = table(grid, heads)
+    q, k, v = (torch.randn(batch, n, grid.tokens, 8, dtype=torch.float64) for n in (heads, kv, kv))
+    inputs = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), *position.parameters())
+    arguments = {"grid": grid, "position": position, "mask": mask}
+    found, golden = (attention(q, k, v, kernel=kernel, **arguments) for kernel in ("native", "reference"))
+    same(found, golden)
+    for x, ref in zip(gradients(found, inputs), gradients(golden, inputs), strict=True):
+        same(x, ref, "gradients")
+
+
+def test_an_unknown_instruction_set_is_refused():
+    before = MODULE.isa()
+    with pytest.raises(ValueError, match="`name` has to name an instruction set .* it is 'sse9'. Choose one of: "):
+        MODULE.choose_isa("sse9")
+    assert MODULE.isa() == before
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def dropped(seed: int, tokens: int = 32, p: float = 0.25) -> Tensor:
+    """Which weights were dropped, [batch, heads, queries, keys]: values that are rows of the unit matrix show them."""
+    q = torch.zeros(2, 3, tokens, 4)
+    eye = torch.eye(tokens).expand(2, 3, -1, -1)
+    *_, described, free = native._masks(
+        attend._Request(q, q, q, None, None, None, None, None, p, False).problem(), None
+    )
+    rest = (None, None, None, None, None, described, free, 1.0, p, torch.tensor([seed]))
+    out, _ = torch.ops.locant.attend(q, q, eye, *rest)
+    kept = out[out != 0]
+    assert torch.allclose(kept, torch.full_like(kept, 1 / (tokens * (1 - p))))
+    return out == 0
+
+
+def test_dropout_is_fair():
+    """Each weight is dropped at its rate, whatever its neighbours, its head, its sample and the last seed do."""
+    p, draws = 0.25, 200
+    seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(0)).tolist()
+    many = torch.stack([dropped(seed, p=p) for seed in (*seeds[:-1], seeds[0] + 1)]).double()
+    count = many.numel()
+    assert abs(many.mean() - p) < 5 * math.sqrt(p * (1 - p) / count)
+    deviation = (many.mean(0) - p) / math.sqrt(p * (1 - p) / draws)
+    assert deviation.abs().max() < 6, "some weight is dropped too often or too rarely"
+    assert 0.9 < deviation.std() < 1.1
+    centred = (many - p) / math.sqrt(p * (1 - p))
+    for axis, step in itertools.product(range(5), (1, 2)):  # seeds, samples, heads, queries, keys
+        one, other = (
+            centred.narrow(axis, 0, many.shape[axis] - step),
+            centred.narrow(axis, step, many.shape[axis] - step),
+        )
+        assert not one.numel() or abs((one * other).mean()) < 5 / math.sqrt(one.numel()), f"axis {axis}, step {step}"
+    mirrored = (centred * centred.transpose(3, 4)).triu(1).sum() / (count * 31 / 64)
+    assert abs(mirrored) < 5 / math.sqrt(count * 31 / 64), "queries and keys swapped"
+
+
+def test_dropout_is_that_of_the_whole_under_windows_and_in_every_dtype():
+    """A weight's fate depends on its tokens, not on the block, cell or thread that meets it."""
+    q = torch.randn(1, 2, 90, 8, dtype=torch.float64)
+    eye, seen = torch.eye(90, dtype=torch.float64).expand(1, 2, -1, -1), Windows(32).allowed(Grid(90))
+    fates = []
+    for mask, dtype in ((None, torch.float64), (None, torch.float32), (Windows(32), torch.float64)):
+        torch.manual_seed(4)
+        arguments = {"mask": mask, "dropout": 0.5, "kernel": "native", "grid": Grid(90)}
+        fates.append(attention(q.to(dtype), q.to(dtype), eye.to(dtype), **arguments) != 0)
+    assert torch.equal(fates[0], fates[1])
+    assert torch.equal(fates[0] & seen, fates[2])
+    assert not torch.equal(fates[0][:, 0], fates[0][:, 1])
+    assert torch.equal(attention_packed(torch.zeros(1, 4, 3, 2, 8), kernel="native"), torch.zeros(1, 4, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_table_of_another_dtype(dtype):
+    """A float32 or half table beside float64 queries is used as it stands, not rounded once more."""
+    grid = Grid(40)
+    position, wide = table(grid, dtype=dtype), table(grid, dtype=dtype).double()
+    q = torch.randn(1, 2, 40, 8, dtype=torch.float64)
+    arguments = {"grid": grid, "kernel": "native"}
+    found, golden = (attention(q, q, q, position=p, **arguments) for p in (position, wide))
+    same(found, golden)
+    weight = torch.randn_like(golden)
+    one, other = (torch.autograd.grad((x * weight).sum(), p.table)[0] for x, p in ((found, position), (golden, wide)))
+    assert one.dtype == dtype
+    assert torch.equal(one, other.to(dtype))
