@@ -26,8 +26,8 @@ KERNELS = ("native", "sdpa")
 Make = Callable[[torch.dtype], Workload]
 HEAD = '''"""How long each part of a kernel's work takes, for comparing kernels (locant.speed).
 
-Written by benchmarks/costs.py, not by hand. In seconds per call, work item, FLOP, score, byte moved and byte held; by
-kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (the same with the gradient of a bias).
+Written by benchmarks/costs.py, not by hand. In seconds per call, item, FLOP, score, query byte, key byte and copied
+byte; by kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (the same, and a bias learns).
 Measured on {processor} ({instructions}), {threads}, torch {torch}, commit {commit}, {date}.
 """
 

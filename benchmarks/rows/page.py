@@ -12,7 +12,8 @@ Each figure is the median of ratios over rounds, quartiles in brackets: in a rou
 turn, in one process. A sample counts only if a small matrix product just before and just after it ran at full speed;
 figures of a machine that was not quiet bear a star. A contender is timed after its results were compared: ours with the
 dense definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
-Operands are as the other contenders left the caches, mostly cold. N is the number of tokens, d channels per head.
+Operands are as the other contenders left the caches, mostly cold. q, k and v lie in memory as a projection leaves them,
+token by token; "heads apart" means that each head is contiguous. N is the number of tokens, d channels per head.
 
 """
 

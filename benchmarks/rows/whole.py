@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,11 +20,18 @@ LEARNED = {196: 1.9, 784: 4.3, 3136: 7.4}
 Calls = dict[str, Callable[[], object]]
 
 
-def drawn(batch: int, heads: int, side: int, head_dim: int, dtype: torch.dtype = torch.float32) -> Workload:
+def drawn(
+    batch: int, heads: int, side: int, head_dim: int, dtype: torch.dtype = torch.float32, apart: bool = False
+) -> Workload:
+    """Rows token by token, as a projection leaves them, or each head `apart`, contiguous."""
     fresh()
     grid = Grid(side, side)
     position = RelativeTable(grid, heads, init_std=0.5)
-    return Workload.drawn(batch, heads, head_dim, grid, position=position.to(dtype), dtype=dtype)
+    work = Workload.drawn(batch, heads, head_dim, grid, position=position.to(dtype), dtype=dtype)
+    if not apart:
+        return work
+    q, k, v = (x.detach().contiguous().requires_grad_() for x in (work.q, work.k, work.v))
+    return replace(work, q=q, k=k, v=v)
 
 
 def without(work: Workload) -> Workload:
@@ -47,14 +55,14 @@ def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias).softmax(-1) @ v
 
 
-def forward(setting: Setting) -> Iterator[Row]:
+def forward(setting: Setting, apart: bool = False) -> Iterator[Row]:
     for batch, heads, side in SHAPES:
         for head_dim in DIMS:
-            yield from _forward(setting, batch, heads, side, head_dim)
+            yield from _forward(setting, batch, heads, side, head_dim, apart)
 
 
-def _forward(setting: Setting, batch: int, heads: int, side: int, head_dim: int) -> Iterator[Row]:
-    work = drawn(batch, heads, side, head_dim)
+def _forward(setting: Setting, batch: int, heads: int, side: int, head_dim: int, apart: bool) -> Iterator[Row]:
+    work = drawn(batch, heads, side, head_dim, apart=apart)
     exact(work, train=False)
     plain, tokens = without(work), side * side
     q, k, v = (x.detach() for x in (work.q, work.k, work.v))
@@ -67,7 +75,7 @@ def _forward(setting: Setting, batch: int, heads: int, side: int, head_dim: int)
         "SDPA, none": lambda: scaled_dot_product_attention(q, k, v),
         "SDPA, bias": lambda: scaled_dot_product_attention(q, k, v, bias),
     })  # fmt: skip
-    what = f"forward, table, N = {tokens:,}, d {head_dim}"
+    what = f"forward, table, N = {tokens:,}, d {head_dim}{', heads apart' * apart}"
     large = tokens > 196
     rows = (
         ("the same kernel without position", "native, table", "native, none", 1.06 if large else None, True),
@@ -75,17 +83,19 @@ def _forward(setting: Setting, batch: int, heads: int, side: int, head_dim: int)
         ("SDPA without any bias", "SDPA, none", "native, table", 1.3, False),
     )
     for against, over, under, target, most in rows:
-        yield of_ratio("forward", what, against, times.ratio(over, under), times, target=target, most=most)
+        yield of_ratio(
+            "forward" + "-apart" * apart, what, against, times.ratio(over, under), times, target=target, most=most
+        )
 
 
-def train(setting: Setting) -> Iterator[Row]:
+def train(setting: Setting, apart: bool = False) -> Iterator[Row]:
     for batch, heads, side in SHAPES:
         for head_dim in DIMS:
-            yield from _train(setting, batch, heads, side, head_dim)
+            yield from _train(setting, batch, heads, side, head_dim, apart)
 
 
-def _train(setting: Setting, batch: int, heads: int, side: int, head_dim: int) -> Iterator[Row]:
-    work = drawn(batch, heads, side, head_dim)
+def _train(setting: Setting, batch: int, heads: int, side: int, head_dim: int, apart: bool) -> Iterator[Row]:
+    work = drawn(batch, heads, side, head_dim, apart=apart)
     exact(work, train=True)
     plain, tokens, q, k, v = without(work), side * side, work.q, work.k, work.v
     flat = work.position.table.detach().flatten(1).T.contiguous().requires_grad_()
@@ -108,14 +118,16 @@ def _train(setting: Setting, batch: int, heads: int, side: int, head_dim: int) -
             near("gradients with a learned table", found, own)
     times = setting.times(calls)
     peer = times.fastest("SDPA, table", "eager, table")
-    what = f"forward + backward, table, N = {tokens:,}, d {head_dim}"
+    what = f"forward + backward, table, N = {tokens:,}, d {head_dim}{', heads apart' * apart}"
     rows = (
         ("the same kernel without position", "native, table", "native, none", 1.09 if tokens > 196 else None, True),
         (f"learned table: {peer.split(',')[0]}", peer, "native, table", LEARNED[tokens], False),
         ("SDPA without any bias", "SDPA, none", "native, table", 1.2, False),
     )
     for against, over, under, target, most in rows:
-        yield of_ratio("train", what, against, times.ratio(over, under), times, target=target, most=most)
+        yield of_ratio(
+            "train" + "-apart" * apart, what, against, times.ratio(over, under), times, target=target, most=most
+        )
 
 
 def bfloat16(setting: Setting) -> Iterator[Row]:

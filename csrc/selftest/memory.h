@@ -86,31 +86,25 @@ double stored(Number number, double x) {
 
 // --- memory -------------------------------------------------------------------------------------------------------
 
-#if defined __has_feature
-#if __has_feature(address_sanitizer)
-#define __SANITIZE_ADDRESS__ 1
-#endif
-#endif
-#if defined __SANITIZE_ADDRESS__
-constexpr int64_t GUARD = 0;  // the sanitizer's own is the better one: it sees reads, too
+#if defined LOCANT_SANITIZED  // a sanitizer's own guard is the better one: it sees what is read, too
+constexpr int64_t GUARD = 0, SPOILED = 0;
 #else
-constexpr int64_t GUARD = 64;
+constexpr int64_t GUARD = 64, SPOILED = 8 << 20;  // bytes
 #endif
 
 // Bytes of 0xff, a NaN in every format, with more of them before and after. Where nobody may write they stay.
 struct Memory {
-    explicit Memory(int64_t bytes) : all(index(bytes + 2 * GUARD), 0xff), writable(all.size(), false) {}
+    explicit Memory(int64_t bytes) : all(index(bytes + 2 * GUARD), 0xff), writable(all.size(), 0) {}
     uint8_t* data() { return all.data() + GUARD; }
-    void open(int64_t at, int64_t bytes) {
-        std::fill_n(writable.begin() + GUARD + at, bytes, true);
-    }
+    void open(int64_t at, int64_t bytes) { std::fill_n(writable.data() + GUARD + at, bytes, uint8_t(1)); }
     bool intact() const {
-        for (size_t i = 0; i < all.size(); ++i)
-            if (!writable[i] && all[i] != 0xff) return false;
+        const uint8_t *byte = all.data(), *free = writable.data();
+        for (size_t i = 0, n = all.size(); i < n; ++i)
+            if (!free[i] && byte[i] != 0xff) return false;
         return true;
     }
     vector<uint8_t> all;
-    vector<bool> writable;
+    vector<uint8_t> writable;
 };
 using Shared = std::shared_ptr<Memory>;
 

@@ -184,7 +184,7 @@ bool Task::alike(int64_t cell, int64_t other) const {  // each query as far from
     int64_t moved[2] = {INT64_MIN, INT64_MIN};
     const auto follow = [&](const vector<int32_t>& all, const vector<int32_t>& start, const vector<int32_t>& place,
                             int64_t prefix, int64_t& move) {
-        const int32_t *a = &all[0] + start[index(cell)], *b = &all[0] + start[index(other)];
+        const int32_t *a = all.data() + start[index(cell)], *b = all.data() + start[index(other)];
         const int32_t count = start[index(cell) + 1] - start[index(cell)];
         bool same = count == start[index(other) + 1] - start[index(other)];
         for (int32_t i = 0; i < count && same; ++i) {

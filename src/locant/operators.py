@@ -39,6 +39,13 @@ def built() -> ModuleType | str:
         return f"the compiled kernels are not there ({error}); install Locant where a C++ compiler is"
 
 
+@torch.compiler.assume_constant_result
+def missing() -> str | None:
+    """Why there is no compiled module, or None; a constant to whoever traces it."""
+    found = built()
+    return found if isinstance(found, str) else None
+
+
 def _module() -> ModuleType:
     module = built()
     assert isinstance(module, ModuleType), "an operator ran without the module that it is made of"
@@ -79,7 +86,7 @@ def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple
         return None, None, 0
     held = torch.empty(table.numel() + 2 * MARGIN, dtype=kind)
     held[:MARGIN] = held[-MARGIN:] = 0
-    torch.mul(table.detach().reshape(-1), LOG2E, out=held[MARGIN:-MARGIN])
+    torch.mul(table.detach().reshape(-1).to(kind), LOG2E, out=held[MARGIN:-MARGIN])
     return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), math.prod(table.shape[1:])
 
 

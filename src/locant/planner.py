@@ -1,8 +1,8 @@
 """Which kernel, at what cost, and why not the others: pure, cached, no tensors.
 
-The plan is the first kernel of the family, fastest first, that does not refuse. The reference comes last: it runs
-when it is asked for by name, or when every other kernel has refused, and the plan then shows their sentences.
-Nothing falls back in silence.
+The plan is the kernel that does not refuse and that measured constants (locant.speed) say is the fastest. The
+reference comes last: it runs when it is asked for by name, or when every other kernel has refused, and the plan then
+shows their sentences. Nothing falls back in silence.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from types import ModuleType
 
 import torch
 
+from locant import speed
 from locant.kernels import native, reference, sdpa
 from locant.problem import Cost, Problem
 
-FAMILY: tuple[ModuleType, ...] = (native, sdpa, reference)  # fastest first
+FAMILY: tuple[ModuleType, ...] = (native, sdpa, reference)  # in a traced graph, the first that can
 KNOWN = ("reference", "sdpa", "native", "flex", "triton")
 
 
@@ -46,7 +47,10 @@ class Plan:
 def choose(problem: Problem, kernel: str = "auto") -> str:
     """The name of the kernel that will run, or a ValueError with the sentence of the one that was asked for."""
     if kernel == "auto":
-        return next(k.name for k in FAMILY if k.refuses(problem) is None)
+        able = [k for k in FAMILY if k is not reference and k.refuses(problem) is None]
+        if len(able) > 1 and not torch.compiler.is_compiling():  # a graph takes the first: costs can't be traced
+            return min(able, key=lambda k: speed.seconds(problem, k)).name
+        return able[0].name if able else reference.name
     why = _absent(kernel)
     if why is None:
         why = named(kernel).refuses(problem)
@@ -80,7 +84,8 @@ def _why_not(kernel: ModuleType, problem: Problem, chosen: str, asked: str) -> s
         return f"{chosen} was asked for by name"
     if kernel is reference:
         return "the definition, dense: it runs when asked for by name, or when all others refuse"
-    return f"{chosen} comes first where both can run"
+    times = speed.seconds(problem, kernel) / speed.seconds(problem, named(chosen))
+    return f"exact as well, and by its measured costs {times:.1f} times as slow as {chosen} here"
 
 
 def _absent(name: str) -> str | None:
@@ -91,9 +96,9 @@ def _absent(name: str) -> str | None:
     return f"there is no kernel of that name; there are {', '.join(k.name for k in FAMILY)}"
 
 
-def cached(problem: Problem, kernel: str) -> str:
-    """`choose`, remembered; under torch.compile the tracer reads it once anyway."""
-    return choose(problem, kernel) if torch.compiler.is_compiling() else _remembered(problem, kernel)
-
-
 _remembered = lru_cache(maxsize=1024)(choose)
+
+
+def cached(problem: Problem, kernel: str) -> str:
+    """`choose`, remembered."""
+    return choose(problem, kernel) if torch.compiler.is_compiling() else _remembered(problem, kernel)

@@ -1,6 +1,8 @@
 """Which kernel is the faster one: its seconds, predicted from the parts of its work and measured constants.
 
-seconds = call + items · a + FLOPs · b + scores · c + bytes moved · d + bytes held · e,  constants in locant.costs.
+seconds = a + b · items + c · FLOPs + d · scores + e · query bytes + f · key bytes + g · copied bytes, where an item is
+a cell of one head of one sample, query bytes are q and the output, key bytes are k and v once per query head; copied
+bytes are what torch's attention needs spelled out, gathered or repeated. The constants stand in locant.costs.
 
 Predictions are for comparing kernels on one machine; on another all of them are off by a factor that they share,
 roughly. Counted from shapes alone.
@@ -24,15 +26,17 @@ def seconds(problem: Problem, kernel: ModuleType) -> float:
 
 
 def parts(problem: Problem, kernel: ModuleType) -> tuple[float, ...]:
-    """(calls, work items, FLOPs, scores, bytes moved, bytes held) of one forward call."""
+    """(1, items, FLOPs, scores, query bytes, key bytes, copied bytes) of one forward call."""
     cost = kernel.cost(problem)
     own = layout(described(problem.grid, problem.key_grid, problem.mask, ()))
-    held = cost.held if kernel.name == "sdpa" else 0  # a table is small, an expanded bias is not
-    done = 1.0 if held else _visible(problem)  # who spells a mask out computes what it forbids
-    flops = done * cost.flops
-    moved = problem.stream + _copied(problem) * (kernel.name == "sdpa")
-    scores = flops / (2 * (problem.head_dim + problem.value_dim))
-    return 1.0, float(problem.batch * problem.heads * own.cells), flops, scores, float(moved), float(held)
+    copied = cost.held + _copied(problem) if kernel.name == "sdpa" else 0
+    spelled = kernel.name == "sdpa" and cost.held > 0  # who spells a mask out computes what it forbids
+    flops = cost.flops * (1.0 if spelled else _visible(problem))
+    channels = problem.head_dim + problem.value_dim
+    row = problem.batch * problem.heads * channels * problem.width
+    items = problem.batch * problem.heads * own.cells
+    amounts = (items, flops, flops / (2 * channels), row * problem.queries, row * problem.keys, copied)
+    return 1.0, *map(float, amounts)
 
 
 def _visible(problem: Problem) -> float:

@@ -20,8 +20,9 @@ name = "native"
 
 
 def refuses(problem: Problem) -> str | None:
-    if isinstance(operators.built(), str):
-        return str(operators.built())
+    missing = operators.missing()
+    if missing is not None:
+        return missing
     if problem.device not in ("cpu", "meta"):
         return f"these are kernels for the CPU, and the tensors are on {problem.device}"
     if problem.exporting:
