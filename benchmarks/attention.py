@@ -23,7 +23,8 @@ from pathlib import Path
 from rows.page import markdown, plain
 
 FAMILIES = {  # the process that each family runs in
-    "forward": "default", "train": "default", "forward-apart": "default", "train-apart": "default", "bfloat16": "default", "share": "default", "temporal": "default",
+    "forward": "default", "train": "default", "forward-apart": "default", "train-apart": "default",
+    "bfloat16": "default", "share": "default", "temporal": "default",
     "windows-default": "default", "swin": "default", "windows": "flushed", "windows-train": "flushed",
     "memory": "memory", "long": "long",
 }  # fmt: skip
@@ -105,8 +106,9 @@ def family(name: str) -> Callable:
 
     return {
         "forward": whole.forward, "forward-apart": partial(whole.forward, apart=True),
-        "train": whole.train, "train-apart": partial(whole.train, apart=True), "bfloat16": whole.bfloat16, "share": whole.share,
-        "temporal": windows.temporal, "windows": windows.forward, "windows-default": windows.default,
+        "train": whole.train, "train-apart": partial(whole.train, apart=True),
+        "bfloat16": whole.bfloat16, "share": whole.share, "temporal": windows.temporal,
+        "windows": windows.forward, "windows-default": windows.default,
         "windows-train": windows.train, "swin": models.swin, "memory": memory.forward, "long": memory.long,
     }[name]  # fmt: skip
 

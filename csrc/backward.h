@@ -35,7 +35,7 @@ inline Division division(const Problem& p) {
         d.splits = blocks < wanted ? (blocks ? blocks : 1) : wanted;
     }
     if (p.dtable) d.table = d.group * (p.numbers + 2 * MARGIN);
-    if (p.dtable) d.table += d.group * LANES;  // three learned rows, padded
+    if (p.dtable) d.table += d.group * padded(3);  // three learned rows
     if (d.splits > 1) d.queries = p.batch * p.heads * layout.queries * p.head_dim;
     return d;
 }
@@ -326,7 +326,7 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         const bool kept = alike(p) && by.group == 1, again = kept && c > 0 && pair > begin && same(layout, c, c - 1);
         for (int64_t g = 0; g < by.group; ++g) {
             real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
-            const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * LANES};
+            const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * padded(3)};
             for (int64_t from = 0; from < queries; from += size)
                 chunk(p, sample, kv * by.group + g, layout.query + first + from,
                       queries - from < size ? queries - from : size, key, low, high, again, dq,
@@ -351,7 +351,7 @@ inline void add_up(const Problem& p, const Division& by, int64_t head) {
             const real* own = partial + (kv * items + i) * by.table;
             const real* from = own + g * (p.numbers + 2 * MARGIN) + MARGIN;
             for (int64_t x = 0; x < p.numbers; ++x) to[x] += from[x];
-            for (int r = 0; r < 3; ++r) rows[r] += own[by.group * (p.numbers + 2 * MARGIN) + g * LANES + r];
+            for (int r = 0; r < 3; ++r) rows[r] += own[by.group * (p.numbers + 2 * MARGIN) + g * padded(3) + r];
         }
         void* learned[3] = {p.dquery_prefix, p.dkey_prefix, p.dboth};
         for (int r = 0; r < 3; ++r)

@@ -86,8 +86,8 @@ inline void soften(int64_t keys, real* s, real* top, real* sum, int64_t channels
                 for (int64_t c = 0; c < channels; ++c)
                     store(o + c * lanes + n * LANES, load(o + c * lanes + n * LANES) * factor);
             }
-            store(top + n * LANES, reference[n]);
         }
+        store(top + n * LANES, reference[n]);
         far = far || any((reference[n] > FAR) | (reference[n] < -FAR) | (reference[n] != reference[n]));
     }
     if (far) {

@@ -1,4 +1,4 @@
-// Vectors as the compiler knows them: one source for every instruction set, no intrinsics but one.
+// Vectors as the compiler knows them: one source for every instruction set, no intrinsics but two.
 //
 // LOCANT_REAL is the number that is computed with, LOCANT_LANES_BYTES the width of a register. Everything here has
 // internal linkage: these files are compiled once per instruction set, and no copy of one may serve another.
@@ -91,6 +91,18 @@ constexpr double POWER8[] = {2.2986908456904809e-10, 6.9270562785248407e-09, 1.0
                              0.0013333558162509206,  0.009618129109504844,   0.055504108664796666,
                              0.24022650695904246,    0.69314718055994551,    1};
 
+// p · 2^(t - MAGIC) for t whole numbers off MAGIC. A NaN may carry any bits below its exponent, and adding to the
+// exponent would make numbers of some: where there is no instruction for this, a NaN of p is put back.
+INLINE vec scaled(vec p, vec t) {
+#if defined __AVX512F__
+    if constexpr (sizeof(real) == 4) return reinterpret_cast<vec>(_mm512_scalef_ps(__m512(p), __m512(t - MAGIC)));
+    else return reinterpret_cast<vec>(_mm512_scalef_pd(__m512d(p), __m512d(t - MAGIC)));
+#else
+    constexpr int mantissa = sizeof(real) == 4 ? 23 : 52;
+    return reinterpret_cast<vec>((reinterpret_cast<ivec>(p) + (reinterpret_cast<ivec>(t) << mantissa)) | ivec(p != p));
+#endif
+}
+
 // 2^(x - top) for whole-numbered tops of less than 2^21: `magic` is MAGIC - top and `least` is top + SMALLEST, so that
 // the reference costs no subtraction. Powers are exact, times a polynomial on [-1/2, 1/2] of relative error 9.1e-8
 // (8e-16 in double). What is smaller than the smallest normal number becomes a denormal one, which is 0 as long as
@@ -99,7 +111,7 @@ constexpr double POWER8[] = {2.2986908456904809e-10, 6.9270562785248407e-09, 1.0
 // Several at once, step by step: their chains of dependent instructions then run side by side.
 template <unsigned COUNT>
 INLINE void exp2(vec (&x)[COUNT], const vec (&magic)[COUNT], const vec (&least)[COUNT]) {
-    constexpr int degree = sizeof(real) == 4 ? 5 : 11, mantissa = sizeof(real) == 4 ? 23 : 52;
+    constexpr int degree = sizeof(real) == 4 ? 5 : 11;
     constexpr const double* c = sizeof(real) == 4 ? POWER4 : POWER8;
     vec t[COUNT], f[COUNT], p[COUNT];
     EACH(n, COUNT) x[n] = larger(least[n], x[n]);
@@ -109,8 +121,7 @@ INLINE void exp2(vec (&x)[COUNT], const vec (&magic)[COUNT], const vec (&least)[
     EACH(n, COUNT) p[n] = f[n] * real(c[0]) + real(c[1]);
 #pragma GCC unroll 16
     for (int i = 2; i <= degree; ++i) EACH(n, COUNT) p[n] = p[n] * f[n] + real(c[i]);
-    EACH(n, COUNT)
-    x[n] = reinterpret_cast<vec>(reinterpret_cast<ivec>(p[n]) + (reinterpret_cast<ivec>(t[n]) << mantissa));
+    EACH(n, COUNT) x[n] = scaled(p[n], t[n]);
 }
 
 INLINE vec exp2(vec x) {
@@ -130,7 +141,7 @@ INLINE vec log2(vec x) {
     vec sum = all(real(1.0 / (2 * terms - 1)));
 #pragma GCC unroll 16
     for (int i = terms - 2; i >= 0; --i) sum = sum * square + real(1.0 / (2 * i + 1));
-    return __builtin_convertvector(power, vec) + real(2.8853900817779268) * t * sum;
+    return __builtin_convertvector(power, vec) + real(2.8853900817779268) * t * sum + (x - x);  // a NaN stays one
 }
 
 // One stage of a transposition: lanes whose number has the bit `width` are swapped between two rows.

@@ -157,6 +157,9 @@ class _Request:
         _check_tensors(q, k, v, self.dropout)
         grid, key_grid = self._grids()
         positions = self._positions()
+        structure = Structure.of(self.mask)
+        for described in (*structure.windows, *structure.causal):
+            described.bound(grid, key_grid)
         biases = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Bias)]
         gates = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Gate)]
         _check_heads(q.shape[1], *biases, *gates)
@@ -171,8 +174,8 @@ class _Request:
             bias=add_tables(biases) if biases else None,
             bias_grad=torch.is_grad_enabled() and any(_learns(p) for p in positions if isinstance(p, Bias)),
             gate=gates[0] if gates else None,
-            mask=Structure.of(self.mask), dropout=self.dropout > 0, lse=self.lse,
-            exporting=torch.compiler.is_exporting(),
+            mask=structure, dropout=self.dropout > 0, lse=self.lse,
+            exporting=torch.compiler.is_exporting(), transformed=torch._C._are_functorch_transforms_active(),
         )  # fmt: skip
 
     def inputs(self, problem: Problem) -> Inputs:

@@ -299,5 +299,18 @@ def _packed_backward_flops(*sizes: Any, **_: Any) -> int:
     return _products((qkv[0], qkv[-2]), rest[5], 5 * qkv[-1])
 
 
+def _no_second(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "the compiled kernels have gradients of the first order; a gradient of a gradient was asked for. "
+        'Ask for kernel="reference" in this call.'
+    )
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """A second gradient is refused: nothing is kept for it."""
+
+
+for _name in ("attend_backward", "attend_packed_backward"):
+    torch.library.register_autograd(f"locant::{_name}", _no_second, setup_context=_save_nothing, lib=_LIBRARY)
 torch.library.register_autograd("locant::attend", _attend_gradient, setup_context=_save, lib=_LIBRARY)
 torch.library.register_autograd("locant::attend_packed", _attend_packed_gradient, setup_context=_save, lib=_LIBRARY)

@@ -34,6 +34,7 @@ class Problem:
     dropout: bool = False
     lse: bool = False
     exporting: bool = False
+    transformed: bool = False  # by torch.func
 
     @property
     def queries(self) -> int:

@@ -57,7 +57,7 @@ CASES = pytest.mark.parametrize(
 def test_gpsa(timm, side, count, start, kernel):
     theirs, grid = published(timm, count, start), Grid(side, side)
     x, gate = torch.randn(2, grid.tokens, 8 * count), converted(theirs)
-    assert plan(*heads_of(theirs, x), grid=grid, position=gate).kernel == "sdpa", "never its dense form"
+    assert plan(*heads_of(theirs, x), grid=grid, position=gate).kernel != "reference", "never its dense form"
     error = (through(theirs, x, gate, grid, kernel) - theirs(x)).abs().max().item()
     print(f"GPSA {side} × {side}, {count} heads, {start}, {kernel}: {error:.2e}")  # shown by `pytest -rP`
     assert error <= MOST, f"largest error {error:.3g}, allowed {MOST}"

@@ -27,6 +27,8 @@ def refuses(problem: Problem) -> str | None:
         return f"these are kernels for the CPU, and the tensors are on {problem.device}"
     if problem.exporting:
         return "under export the graph is made of torch's own operators, so that it runs without Locant"
+    if problem.transformed:
+        return "torch.func transforms need rules for each operator, and torch's own operators have them"
     if problem.mask.pairs:
         return "Pairs is dense by nature, and these kernels never form what is dense"
     if problem.mask.segments > 1:
