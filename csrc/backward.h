@@ -169,6 +169,49 @@ inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t pane
     }
 }
 
+// A query on its own (lone.h): its rows, and what its weights are measured by.
+struct Learner {
+    Queries query;
+    real *q, *scaled, *dout, *dq, lse, delta;
+    bool begun;
+    Sight seen;
+};
+
+inline Learner prepared(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t at, Backward& w) {
+    const int64_t row = (sample * p.heads + head) * p.layout->queries + *token;
+    Learner one{lone(p, token), w.q + at * w.wide, w.qt + at * p.head_dim, w.o + at * w.tall, w.dq + at * p.head_dim,
+                static_cast<const real*>(p.lse)[row], 0, false, Sight::none};
+    one.lse = one.lse == -INFINITE ? INFINITE : one.lse * LOG2E;  // weights of 0, where nothing is seen
+    read_row(p.number, p.q, offset(p.q, sample, head, *token), p.head_dim, real(1), one.q);
+    for (int64_t c = 0; c < p.head_dim; c += LANES) store(one.scaled + c, load(one.q + c) * (real(p.scale) * LOG2E));
+    read_row(p.number, p.dout, offset(p.dout, sample, head, *token), p.value_dim, real(1), one.dout);
+    read_row(p.number, p.out, offset(p.out, sample, head, *token), p.value_dim, real(1), w.lines);
+    vec sum{};
+    for (int64_t c = 0; c < p.value_dim; c += LANES) sum += load(one.dout + c) * load(w.lines + c);
+    one.delta = across(sum, [](vec a, vec b) INLINED { return a + b; })[0];
+    if (p.dlse) one.delta -= static_cast<const real*>(p.dlse)[row];
+    return one;
+}
+
+// It against the block of keys in `w`.
+inline void alone(const Problem& p, int64_t sample, int64_t head, Sums sums, real* dk, real* dv, Backward& w,
+                  Learner& one) {
+    if (one.seen == Sight::none) return;
+    const int64_t n = w.keys.count;
+    lone_seed(p, sample, head, one.query, w.keys, one.seen, w.s);
+    lone_scores(n, p.head_dim, one.scaled, w.k, w.s);
+    fill(w.d, 0, padded(n), 0);
+    lone_scores(n, p.value_dim, one.dout, w.v, w.d);
+    if (p.dropout > 0) drop(p, sample, head, one.query, w.keys, w.d, 1);
+    lone_harden(n, one.lse, one.delta, w.s, w.d);
+    if (sums.table) lone_collect(p, one.query, w.keys, w.d, sums.table, sums.rows);
+    if (p.dropout > 0) drop(p, sample, head, one.query, w.keys, w.s, 1);
+    product<true>(n, w.tall / LANES, 1, {w.s, 1, 1}, {one.dout, w.tall}, {dv, w.tall}, Into::added);
+    product<true>(n, w.wide / LANES, 1, {w.d, 1, 1}, {one.q, w.wide}, {dk, w.wide}, Into::added);
+    lone_sum(n, p.head_dim, w.d, w.k, one.dq, one.begun);
+    one.begun = true;
+}
+
 // Gradients of scores of cells of one kind, summed before they go to the table.
 INLINE void gain(int64_t count, const real* d, bool again, real* total) {
     if (again)
@@ -182,7 +225,7 @@ INLINE void gain(int64_t count, const real* d, bool again, real* total) {
 inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, const int32_t* key, int64_t low,
                          int64_t high, Sums sums, Backward& w) {
     const Layout& layout = *p.layout;
-    const int64_t panels = make_panels(p, token, count, w.panel);
+    const int64_t panels = make_panels(p, token, count - lone(p, count), w.panel);
     int64_t all = 0;
     for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
     for (int64_t from = low; from < high; from += BLOCK) {
@@ -207,13 +250,15 @@ inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, 
 inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
                   const int32_t* key, int64_t low, int64_t high, bool again, Rows dq, Number number, Sums sums,
                   Backward& w) {
-    const int64_t kv = head / (p.heads / p.kv_heads);
-    const int64_t panels = again ? moved(token, count, w.panel) : make_panels(p, token, count, w.panel);
+    const int64_t kv = head / (p.heads / p.kv_heads), few = lone(p, count), many = count - few;
+    const int64_t panels = again ? moved(token, many, w.panel) : make_panels(p, token, many, w.panel);
     const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
     prepare(p, sample, head, panels, w);
     int64_t all = 0;
     for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
     for (int64_t i = 0; i < panels; ++i) w.begun[i] = false;
+    Learner single[FEW + 1] = {};
+    for (int64_t i = 0; i < few; ++i) single[i] = prepared(p, sample, head, token + many + i, all + i, w);
     for (int64_t from = low; from < high; from += BLOCK) {
         gather_keys(p, sample, key + from, high - from < BLOCK ? high - from : BLOCK, w.keys);
         const int64_t n = w.keys.count;
@@ -221,6 +266,10 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
         for (int64_t i = 0; i < panels; ++i) {
             w.seen[i] = sight(p, sample, w.panel[i], w.keys);
             needed = needed || w.seen[i] != Sight::none;
+        }
+        for (int64_t i = 0; i < few; ++i) {
+            single[i].seen = sight(p, sample, single[i].query, w.keys);
+            needed = needed || single[i].seen != Sight::none;
         }
         if (!needed) continue;
         read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
@@ -237,12 +286,12 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
                           {w.s, lanes}, seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
             product<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.ot + at * p.value_dim, lanes},
                           {w.d, lanes}, Into::fresh);
-            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d, lanes);
             if (sums.table && !kept)
                 harden<true>(panel, w.keys, w.lse + at, w.delta + at, sums.table, w.s, w.d);
             else
                 harden<false>(panel, w.keys, w.lse + at, w.delta + at, nullptr, w.s, w.d);
-            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s, lanes);
             product<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.o + at * w.tall, w.tall},
                           {w.dv + from * w.tall, w.tall}, Into::added);
             product<true>(n, w.wide / LANES, panel.count, {w.d, lanes, 1}, {w.q + at * w.wide, w.wide},
@@ -254,6 +303,14 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
             if (kept) gain(n * lanes, w.d, again, w.total + corner);
             else collect_prefix(panel, w.keys, w.d, sums.rows);
         }
+        for (int64_t i = 0; i < few; ++i)
+            alone(p, sample, head, sums, w.dk + from * w.wide, w.dv + from * w.tall, w, single[i]);
+    }
+    for (int64_t i = 0; i < few; ++i) {
+        Learner& one = single[i];
+        if (!one.begun) fill(one.dq, 0, p.head_dim, 0);
+        for (int64_t c = 0; c < p.head_dim; c += LANES) store(one.dq + c, load(one.dq + c) * real(p.scale));
+        write_row(number, dq, offset(dq, sample, head, *one.query.token), p.head_dim, one.dq);
     }
     for (int64_t l = 0; l < CHUNK; ++l) w.ones[l] = real(p.scale);
     for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {

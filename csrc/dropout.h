@@ -13,15 +13,16 @@ INLINE uint32_t drawn(uint64_t seed, uint64_t pair, uint64_t row) {
     return uint32_t((x ^ (x >> 31)) >> 32);
 }
 
-// s[j][lane] becomes 0 with probability `dropout`, else it is divided by 1 - dropout.
-inline void drop(const Problem& p, int64_t sample, int64_t head, const Panel& panel, const Keys& keys, real* s) {
+// s[j][lane], at j * step + lane, becomes 0 with probability `dropout`, else it is divided by 1 - dropout.
+inline void drop(const Problem& p, int64_t sample, int64_t head, const Queries& queries, const Keys& keys,
+                 real* s, int64_t step) {
     const real kept = real(1 / (1 - p.dropout));
     const uint32_t limit = uint32_t(p.dropout * 4294967296.0);
     const uint64_t row = uint64_t(sample * p.heads + head);
     for (int64_t j = 0; j < keys.count; ++j)
-        for (int64_t l = 0; l < panel.count; ++l) {
-            const uint64_t pair = uint64_t(uint32_t(panel.token[l])) << 32 | uint32_t(keys.token[j]);
-            real& x = s[j * panel.lanes() + l];
+        for (int64_t l = 0; l < queries.count; ++l) {
+            const uint64_t pair = uint64_t(uint32_t(queries.token[l])) << 32 | uint32_t(keys.token[j]);
+            real& x = s[j * step + l];
             x = drawn(p.seed, pair, row) < limit ? real(0) : x * kept;
         }
 }

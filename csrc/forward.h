@@ -6,8 +6,7 @@
 // when a block exceeds it by 2^20, and then what was summed is scaled by an exact power of 2.
 #pragma once
 
-#include "dropout.h"
-#include "panel.h"
+#include "lone.h"
 
 namespace {
 
@@ -63,6 +62,13 @@ struct Forward {
           s(arena.take<real>(BLOCK * PANEL)), seed(arena.take<real>(seeds(*p.layout))),
           o(arena.take<real>(CHUNK * p.value_dim)), top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
           lines(arena.take<real>(PANEL * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))) {}
+};
+
+struct Lone {                                  // a query on its own (lone.h)
+    Queries query;
+    real *q, *o, top, sum;
+    bool fresh;
+    Sight seen;
 };
 
 // Scores to weights, in place. `fresh`: nothing was summed before, and o holds nothing yet.
@@ -137,6 +143,28 @@ inline void finish(const Problem& p, int64_t sample, int64_t head, const Panel& 
     for (int64_t l = 0; l < panel.count; ++l) lse[panel.token[l]] = measure[l];
 }
 
+// A query on its own, against the block of keys in `w`.
+inline void attend(const Problem& p, int64_t sample, int64_t head, const Forward& w, Lone& one) {
+    if (one.seen == Sight::none) return;
+    lone_seed(p, sample, head, one.query, w.keys, one.seen, w.s);
+    lone_scores(w.keys.count, p.head_dim, one.q, w.k, w.s);
+    lone_soften(w.keys.count, w.s, one.top, one.sum, p.value_dim, one.o, one.fresh);
+    if (p.dropout > 0) drop(p, sample, head, one.query, w.keys, w.s, 1);
+    lone_sum(w.keys.count, p.value_dim, w.s, w.v, one.o, !one.fresh);
+    one.fresh = false;
+}
+
+inline void finish(const Problem& p, int64_t sample, int64_t head, const Lone& one) {
+    const bool empty = one.fresh || one.sum == 0;
+    const int64_t token = *one.query.token;
+    const real share = empty ? real(0) : real(1) / one.sum;
+    if (one.fresh) fill(one.o, 0, p.value_dim, 0);
+    for (int64_t c = 0; c < p.value_dim; c += LANES) store(one.o + c, load(one.o + c) * share);
+    write_row(p.number, p.out, offset(p.out, sample, head, token), p.value_dim, one.o);
+    real* lse = static_cast<real*>(p.lse) + (sample * p.heads + head) * p.layout->queries + token;
+    *lse = empty ? -INFINITE : LN2 * (one.top + log2(all(one.sum))[0]);
+}
+
 // The small cell that comes next: its rows are fetched while this one is worked on.
 struct Next {
     int64_t head;
@@ -155,11 +183,12 @@ struct Next {
 // same kind are still there.
 inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
                    const int32_t* key, int64_t key_count, bool again, Next next, Forward& w) {
-    const int64_t kv = head / (p.heads / p.kv_heads);
-    const int64_t panels = again ? moved(token, count, w.panel) : make_panels(p, token, count, w.panel);
+    const int64_t kv = head / (p.heads / p.kv_heads), few = lone(p, count), many = count - few;
+    const int64_t panels = again ? moved(token, many, w.panel) : make_panels(p, token, many, w.panel);
     const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
     real *q[PANELS], *o[PANELS];
     bool fresh[PANELS];
+    Lone single[FEW + 1] = {};
     int64_t lane[PANELS + 1] = {0};
     for (int64_t i = 0; i < panels; ++i) {
         const Panel& panel = w.panel[i];
@@ -167,6 +196,12 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         read_lanes(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, panel.lanes(), p.head_dim,
                    real(p.scale) * LOG2E, w.lines, q[i]);
         lane[i + 1] = lane[i] + panel.lanes();
+    }
+    for (int64_t i = 0; i < few; ++i) {
+        const int64_t at = lane[panels] + i;
+        single[i] = {lone(p, token + many + i), w.q + at * p.head_dim, w.o + at * p.value_dim, 0, 0, true, Sight::none};
+        read_row(p.number, p.q, offset(p.q, sample, head, token[many + i]), p.head_dim, real(p.scale) * LOG2E,
+                 single[i].q);
     }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
     for (int64_t block = 0, from = 0, size; block < blocks; ++block, from += size) {
@@ -177,6 +212,10 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         for (int64_t i = 0; i < panels; ++i) {
             w.seen[i] = sight(p, sample, w.panel[i], w.keys);
             needed = needed || w.seen[i] != Sight::none;
+        }
+        for (int64_t i = 0; i < few; ++i) {
+            single[i].seen = sight(p, sample, single[i].query, w.keys);
+            needed = needed || single[i].seen != Sight::none;
         }
         if (!needed) continue;
         read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
@@ -192,12 +231,14 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
             product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
                           seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
             soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
-            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s);
+            if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s, lanes);
             product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
                            fresh[i] ? Into::fresh : Into::added);
             fresh[i] = false;
         }
+        for (int64_t i = 0; i < few; ++i) attend(p, sample, head, w, single[i]);
     }
+    for (int64_t i = 0; i < few; ++i) finish(p, sample, head, single[i]);
     for (int64_t i = 0; i < panels; ++i)
         finish(p, sample, head, w.panel[i], o[i], w.top + i * PANEL, w.sum + i * PANEL, fresh[i], w.lines);
 }

@@ -16,11 +16,14 @@ struct Slice {     // lanes of one vector that are neighbours in the table
     ivec lanes;    // a mask of them
 };
 
-struct Panel {
-    const int32_t* token;      // the queries, in the order of the cell
-    int64_t count;             // of them
-    int64_t vectors;           // that hold them
+struct Queries {
+    const int32_t* token;      // in the order of the cell
+    int64_t count;
     int64_t prefix;            // the first so many have no place
+};
+
+struct Panel : Queries {
+    int64_t vectors;           // that hold them
     int64_t slices[WIDE + 1];  // vector n takes slices[n] .. slices[n + 1]
     bool simple;               // no vector takes more than two slices, and all lanes have a place
     Slice slice[PANEL];
@@ -34,7 +37,7 @@ struct Keys {                  // the block of keys that the panels meet
     int32_t *place, *kept;     // scratch: their places, and the tokens if some are missing
 };
 
-enum class Sight { none, some, all };  // what a panel sees of a block
+enum class Sight { none, some, all };  // what queries see of a block
 
 // Where each vector of the panel finds its part of the bias: as few slices of the table as there are breaks between
 // neighbours (at the end of a row of the grid). Lanes without a place or a query take part in any.
@@ -116,20 +119,20 @@ INLINE Range range(const int64_t* value, const int32_t* token, int64_t count) {
     return r;
 }
 
-inline Sight sight(const Problem& p, int64_t sample, const Panel& panel, const Keys& keys) {
+inline Sight sight(const Problem& p, int64_t sample, const Queries& queries, const Keys& keys) {
     const Layout& layout = *p.layout;
     if (keys.count == 0) return Sight::none;
     bool whole = true;
     for (int64_t o = 0; o < layout.orders; ++o) {
-        const Range i = range(layout.query_rank + o * layout.queries, panel.token, panel.count);
+        const Range i = range(layout.query_rank + o * layout.queries, queries.token, queries.count);
         const Range j = range(layout.key_rank + o * layout.keys, keys.token, keys.count);
         if (j.low > i.high) return Sight::none;
         whole = whole && j.high <= i.low;
     }
     if (p.query_id) {
-        const Range i = range(p.query_id + sample * p.query_id_batch, panel.token, panel.count);
+        const Range i = range(p.query_id + sample * p.query_id_batch, queries.token, queries.count);
         const Range j = range(p.key_id + sample * p.key_id_batch, keys.token, keys.count);
-        const bool bound = panel.token[0] >= p.free_queries && keys.token[0] >= p.free_keys;
+        const bool bound = queries.token[0] >= p.free_queries && keys.token[0] >= p.free_keys;
         if (bound && (j.high < i.low || j.low > i.high)) return Sight::none;
         whole = whole && bound && i.low == i.high && j.low == j.high;
     }
@@ -137,19 +140,19 @@ inline Sight sight(const Problem& p, int64_t sample, const Panel& panel, const K
 }
 
 // -inf in the lanes of `row` that may not see the key.
-inline void forbid(const Problem& p, int64_t sample, const Panel& panel, int32_t key, real* row) {
+inline void forbid(const Problem& p, int64_t sample, const Queries& queries, int32_t key, real* row) {
     const Layout& layout = *p.layout;
     for (int64_t o = 0; o < layout.orders; ++o) {
         const int64_t rank = layout.key_rank[o * layout.keys + key];
         const int64_t* own = layout.query_rank + o * layout.queries;
-        for (int64_t l = 0; l < panel.count; ++l)
-            if (own[panel.token[l]] < rank) row[l] = -INFINITE;
+        for (int64_t l = 0; l < queries.count; ++l)
+            if (own[queries.token[l]] < rank) row[l] = -INFINITE;
     }
     if (p.query_id && key >= p.free_keys) {
         const int64_t id = p.key_id[sample * p.key_id_batch + key];
         const int64_t* own = p.query_id + sample * p.query_id_batch;
-        for (int64_t l = 0; l < panel.count; ++l)
-            if (panel.token[l] >= p.free_queries && own[panel.token[l]] != id) row[l] = -INFINITE;
+        for (int64_t l = 0; l < queries.count; ++l)
+            if (queries.token[l] >= p.free_queries && own[queries.token[l]] != id) row[l] = -INFINITE;
     }
 }
 

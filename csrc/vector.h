@@ -155,6 +155,16 @@ template <int width> INLINE void exchange(vec& a, vec& b) {
     a = x, b = y;
 }
 
+// f of all lanes, in every lane.
+template <class F> INLINE vec across(vec x, F f) {
+    vec y = x;
+    if constexpr (LANES >= 2) exchange<1>(x, y), x = y = f(x, y);
+    if constexpr (LANES >= 4) exchange<2>(x, y), x = y = f(x, y);
+    if constexpr (LANES >= 8) exchange<4>(x, y), x = y = f(x, y);
+    if constexpr (LANES >= 16) exchange<8>(x, y), x = y = f(x, y);
+    return x;
+}
+
 // LANES rows of LANES numbers, in registers.
 INLINE void transpose(vec (&row)[LANES]) {
     if constexpr (LANES >= 2)
