@@ -49,6 +49,7 @@ struct Backward {
     const real** row;
     real *q, *qt, *o, *ot, *dq, *lse, *delta, *k, *v, *s, *d, *seed, *total, *dk, *dv, *shared_k, *shared_v, *lines,
         *ones;
+    Ahead ahead;
 
     Backward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
@@ -68,6 +69,7 @@ struct Backward {
         shared_k = arena.take<real>(shared * wide), shared_v = arena.take<real>(shared * tall);
         lines = arena.take<real>(PANEL * (wide > tall ? wide : tall));
         ones = arena.take<real>(CHUNK);
+        ahead = {arena.take<const char*>(AHEAD + 1), AHEAD, 0, 0};
     }
 };
 
@@ -206,8 +208,8 @@ inline void alone(const Problem& p, int64_t sample, int64_t head, Sums sums, rea
     lone_harden(n, one.lse, one.delta, w.s, w.d);
     if (sums.table) lone_collect(p, one.query, w.keys, w.d, sums.table, sums.rows);
     if (p.dropout > 0) drop(p, sample, head, one.query, w.keys, w.s, 1);
-    product<true>(n, w.tall / LANES, 1, {w.s, 1, 1}, {one.dout, w.tall}, {dv, w.tall}, Into::added);
-    product<true>(n, w.wide / LANES, 1, {w.d, 1, 1}, {one.q, w.wide}, {dk, w.wide}, Into::added);
+    product<true>(n, w.tall / LANES, 1, {w.s, 1, 1}, {one.dout, w.tall}, {dv, w.tall}, Into::added, w.ahead);
+    product<true>(n, w.wide / LANES, 1, {w.d, 1, 1}, {one.q, w.wide}, {dk, w.wide}, Into::added, w.ahead);
     lone_sum(n, p.head_dim, w.d, w.k, one.dq, one.begun);
     one.begun = true;
 }
@@ -283,9 +285,9 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
             if (seeded)
                 start = seeds_of(p, sample, head, panel, w.keys, w.seen[i], kept, again, w.seed + corner, w.row);
             product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {w.qt + at * p.head_dim, lanes},
-                          {w.s, lanes}, seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
+                          {w.s, lanes}, seeded ? Into::seeded : Into::fresh, w.ahead, seeded ? &start : nullptr);
             product<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.ot + at * p.value_dim, lanes},
-                          {w.d, lanes}, Into::fresh);
+                          {w.d, lanes}, Into::fresh, w.ahead);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.d, lanes);
             if (sums.table && !kept)
                 harden<true>(panel, w.keys, w.lse + at, w.delta + at, sums.table, w.s, w.d);
@@ -293,11 +295,11 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
                 harden<false>(panel, w.keys, w.lse + at, w.delta + at, nullptr, w.s, w.d);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s, lanes);
             product<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.o + at * w.tall, w.tall},
-                          {w.dv + from * w.tall, w.tall}, Into::added);
+                          {w.dv + from * w.tall, w.tall}, Into::added, w.ahead);
             product<true>(n, w.wide / LANES, panel.count, {w.d, lanes, 1}, {w.q + at * w.wide, w.wide},
-                          {w.dk + from * w.wide, w.wide}, Into::added);
+                          {w.dk + from * w.wide, w.wide}, Into::added, w.ahead);
             product<false>(p.head_dim, panel.vectors, n, {w.k, 1, p.head_dim}, {w.d, lanes},
-                           {w.dq + at * p.head_dim, lanes}, w.begun[i] ? Into::added : Into::fresh);
+                           {w.dq + at * p.head_dim, lanes}, w.begun[i] ? Into::added : Into::fresh, w.ahead);
             w.begun[i] = true;
             if (!sums.table) continue;
             if (kept) gain(n * lanes, w.d, again, w.total + corner);
@@ -356,6 +358,24 @@ inline void settle_shared(const Problem& p, int64_t sample, int64_t kv, Backward
     }
 }
 
+// Rows of a small cell: read by the next pair, or written by this one.
+inline void expected(const Problem& p, int64_t pair, int64_t head, int64_t kv, bool read, Ahead& ahead) {
+    const Layout& layout = *p.layout;
+    const int64_t sample = pair / layout.cells, c = pair % layout.cells;
+    const int32_t *query = layout.query + layout.query_start[c], *key = layout.key + layout.key_start[c];
+    const int64_t queries = layout.query_start[c + 1] - layout.query_start[c],
+                  keys = layout.key_start[c + 1] - layout.key_start[c];
+    if (read) {
+        expect(p.number, p.q, offset(p.q, sample, head, 0), query, queries, p.head_dim, ahead);
+        expect(p.number, p.dout, offset(p.dout, sample, head, 0), query, queries, p.value_dim, ahead);
+        expect(p.number, p.out, offset(p.out, sample, head, 0), query, queries, p.value_dim, ahead);
+    } else {
+        expect(p.number, p.dq, offset(p.dq, sample, head, 0), query, queries, p.head_dim, ahead);
+    }
+    expect(p.number, read ? p.k : p.dk, offset(read ? p.k : p.dk, sample, kv, 0), key, keys, p.head_dim, ahead);
+    expect(p.number, read ? p.v : p.dv, offset(read ? p.v : p.dv, sample, kv, 0), key, keys, p.value_dim, ahead);
+}
+
 INLINE bool same(const Layout& layout, int64_t a, int64_t b) { return layout.kind[a] == layout.kind[b]; }
 
 // One item: a key head, a range of pairs, a split of their keys.
@@ -381,6 +401,11 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
         fill(w.dk, low * w.wide, high * w.wide, 0), fill(w.dv, low * w.tall, high * w.tall, 0);
         // One head a time stays with a kind of cell: seeds and sums of another head would have to be kept as well.
         const bool kept = alike(p) && by.group == 1, again = kept && c > 0 && pair > begin && same(layout, c, c - 1);
+        w.ahead.count = w.ahead.next = 0;
+        if (scattered(p) && layout.longest <= CHUNK && pair + 1 < end) {
+            expected(p, pair, kv * by.group, kv, false, w.ahead);
+            expected(p, pair + 1, kv * by.group, kv, true, w.ahead);
+        }
         for (int64_t g = 0; g < by.group; ++g) {
             real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
             const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * padded(3)};

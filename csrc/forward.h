@@ -47,12 +47,15 @@ INLINE bool alike(const Problem& p) {
            (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
 }
 
+constexpr int64_t AHEAD = 2048;                // pairs of lines fetched ahead, at most
+
 struct Forward {
     Panel* panel;
     Sight* seen;
     Keys keys;
     const real** row;
     real *q, *k, *v, *s, *seed, *o, *top, *sum, *lines;
+    Ahead ahead;
 
     Forward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
@@ -61,7 +64,8 @@ struct Forward {
           k(arena.take<real>(BLOCK * p.head_dim)), v(arena.take<real>(BLOCK * p.value_dim)),
           s(arena.take<real>(BLOCK * PANEL)), seed(arena.take<real>(seeds(*p.layout))),
           o(arena.take<real>(CHUNK * p.value_dim)), top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
-          lines(arena.take<real>(PANEL * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))) {}
+          lines(arena.take<real>(PANEL * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))),
+          ahead{arena.take<const char*>(AHEAD + 1), AHEAD, 0, 0} {}
 };
 
 struct Lone {                                  // a query on its own (lone.h)
@@ -165,17 +169,20 @@ inline void finish(const Problem& p, int64_t sample, int64_t head, const Lone& o
     *lse = empty ? -INFINITE : LN2 * (one.top + log2(all(one.sum))[0]);
 }
 
+// Whether rows lie apart, so that the processor does not fetch the next ones of its own accord.
+INLINE bool scattered(const Problem& p) { return p.q.token != p.head_dim || p.layout->cells > 1; }
+
 // The small cell that comes next: its rows are fetched while this one is worked on.
 struct Next {
     int64_t head;
     const int32_t *token, *key;
     int64_t count, key_count;
-    void expected(const Problem& p, int64_t sample) const {
+    void expected(const Problem& p, int64_t sample, Ahead& ahead) const {
         if (count == 0) return;
         const int64_t kv = head / (p.heads / p.kv_heads);
-        expect(p.number, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim);
-        expect(p.number, p.k, offset(p.k, sample, kv, 0), key, key_count, p.head_dim);
-        expect(p.number, p.v, offset(p.v, sample, kv, 0), key, key_count, p.value_dim);
+        expect(p.number, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim, ahead);
+        expect(p.number, p.k, offset(p.k, sample, kv, 0), key, key_count, p.head_dim, ahead);
+        expect(p.number, p.v, offset(p.v, sample, kv, 0), key, key_count, p.value_dim, ahead);
     }
 };
 
@@ -203,6 +210,11 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         read_row(p.number, p.q, offset(p.q, sample, head, token[many + i]), p.head_dim, real(p.scale) * LOG2E,
                  single[i].q);
     }
+    w.ahead.count = w.ahead.next = 0;
+    if (next.count && scattered(p)) {
+        expect(p.number, p.out, offset(p.out, sample, head, 0), token, count, p.value_dim, w.ahead);
+        next.expected(p, sample, w.ahead);
+    }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
     for (int64_t block = 0, from = 0, size; block < blocks; ++block, from += size) {
         size = (key_count - from + (blocks - block) - 1) / (blocks - block);
@@ -220,7 +232,6 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         if (!needed) continue;
         read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
         read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v);
-        if (block == blocks - 1) next.expected(p, sample);
         for (int64_t i = 0; i < panels; ++i) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];
@@ -229,11 +240,11 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
             Seeds start;
             if (seeded) start = seeds_of(p, sample, head, panel, w.keys, w.seen[i], kept, again, seed, w.row);
             product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
-                          seeded ? Into::seeded : Into::fresh, seeded ? &start : nullptr);
+                          seeded ? Into::seeded : Into::fresh, w.ahead, seeded ? &start : nullptr);
             soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s, lanes);
             product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
-                           fresh[i] ? Into::fresh : Into::added);
+                           fresh[i] ? Into::fresh : Into::added, w.ahead);
             fresh[i] = false;
         }
         for (int64_t i = 0; i < few; ++i) attend(p, sample, head, w, single[i]);

@@ -2,7 +2,6 @@
 // where a mask forbids.
 #pragma once
 
-#include "product.h"
 #include "rows.h"
 
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention.h"
-#include "vector.h"
+#include "product.h"
 
 namespace {
 
@@ -135,12 +135,18 @@ inline void read_lanes(Number number, const Rows& rows, int64_t at, const int32_
     }
 }
 
-// Rows that will be read soon.
-INLINE void expect(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count) {
+// Rows that will be read, or written, soon.
+INLINE void expect(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
+                   Ahead& ahead) {
     const int64_t size = number == Number::f64 ? 8 : number == Number::f32 ? 4 : 2;
     const char* from = static_cast<const char*>(rows.data) + at * size;
-    for (int64_t i = 0; i < n; ++i)
-        for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(from + tokens[i] * rows.token * size + byte);
+    const int64_t pairs = (count * size + 127) / 128, step = rows.token * size;
+    if (ahead.count + n * pairs > ahead.room) return;
+    const char** pair = ahead.pair + ahead.count;
+    for (int64_t l = 0; l < pairs; ++l)
+        for (int64_t i = 0; i < n; ++i) *pair++ = from + tokens[i] * step + l * 128;
+    *pair = from;  // they are fetched by twos
+    ahead.count += n * pairs;
 }
 
 // The inverse, into rows of a tensor: the row of tokens[i] = factor[i] * from[c][i]. `lines` is scratch for LANES rows.
