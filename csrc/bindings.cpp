@@ -11,7 +11,7 @@
 //   11  k
 //   16  v
 //   21  out
-//   26  lse, table, numbers, query_prefix, key_prefix, both
+//   26  lse, table, numbers, query_prefix, key_prefix, both; contiguous, float32 (float64 for float64)
 //   32  valid, valid_batch, query_id, query_id_batch, key_id, key_id_batch
 //   38  free_queries, free_keys
 //   40  (forward ends here)
@@ -27,6 +27,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "attention.h"
 
@@ -150,6 +151,29 @@ const char* isa() {
     return locant::isa();
 }
 
+// The table and its three rows as the kernels read them: in units of log 2, and zeros around the table, as vectors may
+// read a little beyond it. Points the problem to them.
+template <class Real>
+std::vector<Real> scaled(Problem& problem) {
+    constexpr int64_t margin = 64;
+    constexpr Real log2e = static_cast<Real>(1.4426950408889634074);
+    const int64_t table = problem.heads * problem.numbers;
+    std::vector<Real> own(static_cast<size_t>(2 * margin + table + 3 * problem.heads));
+    Real* to = own.data() + margin;
+    const auto move = [&](const void*& from, int64_t count) {
+        if (from == nullptr) return;
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<const Real*>(from)[i] * log2e;
+        from = to;
+    };
+    move(problem.table, table);
+    to += table + margin;
+    for (const void** row : {&problem.query_prefix, &problem.key_prefix, &problem.both}) {
+        move(*row, problem.heads);
+        to += problem.heads;
+    }
+    return own;
+}
+
 using Run = void (*)(const Problem&, int threads);
 
 template <Run run, Py_ssize_t wanted>
@@ -160,6 +184,9 @@ void call(const Layout& layout, nb::handle numbers, double scale, double dropout
     problem.dropout = dropout;
     problem.seed = seed;
     const nb::gil_scoped_release released;  // the caller holds the layout and, through it, the tensors
+    const bool wide = problem.number == Number::f64, biased = problem.table != nullptr;
+    const auto narrow_bias = biased && !wide ? scaled<float>(problem) : std::vector<float>();
+    const auto wide_bias = biased && wide ? scaled<double>(problem) : std::vector<double>();
     run(problem, threads);
 }
 

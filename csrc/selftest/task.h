@@ -12,7 +12,7 @@ using locant::Layout;
 using locant::Problem;
 
 enum Kind { Q, K, V, DOUT, OUT, LSE, DQ, DK, DV, DTABLE, DROWS, KINDS };  // of tensors; results come from OUT on
-constexpr int64_t MARGIN = 64;  // numbers around a table that kernels may read (src/locant/operators.py)
+constexpr int64_t MARGIN = 64;  // numbers around a table that kernels may read (csrc/bindings.cpp)
 
 class Task {
 public:

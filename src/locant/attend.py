@@ -155,9 +155,9 @@ class _Request:
     def problem(self) -> Problem:
         q, k, v = self.q, self.k, self.v
         _check_tensors(q, k, v, self.dropout)
-        grid, key_grid = self._grids()
-        positions = self._positions()
         structure = Structure.of(self.mask)
+        grid, key_grid = self._grids(structure)
+        positions = self._positions()
         for described in (*structure.windows, *structure.causal):
             described.bound(grid, key_grid)
         biases = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Bias)]
@@ -198,12 +198,11 @@ class _Request:
             qkv=self.qkv if self.qkv is not None and q is self.q else None,
         )  # fmt: skip
 
-    def _grids(self) -> tuple[Grid, Grid]:
+    def _grids(self, structure: Structure) -> tuple[Grid, Grid]:
         queries, keys = self.q.shape[2], self.k.shape[2]
         grid = Grid(queries) if self.grid is None else self.grid
         key_grid = self.key_grid
         if key_grid is None:
-            structure = Structure.of(self.mask)
             free = self.grid is None and self.position is None and not structure.causal and not structure.windows
             key_grid = grid if keys == grid.tokens else Grid(keys) if free else grid
         for name, where, count, one in (("grid", grid, queries, "q"), ("key_grid", key_grid, keys, "k and v")):

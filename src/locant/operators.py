@@ -26,8 +26,6 @@ from torch.utils.flop_counter import register_flop_formula
 from locant.layout import Layout, layout
 
 NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-MARGIN = 64  # zeros around a table: a vector may read them, in lanes that hold no query
-LOG2E = math.log2(math.e)
 
 
 @lru_cache(maxsize=1)
@@ -80,14 +78,16 @@ def _arithmetic(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _bias(table: Tensor | None, rows: Tensor | None, kind: torch.dtype) -> tuple[Tensor | None, Tensor | None, int]:
-    """The table as the kernels read it: flat, with a margin, and like the rows in units of log 2."""
+def _bias(
+    table: Tensor | None, rows: Tensor | None, kind: torch.dtype
+) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+    """The table and its rows as they are computed with, and what the kernels are told of them."""
     if table is None:
-        return None, None, 0
-    held = torch.empty(table.numel() + 2 * MARGIN, dtype=kind)
-    held[:MARGIN] = held[-MARGIN:] = 0
-    torch.mul(table.detach().reshape(-1).to(kind), LOG2E, out=held[MARGIN:-MARGIN])
-    return held, None if rows is None else (rows.detach().to(kind) * LOG2E).contiguous(), math.prod(table.shape[1:])
+        return (), (0, 0, 0, 0, 0)
+    held = table.detach().to(kind).contiguous()
+    learned = None if rows is None else rows.detach().to(kind).contiguous()
+    of_rows = (0, 0, 0) if learned is None else tuple(row.data_ptr() for row in learned.unbind(0))
+    return (held, learned), (held.data_ptr(), math.prod(table.shape[1:]), *of_rows)
 
 
 def _masks(valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None) -> tuple[list[Any], tuple[int, ...]]:
@@ -118,24 +118,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     native, _ = _native_layout(tuple(described))
     out, lse = _new_out(q, v)
-    held, learned, numbers = _bias(table, rows, lse.dtype)
+    _held, bias = _bias(table, rows, lse.dtype)
     _kept, masks = _masks(valid, query_id, key_id)
     _module().forward(
         native,
         (
             *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
-            *_table(held, learned, numbers), *masks, *free,
+            *bias, *masks, *free,
         ),
         scale, dropout, 0 if seed is None else int(seed.item()), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
-
-
-def _table(held: Tensor | None, learned: Tensor | None, numbers: int) -> tuple[int, ...]:
-    if held is None:
-        return (0, 0, 0, 0, 0)
-    rows = (0, 0, 0) if learned is None else tuple(row.data_ptr() for row in learned.unbind(0))
-    return (held[MARGIN:].data_ptr(), numbers, *rows)
 
 
 def _backward(
@@ -147,7 +140,7 @@ def _backward(
     """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
     native, own = _native_layout(tuple(described))
     kind = lse.dtype
-    held, learned, numbers = _bias(table, rows, kind)
+    _held, bias = _bias(table, rows, kind)
     _kept, masks = _masks(valid, query_id, key_id)
     dtable = torch.empty(table.shape if learns and table is not None else (0,), dtype=kind)
     drows = torch.empty(rows.shape if learns and rows is not None else (0,), dtype=kind)
@@ -161,7 +154,7 @@ def _backward(
     )  # fmt: skip
     numbers_of = (
         *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
-        *_table(held, learned, numbers), *masks, *free, *_rows(dout), *_rows(dq), *_rows(dk), *_rows(dv), *gradients,
+        *bias, *masks, *free, *_rows(dout), *_rows(dq), *_rows(dk), *_rows(dv), *gradients,
     )  # fmt: skip
     module = _module()
     partial = torch.empty(module.backward_partial_bytes(native, (*numbers_of, 0)), dtype=torch.uint8)

@@ -69,7 +69,8 @@ class RelativeTable(Bias):
     def values(self, form: OffsetTable) -> OffsetValues:
         centre: Tensor = self.table
         for axis, (size, needed) in enumerate(zip(self.grid.shape, form.reach, strict=True), start=1):
-            centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
+            if needed < size - 1:
+                centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
         return OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)
 
     def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:
