@@ -25,14 +25,61 @@ INLINE uint16_t narrowed(float x) {  // to the nearest, ties to even; a NaN stay
     return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
+// float16, by what a processor has for it; not every compiler knows the type.
+#if defined __F16C__
+INLINE float widened_half(uint16_t bits) { return _cvtsh_ss(bits); }
+INLINE uint16_t narrowed_half(float x) { return uint16_t(_cvtss_sh(x, 0)); }
+#elif defined __aarch64__
+INLINE float widened_half(uint16_t bits) {
+    __fp16 x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return float(x);
+}
+INLINE uint16_t narrowed_half(float x) {
+    const __fp16 half = __fp16(x);
+    uint16_t bits;
+    __builtin_memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+#else
+INLINE float widened_half(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000) << 16, rest = bits & 0x7fff;
+    uint32_t word = (rest << 13) + (112u << 23);
+    float x;
+    if (rest >= 0x7c00) word = 0x7f800000 | rest << 13;  // infinite, or a NaN
+    if (rest < 0x400) {                                  // a denormal one, and ours are flushed: count its steps
+        x = float(rest) * 0x1p-24f;
+        __builtin_memcpy(&word, &x, sizeof x);
+    }
+    word |= sign;
+    __builtin_memcpy(&x, &word, sizeof x);
+    return x;
+}
+INLINE uint16_t narrowed_half(float x) {  // to the nearest, ties to even
+    uint32_t word;
+    __builtin_memcpy(&word, &x, sizeof word);
+    const uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
+    uint32_t half = (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+    if (size < 0x38800000) {              // denormal: the addition rounds to whole steps
+        const float steps = (x < 0 ? -x : x) * 0x1p24f + 0x1p23f;
+        __builtin_memcpy(&half, &steps, sizeof half);
+        half &= 0x7fffff;
+    }
+    if (size >= 0x47800000) half = 0x7c00;
+    if (x != x) half = 0x7e00;
+    return uint16_t(sign | half);
+}
+#endif
+
 struct Brain { uint16_t bits; };  // bfloat16
+struct Half { uint16_t bits; };   // float16
 
 INLINE real read(const real* at) { return *at; }
 INLINE real read(const Brain* at) { return real(widened(at->bits)); }
-INLINE real read(const _Float16* at) { return real(*at); }
+INLINE real read(const Half* at) { return real(widened_half(at->bits)); }
 INLINE void write(real* at, real x) { *at = x; }
 INLINE void write(Brain* at, real x) { at->bits = narrowed(float(x)); }
-INLINE void write(_Float16* at, real x) { *at = _Float16(x); }
+INLINE void write(Half* at, real x) { at->bits = narrowed_half(float(x)); }
 
 INLINE int64_t offset(const Rows& rows, int64_t sample, int64_t head, int64_t token) {
     return sample * rows.batch + head * rows.head + token * rows.token;
@@ -71,7 +118,7 @@ INLINE void read_row(Number number, const Rows& rows, int64_t at, int64_t count,
         case Number::bf16:
             return unpack(static_cast<const Brain*>(rows.data) + at, rows.channel, count, factor, to);
         case Number::f16:
-            return unpack(static_cast<const _Float16*>(rows.data) + at, rows.channel, count, factor, to);
+            return unpack(static_cast<const Half*>(rows.data) + at, rows.channel, count, factor, to);
         default: __builtin_unreachable();
     }
 }
@@ -83,7 +130,7 @@ INLINE void write_row(Number number, const Rows& rows, int64_t at, int64_t count
             return rows.channel == 1 ? copy(from, count, real(1), to) : pack(from, rows.channel, count, to);
         }
         case Number::bf16: return pack(from, rows.channel, count, static_cast<Brain*>(rows.data) + at);
-        case Number::f16: return pack(from, rows.channel, count, static_cast<_Float16*>(rows.data) + at);
+        case Number::f16: return pack(from, rows.channel, count, static_cast<Half*>(rows.data) + at);
         default: __builtin_unreachable();
     }
 }

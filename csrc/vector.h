@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>  // for the name of a type alone
 #if defined __x86_64__
 #include <immintrin.h>
 #endif
@@ -145,6 +146,15 @@ INLINE vec log2(vec x) {
 }
 
 // One stage of a transposition: lanes whose number has the bit `width` are swapped between two rows.
+#ifdef __clang__
+template <int width, int... lane> INLINE void exchange(vec& a, vec& b, std::integer_sequence<int, lane...>) {
+    const vec x = __builtin_shufflevector(a, b, (lane & width ? LANES + lane - width : lane)...);
+    b = __builtin_shufflevector(a, b, (lane & width ? LANES + lane : lane + width)...), a = x;
+}
+template <int width> INLINE void exchange(vec& a, vec& b) {
+    exchange<width>(a, b, std::make_integer_sequence<int, LANES>());
+}
+#else
 template <int width> INLINE void exchange(vec& a, vec& b) {
     ivec low, high;
     for (int i = 0; i < LANES; ++i) {
@@ -154,6 +164,7 @@ template <int width> INLINE void exchange(vec& a, vec& b) {
     const vec x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
     a = x, b = y;
 }
+#endif
 
 // f of all lanes, in every lane.
 template <class F> INLINE vec across(vec x, F f) {

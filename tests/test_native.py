@@ -232,6 +232,22 @@ def test_every_instruction_set(isa, dtype):
             within_policy(found, results(case, dtype, "reference"), golden)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_is_read_and_written(isa, dtype):
+    """All 65,536 of them through one key, whose weight is 1; and rounding, to the mean of two."""
+    v = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, 1, -1)
+    v = torch.where(v.isfinite(), v, 0)
+    q = torch.zeros(1, 1, 1, 16, dtype=dtype)
+    found = attention(q, q, v, kernel="native")
+    normal = v.float().abs() >= torch.finfo(torch.float32).tiny  # what bfloat16 has below, all kernels flush
+    assert torch.equal(found[normal | (v == 0)], v[normal | (v == 0)])
+    pair = torch.cat([v, v.flip(-1).roll(17, -1)], 2)
+    mean = pair.double().mean(2, keepdim=True)
+    found = attention(q, q.expand(1, 1, 2, 16), pair, grid=Grid(1), key_grid=Grid(2), kernel="native")
+    normal = mean.abs() >= torch.finfo(torch.float32).tiny
+    assert torch.equal(found[normal], mean.to(dtype)[normal])
+
+
 @pytest.mark.parametrize("name", BITS)
 def test_every_instruction_set_on_larger_problems(isa, name):
     """In float64 all of them agree; the reference says with what."""
