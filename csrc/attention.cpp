@@ -7,25 +7,30 @@ namespace {
 
 using locant::Kernels;
 
-constexpr int64_t TOGETHER = 8;  // cells that one item works on, if they are small
-
-int64_t portions(const Layout& layout) {
-    if (layout.longest <= CHUNK) return (layout.cells + TOGETHER - 1) / TOGETHER;
-    int64_t n = 0;
-    for (int64_t c = 0; c < layout.cells; ++c) n += chunks(layout.query_start[c + 1] - layout.query_start[c]);
-    return n;
+// The forward pass in items: some heads of a chunk of one long cell, or of a few short (sample, cell) pairs. Short ones
+// that follow each other are fetched ahead, and those of a kind share what is added to their scores.
+int64_t pairs_together(const Problem& p) {
+    const int64_t fair = p.batch * p.layout->cells * p.heads / 64;  // so many that all threads find work
+    return fair < 1 ? 1 : fair < 8 ? fair : 8;
 }
 
-// Heads that one item works on: several where cells are many, so that one can fetch for the next.
+int64_t portions(const Problem& p) {
+    const Layout& layout = *p.layout;
+    if (layout.longest <= CHUNK) return (p.batch * layout.cells + pairs_together(p) - 1) / pairs_together(p);
+    int64_t n = 0;
+    for (int64_t c = 0; c < layout.cells; ++c) n += chunks(layout.query_start[c + 1] - layout.query_start[c]);
+    return p.batch * n;
+}
+
 int64_t heads_together(const Problem& p) {
-    const int64_t cells = p.batch * portions(*p.layout), wanted = 256;  // items, of which every thread finds some
-    if (p.layout->longest > CHUNK || cells * p.heads <= wanted) return 1;
-    return cells >= wanted ? p.heads : (cells * p.heads + wanted - 1) / wanted;
+    const int64_t own = portions(p), wanted = 256;  // items, of which every thread finds some
+    if (p.layout->longest > CHUNK || own * p.heads <= wanted) return 1;
+    return own >= wanted ? p.heads : (own * p.heads + wanted - 1) / wanted;
 }
 
 int64_t forward_items(const Problem& p) {
     const int64_t together = heads_together(p);
-    return p.batch * portions(*p.layout) * ((p.heads + together - 1) / together);
+    return portions(p) * ((p.heads + together - 1) / together);
 }
 
 size_t forward_scratch(const Problem& p) {
@@ -34,36 +39,40 @@ size_t forward_scratch(const Problem& p) {
     return arena.used;
 }
 
+void long_item(const Problem& p, int64_t portion, int64_t head, Forward& work) {
+    const Layout& layout = *p.layout;
+    const int64_t each = portions(p) / p.batch, sample = portion / each;
+    int64_t c = 0, left = portion % each;
+    const auto queries = [&](int64_t c) { return layout.query_start[c + 1] - layout.query_start[c]; };
+    for (int64_t own; left >= (own = chunks(queries(c))); ++c) left -= own;
+    const int64_t size = chunk_size(queries(c)), at = left * size, count = queries(c) - at;
+    if (count <= 0) return;
+    attend(p, sample, head, layout.query + layout.query_start[c] + at, count < size ? count : size,
+           layout.key + layout.key_start[c], layout.key_start[c + 1] - layout.key_start[c], false, Next{}, work);
+}
+
 void forward_item(const Problem& p, int64_t number, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Forward work(p, arena);
     const Layout& layout = *p.layout;
     const int64_t together = heads_together(p), groups = (p.heads + together - 1) / together;
-    const int64_t all = portions(layout), sample = number / groups / all, low = number % groups * together,
-                  high = low + together < p.heads ? low + together : p.heads;
-    int64_t portion = number / groups % all, c = 0;
-    const auto queries = [&](int64_t c) { return layout.query_start[c + 1] - layout.query_start[c]; };
-    const auto keys = [&](int64_t c) { return layout.key_start[c + 1] - layout.key_start[c]; };
-    if (layout.longest > CHUNK) {
-        for (int64_t own; portion >= (own = chunks(queries(c))); ++c) portion -= own;
-        const int64_t size = chunk_size(queries(c)), at = portion * size, left = queries(c) - at;
-        if (left <= 0) return;
-        for (int64_t head = low; head < high; ++head)
-            attend(p, sample, head, layout.query + layout.query_start[c] + at, left < size ? left : size,
-                   layout.key + layout.key_start[c], keys(c), false, Next{}, work);
-        return;
-    }
-    const int64_t first = portion * TOGETHER, end = first + TOGETHER < layout.cells ? first + TOGETHER : layout.cells;
-    const auto cell = [&](int64_t head, int64_t c) {
-        return Next{head, layout.query + layout.query_start[c], layout.key + layout.key_start[c], queries(c), keys(c)};
+    const int64_t low = number % groups * together, high = low + together < p.heads ? low + together : p.heads;
+    if (layout.longest > CHUNK) return long_item(p, number / groups, low, work);
+
+    const int64_t first = number / groups * pairs_together(p), all = p.batch * layout.cells,
+                  end = first + pairs_together(p) < all ? first + pairs_together(p) : all;
+    const auto cell = [&](int64_t head, int64_t pair) {
+        const int64_t c = pair % layout.cells;
+        return Next{pair / layout.cells, head, layout.query + layout.query_start[c], layout.key + layout.key_start[c],
+                    layout.query_start[c + 1] - layout.query_start[c], layout.key_start[c + 1] - layout.key_start[c]};
     };
-    const bool kinds = alike(p);
+    const auto kind = [&](int64_t pair) { return layout.kind[pair % layout.cells]; };
     for (int64_t head = low; head < high; ++head)
-        for (c = first; c < end; ++c) {
-            const Next own = cell(head, c),
-                       next = c + 1 < end ? cell(head, c + 1) : head + 1 < high ? cell(head + 1, first) : Next{};
-            attend(p, sample, head, own.token, own.count, own.key, own.key_count,
-                   kinds && c > first && layout.kind[c] == layout.kind[c - 1], next, work);
+        for (int64_t pair = first; pair < end; ++pair) {
+            const Next own = cell(head, pair),
+                       next = pair + 1 < end ? cell(head, pair + 1) : head + 1 < high ? cell(head + 1, first) : Next{};
+            attend(p, own.sample, head, own.token, own.count, own.key, own.key_count,
+                   alike(p) && pair > first && kind(pair) == kind(pair - 1), next, work);
         }
 }
 

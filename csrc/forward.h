@@ -43,8 +43,8 @@ INLINE int64_t seeds(const Layout& layout) {
 // Whether what is added to the scores depends on the kind of a cell alone, and fits.
 INLINE bool alike(const Problem& p) {
     const Layout& layout = *p.layout;
-    return p.table && !p.valid && !p.query_id && !layout.orders && layout.cells > 1 && layout.longest <= CHUNK &&
-           (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
+    return p.table && !p.valid && !p.query_id && !layout.orders && p.batch * layout.cells > 1 &&
+           layout.longest <= CHUNK && (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
 }
 
 constexpr int64_t AHEAD = 2048;                // pairs of lines fetched ahead, at most
@@ -174,10 +174,10 @@ INLINE bool scattered(const Problem& p) { return p.q.token != p.head_dim || p.la
 
 // The small cell that comes next: its rows are fetched while this one is worked on.
 struct Next {
-    int64_t head;
+    int64_t sample, head;
     const int32_t *token, *key;
     int64_t count, key_count;
-    void expected(const Problem& p, int64_t sample, Ahead& ahead) const {
+    void expected(const Problem& p, Ahead& ahead) const {
         if (count == 0) return;
         const int64_t kv = head / (p.heads / p.kv_heads);
         expect(p.number, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim, ahead);
@@ -213,7 +213,7 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
     w.ahead.count = w.ahead.next = 0;
     if (next.count && scattered(p)) {
         expect(p.number, p.out, offset(p.out, sample, head, 0), token, count, p.value_dim, w.ahead);
-        next.expected(p, sample, w.ahead);
+        next.expected(p, w.ahead);
     }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
     for (int64_t block = 0, from = 0, size; block < blocks; ++block, from += size) {
