@@ -251,8 +251,9 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
             needed = needed || single[i].seen != Sight::none;
         }
         if (!needed) continue;
-        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k);
-        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v);
+        const int64_t more = w.keys.token == key + from ? high - from - n : 0;
+        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
+        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
         for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];

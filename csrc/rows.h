@@ -135,13 +135,20 @@ INLINE void write_row(Number number, const Rows& rows, int64_t at, int64_t count
     }
 }
 
-// to[i][c] = the rows of `tokens`, `width` numbers apart; numbers beyond `count` become 0.
+constexpr int64_t soon = 24;  // rows: where they lie pages apart, finding a page takes as long as fetching it
+
+// to[i][c] = the rows of `tokens`, `width` numbers apart; numbers beyond `count` become 0. `more` tokens follow, whose
+// rows will be read next.
 inline void read_rows(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
-                      int64_t width, real* to) {
+                      int64_t width, real* to, int64_t more = 0) {
     if (plain(number, rows) && count == width && count % LANES == 0) {
         const real* from = static_cast<const real*>(rows.data) + at;
+        const int64_t far = rows.token == width ? 0 : n + more - soon;
         for (int64_t i = 0; i < n; ++i, to += width) {
             const real* row = from + tokens[i] * rows.token;
+            if (i < far)
+                for (int64_t c = 0; c < count; c += 64 / int64_t(sizeof(real)))
+                    __builtin_prefetch(from + tokens[i + soon] * rows.token + c);
             for (int64_t c = 0; c < count; c += LANES) store(to + c, load(row + c));
         }
         return;
