@@ -132,12 +132,13 @@ inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t pane
     for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
         const Panel& panel = w.panel[i];
         const int64_t lanes = panel.lanes(), n = panel.count;
+        const int64_t more = w.panel[panels - 1].token + w.panel[panels - 1].count - panel.token - n;
         real *q = w.q + at * w.wide, *o = w.o + at * w.tall, *own = w.lse + at, *delta = w.delta + at;
-        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q);
+        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q, more);
         turn([=](int64_t r) { return q + r * wide; }, n, lanes, p.head_dim, real(p.scale) * LOG2E, w.qt + at * p.head_dim);
-        read_rows(p.number, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o);
+        read_rows(p.number, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o, more);
         turn([=](int64_t r) { return o + r * tall; }, n, lanes, p.value_dim, real(1), w.ot + at * p.value_dim);
-        read_rows(p.number, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines);
+        read_rows(p.number, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines, more);
         inner(o, w.lines, n, lanes, w.tall, delta);
         fill(own, 0, lanes, INFINITE);  // weights of 0, for lanes without a query and rows that see nothing
         for (int64_t l = 0; l < n; ++l) {
