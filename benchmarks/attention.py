@@ -1,6 +1,7 @@
 """Every figure that Locant claims for its compiled kernels, measured here: contenders in turn, exactness first.
 
     python benchmarks/attention.py [--rows forward,train] [--threads 2,1] [--seconds 10] [--json FILE] [--write PAGE]
+    python benchmarks/attention.py --read FILE FILE FILE --write PAGE       # runs apart in time, as one page
 
 A row is a median of ratios over rounds, with quartiles: in a round each contender is timed once, and a sample counts
 only if a small matrix product just before and just after it ran at full speed (locant.bench.clock). A contender whose
@@ -20,7 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rows.page import markdown, plain
+from rows.page import combined, markdown, plain
 
 FAMILIES = {  # the process that each family runs in
     "forward": "default", "train": "default", "forward-apart": "default", "train-apart": "default",
@@ -34,6 +35,10 @@ def main() -> int:
     arguments = _arguments()
     if arguments.process is not None:
         return child(arguments)
+    if arguments.read:
+        kept = [run for file in arguments.read for run in json.loads(Path(file).read_text())]
+        Path(arguments.write).write_text(markdown(combined(kept)))
+        return 0
     names = arguments.rows.split(",")
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
@@ -120,8 +125,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each set of contenders")
     parser.add_argument("--json", help="file for all figures")
     parser.add_argument("--write", help="file for the page of the docs")
+    parser.add_argument("--read", nargs="+", help="measure nothing: these files of --json, as one page for --write")
     parser.add_argument("--process", choices=sorted(set(FAMILIES.values())), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.read and not arguments.write:
+        parser.error("--read needs --write FILE, the page that it is to make; got none. Add it.")
+    return arguments
 
 
 if __name__ == "__main__":

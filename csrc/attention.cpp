@@ -10,8 +10,9 @@ using locant::Kernels;
 // The forward pass in items: some heads of a chunk of one long cell, or of a few short (sample, cell) pairs. Short ones
 // that follow each other are fetched ahead, and those of a kind share what is added to their scores.
 int64_t pairs_together(const Problem& p) {
-    const int64_t fair = p.batch * p.layout->cells * p.heads / 64;  // so many that all threads find work
-    return fair < 1 ? 1 : fair < 8 ? fair : 8;
+    const int64_t all = p.batch * p.layout->cells, fair = all * p.heads / 64;  // so many that all threads find work
+    const bool tiny = all * p.heads * p.layout->longest * p.layout->longest_keys < 1 << 16;  // one thread is enough
+    return tiny || fair > 8 ? 8 : fair < 1 ? 1 : fair;
 }
 
 int64_t portions(const Problem& p) {

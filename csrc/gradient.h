@@ -55,7 +55,7 @@ struct Sums {  // one head's partial sums of the table; null if nobody learns it
 };
 
 // s: scores -> weights; d: gradients of weights -> gradients of scores. With a table they are added, while they are at
-// hand, to the slices that the bias was read from. Keys from the two halves of the block take turns: neighbouring keys
+// hand, to the slices that the bias was read from. Keys from the four quarters of the block take turns: neighbouring keys
 // touch overlapping slices, and a load waits for a store that it half overlaps.
 template <unsigned WIDTH, bool TABLE>
 inline void harden(const Panel& panel, const Keys& keys, const real* lse, const real* delta, real* table, real* s,
@@ -82,9 +82,9 @@ inline void harden(const Panel& panel, const Keys& keys, const real* lse, const 
             }
         }
     };
-    const int64_t half = keys.count / 2;
-    for (int64_t j = 0; j < half; ++j) key(j), key(j + half);
-    if (keys.count % 2) key(keys.count - 1);
+    const int64_t quarter = keys.count / 4;
+    for (int64_t j = 0; j < quarter; ++j) key(j), key(j + quarter), key(j + 2 * quarter), key(j + 3 * quarter);
+    for (int64_t j = 4 * quarter; j < keys.count; ++j) key(j);
 }
 
 template <bool TABLE>

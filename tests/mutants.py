@@ -144,8 +144,8 @@ MUTANTS = (
     Mutant("the prefix has a segment", native, "_masks", "member.free(problem.grid, problem.key_grid)", "(0, 0)", f"{TRUTH}/table-2d-prefix-samples"),
     Mutant("segments of queries and keys swapped", native, "_masks", "member.ids, member.key_ids", "member.key_ids, member.ids", f"{TRUTH}/table-2d-prefix-samples"),
     # what the operators do with it
-    Mutant("a table in units of e", operators, "_bias", "LOG2E, out=", "1.0, out=", f"{TRUTH}/table-1d"),
-    Mutant("prefix rows in units of e", operators, "_bias", "(rows.detach().to(kind) * LOG2E)", "(rows.detach().to(kind) * 1)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("a table as it lies in memory", operators, "_bias", "table.detach().to(kind).contiguous()", "table.detach().to(kind)", CACHE),
+    Mutant("rows of a bias in another order", operators, "_bias", "for row in learned.unbind(0)", "for row in reversed(learned.unbind(0))", f"{TRUTH}/table-2d-prefix"),
     Mutant("masks of the first sample for all", operators, "_masks", "0 if held is None or held.shape[0] == 1 else held.stride(0)", "0", f"{TRUTH}/none-cells"),
     Mutant("parts of a projection swapped", operators, "_unpacked", "q, k, v =", "k, q, v =", PACKED),
     Mutant("scale forgotten backward", operators, "_backward", "scale, dropout, 0 if", "1.0, dropout, 0 if", f"{TRUTH}/none"),

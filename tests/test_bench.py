@@ -274,6 +274,26 @@ def test_the_page_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.plain(row) == "forward | itself | 1.04 (1.01 to 1.10) | ≤ 1.06 met | native 12.35 ms"
 
 
+def test_runs_apart_in_time_become_one_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, in order, by number of threads: the middle figure as it stood, and the widest quartiles."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from rows import page
+
+    def run(threads: int, value: float, against: str, quiet: bool = True) -> dict[str, Any]:
+        row = {"family": "f", "work": "w", "value": value, "low": value - 0.1, "high": value + 0.1, "quiet": quiet}
+        other = {**row, "against": "itself", "value": 9.0, "low": None, "high": None}
+        return {"threads": threads, "rows": [{**row, "against": against}, other], "failed": []}
+
+    runs = [run(2, 1.5, "eager"), run(2, 3.0, "SDPA", quiet=False), run(1, 7.0, "eager"), run(2, 2.0, "SDPA")]
+    two, one = page.combined(runs)
+    assert [(r["threads"], r["runs"]) for r in (two, one)] == [(2, 3), (1, 1)]
+    first, second = two["rows"]
+    assert (first["value"], first["against"], first["quiet"]) == (2.0, "SDPA", False)
+    assert (first["low"], first["high"]) == (1.4, 3.1)
+    assert (second["value"], second["low"]) == (9.0, None)
+    assert one["rows"][0]["value"] == 7.0
+
+
 def test_constants_are_fitted() -> None:
     """Times that are a sum of known parts give these back; what would be below 0 is 0."""
     costs = runpy.run_path(str(ROOT / "benchmarks" / "costs.py"), run_name="costs")

@@ -6,16 +6,40 @@ from typing import Any
 
 HEAD = """# Performance
 
-Written by `python benchmarks/attention.py --threads 2,1 --write docs/performance.md`; not edited by hand.
+Written by `python benchmarks/attention.py --read RUN.json ... --write docs/performance.md`; not edited by hand.
 
 Each figure is the median of ratios over rounds, quartiles in brackets: in a round every contender is timed once, in
-turn, in one process. A sample counts only if a small matrix product just before and just after it ran at full speed;
+turn, in one process. Of several runs, apart in time, the figure is that of the middle one, and the brackets hold the
+quartiles of all. A sample counts only if a small matrix product just before and just after it ran at full speed;
 figures of a machine that was not quiet bear a star. A contender is timed after its results were compared: ours with the
 dense definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
 Operands are as the other contenders left the caches, mostly cold. q, k and v lie in memory as a projection leaves them,
 token by token; "heads apart" means that each head is contiguous. N is the number of tokens, d channels per head.
 
 """
+
+
+def combined(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs on as many threads as one: of each row the middle figure, and the quartiles of all."""
+    found = []
+    for threads in dict.fromkeys(run["threads"] for run in runs):
+        alike = [run for run in runs if run["threads"] == threads]
+        rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+        for run in alike:
+            works = [(row["family"], row["work"]) for row in run["rows"]]
+            for i, row in enumerate(run["rows"]):
+                rows.setdefault((*works[i], works[:i].count(works[i])), []).append(row)
+        failed = [name for run in alike for name in run["failed"]]
+        middle = [_middle(same) for same in rows.values()]
+        found.append({**alike[-1], "rows": middle, "failed": failed, "runs": len(alike)})
+    return found
+
+
+def _middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    middle = sorted(rows, key=lambda row: row["value"])[(len(rows) - 1) // 2]
+    lows, highs = ([row[end] for row in rows if row[end] is not None] for end in ("low", "high"))
+    quiet = all(row["quiet"] for row in rows)
+    return {**middle, "low": min(lows, default=None), "high": max(highs, default=None), "quiet": quiet}
 
 
 def value(row: dict[str, Any]) -> str:
@@ -52,7 +76,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         parts.append(
             f"{machine.get('processor')}, {machine.get('instructions')}, {machine.get('cores')} cores; "
             f"torch {machine.get('torch')}, timm {machine.get('timm')}, Python {machine.get('python')}; "
-            f"commit {machine.get('commit')}, {machine.get('date')}.\n\n"
+            f"commit {machine.get('commit')}, {machine.get('date')}; runs: {run.get('runs', 1)}.\n\n"
         )
         parts.append("| work | against | ratio | target | |\n| --- | --- | --- | --- | --- |\n")
         for row in run["rows"]:
