@@ -73,3 +73,17 @@ def _compiled_kernels(request: pytest.FixtureRequest) -> None:
 
         if isinstance(operators.built(), str):
             pytest.skip(operators.built())
+
+
+@pytest.fixture(autouse=True)
+def _compiler_of_inductor(request: pytest.FixtureRequest) -> None:
+    """Tests of torch's inductor, marked or with a parameter `backend="inductor"`, need a C++ compiler."""
+    item = request.node
+    named = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    if named == "inductor" or item.get_closest_marker("inductor"):
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler as error:
+            pytest.skip(f"torch's inductor has no C++ compiler: {error}")

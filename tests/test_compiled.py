@@ -61,6 +61,7 @@ def test_one_graph(scheme, mask):
 
 
 @pytest.mark.slow
+@pytest.mark.inductor
 @pytest.mark.parametrize(("scheme", "mask"), [("table-2d", WHOLE[2]), ("gate-2d", None)], ids=["windows", "gate"])
 def test_inductor(scheme, mask):
     equal_to_eager(torch.compile(run, fullgraph=True), BY_NAME[scheme], mask)

@@ -172,6 +172,7 @@ def test_one_graph_for_every_layout(layout):
 
 
 @pytest.mark.compiled
+@pytest.mark.inductor
 def test_it_compiles_whole():
     torch.compiler.reset()
     position, grid = Sinusoid(12), Grid(2, 3, prefix=1)
