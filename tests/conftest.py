@@ -8,6 +8,7 @@ run in the second part. Each part leaves out the other's tests; `./run test` run
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -87,3 +88,16 @@ def _compiler_of_inductor(request: pytest.FixtureRequest) -> None:
             cpp_builder.get_cpp_compiler()
         except exc.InvalidCxxCompiler as error:
             pytest.skip(f"torch's inductor has no C++ compiler: {error}")
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """parity(row, reference, error, tolerance): asserts it, and keeps it for docs/parity.md (docs/parity.py)."""
+    marked = {mark.args[0] for mark in request.node.iter_markers("row")}
+
+    def compared(row: int, reference: str, error: float, tolerance: float) -> None:
+        assert row in marked, f"a comparison for row {row} belongs in a test marked row({row})"
+        record_property("parity", (row, reference, float(error), float(tolerance)))
+        assert error <= tolerance, f"row {row}, {reference}: off by {error:.2e}, {tolerance:.1e} is allowed"
+
+    return compared

@@ -1,0 +1,1 @@
+"""Models by their published names, each built from the parts of `locant.nn`."""
