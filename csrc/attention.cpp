@@ -55,6 +55,7 @@ void long_item(const Problem& p, int64_t portion, int64_t head, Forward& work) {
 void forward_item(const Problem& p, int64_t number, void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     Forward work(p, arena);
+    const Tiles units(tiled(p));
     const Layout& layout = *p.layout;
     const int64_t together = heads_together(p), groups = (p.heads + together - 1) / together;
     const int64_t low = number % groups * together, high = low + together < p.heads ? low + together : p.heads;

@@ -2,6 +2,11 @@
 #include <atomic>
 #include <cstring>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "attention.h"
 #include "parallel.h"
@@ -9,6 +14,7 @@
 namespace locant {
 
 #if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kernels_amx_float;
 extern const Kernels kernels_avx512_float, kernels_avx512_double;
 extern const Kernels kernels_avx2_float, kernels_avx2_double;
 extern const Kernels kernels_portable_float, kernels_portable_double;
@@ -16,6 +22,9 @@ extern const Kernels kernels_portable_float, kernels_portable_double;
 extern const Kernels kernels_neon_float, kernels_neon_double;
 #else
 extern const Kernels kernels_portable_float, kernels_portable_double;
+#endif
+#ifdef LOCANT_EMULATE
+extern const Kernels kernels_emulated_float;
 #endif
 
 namespace {
@@ -35,12 +44,29 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
+
+// Matrix units: the processor has them, and the system lets this process use their registers, which it asks for once.
+bool has_amx() {
+#ifdef __linux__
+    unsigned a, b, c, d = 0;
+    constexpr unsigned bf16 = 1u << 22, tiles = 1u << 24;
+    constexpr long ask = 0x1023, registers = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16) && (d & tiles) &&
+           syscall(SYS_arch_prctl, ask, registers) == 0;
+#else
+    return false;
+#endif
+}
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 const Isa isas[] = {
+    {"amx", &kernels_amx_float, &kernels_avx512_double, has_amx},
     {"avx512", &kernels_avx512_float, &kernels_avx512_double, has_avx512},
     {"avx2", &kernels_avx2_float, &kernels_avx2_double, has_avx2},
     {"portable", &kernels_portable_float, &kernels_portable_double, always},
+#ifdef LOCANT_EMULATE
+    {"emulated", &kernels_emulated_float, &kernels_avx512_double, has_avx512},  // last: never the best
+#endif
 };
 #elif defined(__aarch64__) || defined(_M_ARM64)
 const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, always}};

@@ -7,11 +7,10 @@
 #pragma once
 
 #include "lone.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int64_t CHUNK = 448;                 // queries that share a packed block of keys
-constexpr int64_t BLOCK = 64;                  // keys in a block, at most
 constexpr int64_t PANELS = CHUNK / PANEL;
 constexpr real FAR = sizeof(real) == 4 ? real(1 << 21) : real(1ll << 50);
 
@@ -21,16 +20,6 @@ INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANE
 INLINE int64_t chunks(int64_t queries) { return (queries + CHUNK - 1) / CHUNK; }
 INLINE int64_t chunk_size(int64_t queries) { return queries ? padded((queries + chunks(queries) - 1) / chunks(queries)) : 0; }
 
-
-struct Arena {                                 // scratch memory, handed out in order; null only counts
-    char* at;
-    size_t used = 0;
-    template <class T> T* take(int64_t count) {
-        T* found = at ? reinterpret_cast<T*>(at + used) : nullptr;
-        used += (size_t(count) * sizeof(T) + 63) / 64 * 64;
-        return found;
-    }
-};
 
 // The bias of a whole cell, if it is small: alike for all cells of a kind, and made once for several of them.
 constexpr int64_t SMALL = 48 * 1024;
@@ -56,6 +45,7 @@ struct Forward {
     const real** row;
     real *q, *k, *v, *s, *seed, *o, *top, *sum, *lines;
     Ahead ahead;
+    Units units;
 
     Forward(const Problem& p, Arena& arena)
         : panel(arena.take<Panel>(PANELS)), seen(arena.take<Sight>(PANELS)),
@@ -65,7 +55,7 @@ struct Forward {
           s(arena.take<real>(BLOCK * PANEL)), seed(arena.take<real>(seeds(*p.layout))),
           o(arena.take<real>(CHUNK * p.value_dim)), top(arena.take<real>(CHUNK)), sum(arena.take<real>(CHUNK)),
           lines(arena.take<real>(PANEL * padded(p.head_dim > p.value_dim ? p.head_dim : p.value_dim))),
-          ahead{arena.take<const char*>(AHEAD + 1), AHEAD, 0, 0} {}
+          ahead{arena.take<const char*>(AHEAD + 1), AHEAD, 0, 0}, units(p, arena) {}
 };
 
 struct Lone {                                  // a query on its own (lone.h)
@@ -201,7 +191,8 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         const Panel& panel = w.panel[i];
         q[i] = w.q + lane[i] * p.head_dim, o[i] = w.o + lane[i] * p.value_dim, fresh[i] = true;
         read_lanes(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, panel.lanes(), p.head_dim,
-                   real(p.scale) * LOG2E, w.lines, q[i]);
+                   w.units.on ? real(1) : real(p.scale) * LOG2E, w.lines, q[i]);
+        if (w.units.on) w.units.queries(p, lane[i], panel.lanes(), q[i]);
         lane[i + 1] = lane[i] + panel.lanes();
     }
     for (int64_t i = 0; i < few; ++i) {
@@ -233,6 +224,7 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         const int64_t more = w.keys.token == key + from ? key_count - from - n : 0;
         read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
         read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
+        if (w.units.on) w.units.keys(p, sample, kv, w.keys, w.v);
         for (int64_t i = 0; i < panels; ++i) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];
@@ -240,12 +232,19 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
             real* seed = w.seed + (kept ? from * lane[panels] + lane[i] * n : 0);
             Seeds start;
             if (seeded) start = seeds_of(p, sample, head, panel, w.keys, w.seen[i], kept, again, seed, w.row);
-            product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
-                          seeded ? Into::seeded : Into::fresh, w.ahead, seeded ? &start : nullptr);
+            const Seeds* from_seeds = seeded ? &start : nullptr;
+            if (w.units.on)
+                w.units.scores(p, n, lane[i], panel.vectors, from_seeds, w.s);
+            else
+                product<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q[i], lanes}, {w.s, lanes},
+                              seeded ? Into::seeded : Into::fresh, w.ahead, from_seeds);
             soften(panel.vectors, n, w.s, w.top + i * PANEL, w.sum + i * PANEL, p.value_dim, o[i], fresh[i]);
             if (p.dropout > 0) drop(p, sample, head, panel, w.keys, w.s, lanes);
-            product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
-                           fresh[i] ? Into::fresh : Into::added, w.ahead);
+            if (w.units.on)
+                w.units.values(p, n, lanes, w.s, o[i], !fresh[i]);
+            else
+                product<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o[i], lanes},
+                               fresh[i] ? Into::fresh : Into::added, w.ahead);
             fresh[i] = false;
         }
         for (int64_t i = 0; i < few; ++i) attend(p, sample, head, w, single[i]);

@@ -9,6 +9,19 @@ namespace {
 using locant::Layout;
 using locant::Problem;
 
+constexpr int64_t CHUNK = 448;  // queries that share a packed block of keys
+constexpr int64_t BLOCK = 64;   // keys in a block, at most
+
+struct Arena {  // scratch memory, handed out in order; null only counts
+    char* at;
+    size_t used = 0;
+    template <class T> T* take(int64_t count) {
+        T* found = at ? reinterpret_cast<T*>(at + used) : nullptr;
+        used += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+        return found;
+    }
+};
+
 struct Slice {     // lanes of one vector that are neighbours in the table
     int64_t place; // of lane 0, were it one of them
     int first, last;

@@ -263,6 +263,38 @@ def test_every_instruction_set_on_larger_problems(isa, name):
         same(x, ref, "gradients")
 
 
+UNITS = {
+    "one block": (Grid(5, 9), 8, 16, None),
+    "several panels and blocks": (Grid(14, 14), 40, 48, None),
+    "a class token": (Grid(14, 14, prefix=1), 64, 32, None),
+    "windows": (Grid(15, 15), 32, 32, Windows((7, 7), (3, 3))),
+    "order": (Grid(150), 66, 64, Causal()),
+    "padding": (Grid(90), 16, 16, Padding(torch.arange(90)[None] < torch.tensor([[90], [17]]))),
+}
+
+
+@pytest.mark.skipif(not {"amx", "emulated"} & set(ISAS), reason="no matrix units, and this build emulates none")
+@pytest.mark.parametrize("name", UNITS)
+def test_matrix_units(name):
+    """bfloat16 in tiles, by the policy; where there are no such units, as they are emulated (LOCANT_EMULATE)."""
+    grid, head_dim, value_dim, mask = UNITS[name]
+    position = table(grid, 4)
+    q, k, v = (torch.randn(2, n, grid.tokens, d) for n, d in ((4, head_dim), (2, head_dim), (2, value_dim)))
+    q, k, v = (x.bfloat16().requires_grad_() for x in (q, k, v))
+
+    def run(kernel, dtype):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attention(*inputs, grid=grid, position=position, mask=mask, kernel=kernel)
+        return [out, *gradients(out, inputs)]
+
+    plain, golden, before = run("reference", torch.bfloat16), run("reference", torch.float64), MODULE.isa()
+    MODULE.choose_isa("amx" if "amx" in ISAS else "emulated")
+    try:
+        within_policy(run("native", torch.bfloat16), plain, golden)
+    finally:
+        MODULE.choose_isa(before)
+
+
 def test_an_unknown_instruction_set_is_refused():
     before = MODULE.isa()
     with pytest.raises(ValueError, match="`name` has to name an instruction set .* it is 'sse9'. Choose one of: "):

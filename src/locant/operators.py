@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from locant.layout import Layout, layout
@@ -113,7 +115,7 @@ def _new_out(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
-    query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
+    query_id: Tensor | None, key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     native, _ = _native_layout(tuple(described))
@@ -134,7 +136,7 @@ def _forward(
 def _backward(
     into: tuple[Tensor, Tensor, Tensor], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool,
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
-    query_id: Tensor | None, key_id: Tensor | None, described: list[int], free: list[int], scale: float,
+    query_id: Tensor | None, key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
@@ -245,12 +247,58 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, operator:
 
 
 def _attend_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    return _differentiate(ctx, dout, dlse, torch.ops.locant.attend_backward, 3)
+    direct = not torch.is_grad_enabled() and _unwatched((dout, dlse))
+    return _differentiate(ctx, dout, dlse, _attend_backward if direct else torch.ops.locant.attend_backward, 3)
 
 
-def _attend_packed_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    return _differentiate(ctx, dout, dlse, torch.ops.locant.attend_packed_backward, 1)
+def _packed_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    direct = not torch.is_grad_enabled() and _unwatched((dout, dlse))
+    operator = _attend_packed_backward if direct else torch.ops.locant.attend_packed_backward
+    return _differentiate(ctx, dout, dlse, operator, 1)
 
+
+def _keys(x: Tensor) -> int:
+    """What torch's dispatcher knows of a tensor: its device, and whether it is negated, fake, traced, ..."""
+    return int(torch._C._dispatch_keys(x).raw_repr())
+
+
+_PLAIN = _keys(torch.empty(0))
+
+
+def _unwatched(arguments: Sequence[Any]) -> bool:
+    """Whether nobody would miss the operator: no graph is drawn, no mode, subclass, tracer or profiler looks on."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._autograd._profiler_enabled()
+        and all(type(x) in (Tensor, Parameter) and _keys(x) == _PLAIN for x in arguments if isinstance(x, Tensor))
+    )
+
+
+def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The operator, called past torch's dispatcher where nobody would miss it: that takes longer than a small problem."""
+
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        output = run(*arguments)
+        _save(ctx, arguments, output)
+        return output
+
+    body = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
+    function = type(name, (torch.autograd.Function,), body)
+
+    def call(*arguments: Any) -> tuple[Tensor, Tensor]:
+        if not _unwatched(arguments):
+            return getattr(torch.ops.locant, name)(*arguments)
+        learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+        return function.apply(*arguments) if learns else run(*arguments)
+
+    return call
+
+
+attend = _called("attend", _forward, _attend_gradient)
+attend_packed = _called("attend_packed", _attend_packed, _packed_gradient)
 
 for _name, _cpu, _fake in (
     ("attend", _forward, lambda q, k, v, *rest: _new_out(q, v)),
@@ -262,7 +310,7 @@ for _name, _cpu, _fake in (
     torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
 
 
-def _products(q: tuple[int, ...], described: list[int], widths: int) -> int:
+def _products(q: tuple[int, ...], described: Sequence[int], widths: int) -> int:
     """FLOPs of matrix products of so many channels in all; q is [batch, heads, ...]."""
     return 2 * q[0] * q[1] * layout(tuple(described)).scores * widths
 
@@ -306,4 +354,4 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 for _name in ("attend_backward", "attend_packed_backward"):
     torch.library.register_autograd(f"locant::{_name}", _no_second, setup_context=_save_nothing, lib=_LIBRARY)
 torch.library.register_autograd("locant::attend", _attend_gradient, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("locant::attend_packed", _attend_packed_gradient, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("locant::attend_packed", _packed_gradient, setup_context=_save, lib=_LIBRARY)
