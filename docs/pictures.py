@@ -35,6 +35,7 @@ from sheet import (
     tiles,
     words,
 )
+from source_pictures import SOURCES
 from torch import Tensor
 
 from locant import ALiBi, Causal, GatedPosition, Grid, Learned, MaskedSine, RelativeTable, Rotary, Sinusoid, Windows
@@ -44,7 +45,7 @@ from locant.resizing import resize_table
 
 IMAGE, QUERY = Grid(14, 14), (5, 4)
 CLIP, CLIP_QUERY = Grid(4, 10, 10), (1, 4, 3)
-PICTURES: dict[str, Callable[[], Figure]] = {}
+PICTURES: dict[str, Callable[[], Figure]] = {**SOURCES}
 
 
 def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:

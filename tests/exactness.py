@@ -11,13 +11,14 @@ from functools import lru_cache
 import torch
 import truth
 from laws import able, attention, gradients, law, same
-from schemes import HEADS, LINE, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
+from schemes import HEAD_DIM, HEADS, LINE, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
 from torch import Tensor
 
 from locant import attend
 from locant.attend import weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Segments, Windows
+from locant.positions.decomposed import Decomposed
 from locant.positions.gate import GatedPosition
 from locant.positions.rotary import Rotary
 
@@ -166,6 +167,16 @@ def a_square_gate_keeps_its_axes(grid: Grid, kernel: str) -> None:
     q, k, v = heads(grid)
     golden, _ = truth.attention(q, k, v, grid=grid, position=gate)
     same(attention(q, k, v, grid=grid, position=gate, kernel=kernel), golden)
+
+
+@law(Grid(4, 4), Grid(3, 3, 3))
+def decomposed_on_a_square_keeps_its_axes(grid: Grid, kernel: str) -> None:
+    """The same of terms per axis, with all keys and in windows with equal sides."""
+    position = Scheme("", grid, lambda: Decomposed(grid, HEADS, HEAD_DIM)).make()
+    q, k, v = heads(grid)
+    for mask in (None, Windows((2,) * grid.axes)):
+        golden, _ = truth.attention(q, k, v, grid=grid, position=position, mask=mask)
+        same(attention(q, k, v, grid=grid, position=position, mask=mask, kernel=kernel), golden)
 
 
 @law(1, 2, 4)

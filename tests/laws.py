@@ -38,6 +38,7 @@ from locant import attend, planner
 from locant.attend import weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Windows
+from locant.positions.buckets import T5Buckets
 from locant.positions.gate import GatedPosition
 from locant.positions.rotary import Rotary
 from locant.positions.table import RelativeTable
@@ -140,7 +141,7 @@ def one_number_more_everywhere_changes_nothing(scheme: Scheme, kernel: str) -> N
     if not rows or len(rows[0]) != HEADS or (scheme.grid.prefix and len(rows) == 1):
         return  # nothing learned, or a prefix whose bias stays 0
     before = attention(*q_k_v, grid=scheme.grid, position=position, kernel=kernel)
-    table = next(p for p in parts(position) if isinstance(p, RelativeTable))
+    table = next(p for p in parts(position) if isinstance(p, RelativeTable | T5Buckets))
     with torch.no_grad():
         for row in table.parameters():
             row += torch.tensor([3.0, -2.0], dtype=row.dtype).reshape(-1, *[1] * (row.ndim - 1))

@@ -18,7 +18,7 @@ from typing import Any
 
 from locant import attend, forms, grid, layout, masks, operators, problem, separable
 from locant.kernels import native, reference, sdpa
-from locant.positions import gate, rotary, slopes, table
+from locant.positions import buckets, decomposed, field, gate, rotary, slopes, table, transformer_xl
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ ALONE = "a_cell_attends_as_if_alone"
 MOVED = "moving_every_token_changes_nothing"
 CACHE = "one_query_against_a_cache_is_the_last_row"
 POOLED = "pooled_keys_lie_at_every_second_or_third_place"
-AT, MAKE = forms.OffsetValues, attend._Request
+AT, TERMS, MAKE = forms.OffsetValues, forms.AxialValues, attend._Request
 
 MUTANTS = (
     # offsets and tables
@@ -66,6 +66,21 @@ MUTANTS = (
     Mutant("distance with a sign", slopes.ALiBi, "values", ".abs()", "", "mirrors/alibi"),
     Mutant("distance grows the logits", slopes.ALiBi, "values", "-rate", "rate", f"{TRUTH}/alibi-1d"),
     Mutant("Euclid without the root", slopes.ALiBi, "values", "total.sqrt() if", "total if", f"{TRUTH}/euclidean"),
+    Mutant("T5's sides swapped", buckets.T5Buckets, "bucket", "(offsets < 0)", "(offsets > 0)", f"{TRUTH}/t5-1d"),
+    Mutant("continuous bias without a sign", field.LogCPB, "values", "offset.sign() *", "", "mirrors/cpb"),
+    # content
+    Mutant("terms of key - query", TERMS, "at", "queries.coordinates[..., axis, None] - own[:, None]", "own[:, None] - queries.coordinates[..., axis, None]", f"{TRUTH}/xl-1d"),
+    Mutant("terms of another axis", TERMS, "at", "enumerate(self.terms)", "enumerate(reversed(self.terms))", f"{TRUTH}/decomposed-3d"),
+    Mutant("terms of the first query for all", TERMS, "at", "line[:, :, queries.index]", "line[:, :, 0 * queries.index]", f"{TRUTH}/xl-1d"),
+    Mutant("prefix has terms", TERMS, "at", "torch.where(queries.placed[..., None], line[:, :, queries.index], 0.0)", "line[:, :, queries.index]", f"{TRUTH}/decomposed-2d-prefix"),
+    Mutant("terms spread over the box the wrong way", TERMS, "at", "n if a == axis else 1", "n if len(box) - 1 - a == axis else 1", "decomposed_on_a_square_keeps_its_axes"),
+    Mutant("terms of the first cell for all", sdpa, "_extra", "inputs.content.at(queries, keys, box)", "inputs.content.at(*(Tokens(*(t[:1] for t in x)) for x in (queries, keys)), box)", f"{ALONE}/decomposed"),
+    Mutant("q + u meets distances", MAKE, "inputs", "terms, q = content.values(problem.content, q, scale), content.queries(q)", "q = content.queries(q); terms = content.values(problem.content, q, scale)", f"{TRUTH}/xl-1d"),
+    Mutant("distances not scaled", transformer_xl.TransformerXL, "values", "scale * ((q", "1.0 * ((q", f"{TRUTH}/xl-1d"),
+    Mutant("u in v's place", transformer_xl.TransformerXL, "values", "self.biases()[1]", "self.biases()[0]", f"{TRUTH}/xl-1d"),
+    Mutant("clamp forgotten", transformer_xl.TransformerXL, "values", "near = r if self.clamp is None else min(r, self.clamp)", "near = r", f"{TRUTH}/xl-1d"),
+    Mutant("decomposed terms scaled", decomposed.Decomposed, "values", "terms.append(q @", "terms.append(scale * q @", f"{TRUTH}/decomposed-3d"),
+    Mutant("content turned by rotation", MAKE, "inputs", "content.values(problem.content, q, scale), content", "content.values(problem.content, next((p(q, grid) for p in positions if isinstance(p, Rotation)), q), scale), content", f"{MOVED}/shaw"),
     # rotations
     Mutant("turned the other way", rotary.Rotary, "_cos_and_sin", "angles.sin()", "-angles.sin()", "rotation_by_hand"),
     Mutant("mirror image of a turn", rotary.Rotary, "_turned", "a * sin + b * cos", "a * sin - b * cos", f"{TRUTH}/rotary-1d-halves"),

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from locant.grid import Grid
 from locant.masks import Windows
+from locant.positions.buckets import T5Buckets
+from locant.positions.decomposed import Decomposed
+from locant.positions.field import LogCPB
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Bias, Position
 from locant.positions.rotary import Rotary
+from locant.positions.shaw import Shaw
 from locant.positions.slopes import ALiBi
 from locant.positions.table import RelativeTable
+from locant.positions.transformer_xl import TransformerXL
 
 Positions = Position | tuple[Position, ...] | None
 
@@ -70,10 +75,15 @@ SCHEMES = (
     Scheme("alibi-1d", LINE, lambda: ALiBi(HEADS), blind=True),
     Scheme("alibi-2d-euclidean", PLANE, lambda: ALiBi(HEADS, distance="euclidean"), blind=True),
     Scheme("alibi-3d-manhattan", CLIP, lambda: ALiBi(HEADS, distance="manhattan"), blind=True),
+    Scheme("t5-1d", LINE, lambda: T5Buckets(HEADS, buckets=8, max_distance=6)),
+    Scheme("cpb-2d", PLANE, lambda: LogCPB(PLANE, HEADS, hidden=3)),
     Scheme("rotary-1d", LINE, lambda: Rotary(HEAD_DIM)),
     Scheme("rotary-1d-halves", LINE, lambda: Rotary(HEAD_DIM, layout="halves")),
     Scheme("rotary-2d-prefix", PLACED, lambda: Rotary(HEAD_DIM, axes=2)),
     Scheme("rotary-3d", CLIP, lambda: Rotary(HEAD_DIM, axes=3, pairs=(1, 1, 2))),
+    Scheme("xl-1d", LINE, lambda: TransformerXL(6, HEADS, HEAD_DIM, clamp=3)),
+    Scheme("decomposed-2d-prefix", PLACED, lambda: Decomposed(PLANE, HEADS, HEAD_DIM)),
+    Scheme("decomposed-3d", CLIP, lambda: Decomposed(CLIP, HEADS, HEAD_DIM)),
     Scheme("gate-1d", LINE, lambda: GatedPosition(HEADS, axes=1)),
     Scheme("gate-2d", PLANE, lambda: GatedPosition(HEADS)),
     Scheme("gate-3d", CLIP, lambda: GatedPosition(HEADS, axes=3)),
@@ -83,6 +93,7 @@ SCHEMES = (
         PLANE,
         lambda: (RelativeTable(PLANE, HEADS), ALiBi(HEADS, distance="manhattan"), Rotary(HEAD_DIM, axes=2)),
     ),
+    Scheme("table+rotary+shaw", LINE, lambda: (RelativeTable(LINE, HEADS), Rotary(HEAD_DIM), Shaw(HEADS, HEAD_DIM, 3))),
     Scheme("table+gate", PLANE, lambda: (RelativeTable(PLANE, HEADS), GatedPosition(HEADS))),
 )
 BIASES = tuple(s for s in SCHEMES if any(isinstance(p, Bias) for p in parts(s.build())))

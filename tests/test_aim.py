@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +53,7 @@ def x() -> Tensor:
     return torch.randn(2, CLIP.tokens, DIM, dtype=torch.float64)
 
 
+@pytest.mark.row(1)
 def test_golden_index_of_four_frames() -> None:
     golden = torch.tensor([[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]])
     table = RelativeTable(Grid(4), 1)
@@ -64,6 +67,7 @@ def test_golden_index_of_four_frames() -> None:
         assert torch.equal(clip(Grid(4, 2, 3), mask=Windows((4, 1, 1)))[0][place][:, place], golden.float())
 
 
+@pytest.mark.row(2)
 def test_golden_index_of_windows() -> None:
     assert spatial_index(2, 2).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     assert spatial_index(2, 3)[[0, -1]].tolist() == [[7, 6, 5, 2, 1, 0], [14, 13, 12, 9, 8, 7]]
@@ -74,7 +78,10 @@ def test_golden_index_of_windows() -> None:
             assert torch.equal(table(Grid(rows, columns))[0].long(), spatial_index(rows, columns))
 
 
-def test_both_paths_share_one_module(module: Attention, x: Tensor) -> None:
+@pytest.mark.row(3)
+@pytest.mark.row(4)
+@pytest.mark.row(5)
+def test_both_paths_share_one_module(module: Attention, x: Tensor, parity: Callable[..., None]) -> None:
     spatial = RelativeTable(Grid(1, SIDE, SIDE), HEADS, init_std=1.0).double()
     temporal = RelativeTable(Grid(T, 1, 1), HEADS, init_std=1.0).double()
     after_space = module(x, position=spatial, mask=Windows((1, SIDE, SIDE)))
@@ -84,18 +91,22 @@ def test_both_paths_share_one_module(module: Attention, x: Tensor) -> None:
     groups = clip.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, SIDE * SIDE, DIM)  # windows row-major, cells row-major
     out = published(module, groups, spatial.table.flatten(1).T, spatial_index(SIDE, SIDE))
     out = out.reshape(2, T, H // SIDE, W // SIDE, SIDE, SIDE, DIM).permute(0, 1, 2, 4, 3, 5, 6)
-    assert float((after_space - out.reshape(2, -1, DIM)).detach().abs().max()) <= 1e-10
+    error = float((after_space - out.reshape(2, -1, DIM)).detach().abs().max())
+    parity(3, "double loop over pairs, on regrouped tokens", error, 1e-10)
 
     groups = after_space.reshape(2, T, H * W, DIM).transpose(1, 2).reshape(-1, T, DIM)
     out = published(module, groups, temporal.table.flatten(1).T, temporal_index(T))
     out = out.reshape(2, H * W, T, DIM).transpose(1, 2).reshape(2, -1, DIM)
-    assert float((after_time - out).detach().abs().max()) <= 1e-10
+    error = float((after_time - out).detach().abs().max())
+    parity(4, "double loop over pairs, on regrouped tokens", error, 1e-10)
 
     assert set(module.state_dict()) == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
     after_time.square().sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in (*module.parameters(), spatial.table, temporal.table))
 
 
+@pytest.mark.row(1)
+@pytest.mark.row(4)
 def test_the_direction_of_time_is_query_minus_key(module: Attention, x: Tensor) -> None:
     """Row T-1+d of the table holds keys d frames earlier: with one row high, a frame copies the frame before it."""
     temporal = RelativeTable(Grid(T, 1, 1), HEADS, init_std=0.0).double()
@@ -107,6 +118,7 @@ def test_the_direction_of_time_is_query_minus_key(module: Attention, x: Tensor) 
     assert float((out.unflatten(1, (T, H * W))[:, 1:] - frames[:, :-1]).detach().abs().max()) <= 1e-10
 
 
+@pytest.mark.row(51)
 def test_laws_of_the_temporal_table(module: Attention, x: Tensor) -> None:
     temporal = RelativeTable(Grid(T, 1, 1), HEADS, init_std=1.0).double()
     windows = Windows((T, 1, 1))
@@ -118,6 +130,7 @@ def test_laws_of_the_temporal_table(module: Attention, x: Tensor) -> None:
     assert float((module(x, position=temporal, mask=windows) - out).detach().abs().max()) <= 1e-10
 
 
+@pytest.mark.row(4)
 def test_zero_tables_agree_between_space_and_time(module: Attention) -> None:
     zero_space = RelativeTable(Grid(1, 2, 2), HEADS, init_std=0.0).double()
     zero_time = RelativeTable(Grid(4, 1, 1), HEADS, init_std=0.0).double()
@@ -127,6 +140,8 @@ def test_zero_tables_agree_between_space_and_time(module: Attention) -> None:
     assert float((a - b).detach().abs().max()) <= 1e-10
 
 
+@pytest.mark.row(4)
+@pytest.mark.row(5)
 def test_a_clip_that_is_too_long_names_resized(module: Attention) -> None:
     """The published block folds frames by the number it was built with, and mixes clips in silence."""
     temporal = RelativeTable(Grid(T, 1, 1), HEADS).double()

@@ -19,9 +19,9 @@ LAYERS = (
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
     {"attend"},
-    {"flops", "nn"},
+    {"flops", "multiply_adds", "nn"},
     {"models", "checkpoints", "explain", "compare", "bench"},
-    {"cli"},
+    {"cli", "options"},
     {"__main__"},
 )
 # Members of a family know the contract of the family, and never each other.

@@ -92,7 +92,7 @@ def test_a_moved_model_takes_larger_examples_and_keeps_its_weights(kind, name) -
     larger = {"images": (1, 12, 12), "clips": (5, 1, 12, 12), "sequences": (12, 4)}[kind]
     moved, how = model.moved_to(larger)
     assert moved(torch.rand(2, *larger)).isfinite().all()
-    assert ("resized" in how) == (name not in ("none", "sinusoid", "masked-sine", "alibi", "rotary", "gated"))
+    assert ("resized" in how) == (name not in ("none", "sinusoid", "masked-sine", "alibi", "rotary", "gated", "swin"))
     same, how = model.moved_to(item)
     x = torch.rand(2, *item)
     assert torch.equal(same(x), model(x))
@@ -118,7 +118,10 @@ def test_patches_that_do_not_divide_are_refused() -> None:
         grid_of((1, 8, 8), (3, 3))
 
 
-KINDS = {"relative": "bias", "shared": "bias", "alibi": "bias", "rotary": "rotation", "gated": "gate", "none": "none"}
+KINDS = {
+    "none": "none", "relative": "bias", "alibi": "bias", "rotary": "rotation", "gated": "gate", "convit": "gate",
+    **dict.fromkeys(("shared", "swin", "aim", "temporal"), "bias"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "name"), every())

@@ -34,7 +34,9 @@ def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
     assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
 
 
-@pytest.mark.parametrize("given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8)}])
+@pytest.mark.parametrize(
+    "given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8), "share": 0.05}]
+)
 def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path) -> None:
     chosen = resolve(given, None)
     path = tmp_path / "settings.toml"
@@ -55,6 +57,9 @@ def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path
         ({"device": "abacus"}, "--device needs a device that works here; 'abacus' does not"),
         ({"data": "photos", "task": ("images", "clips")}, "your own data are one task; --task names images, clips"),
         ({"patch": 0}, "patch needs a whole number of at least 1; got 0"),
+        ({"share": 0.0}, "share needs a part of the training examples, above 0 and at most 1; got 0.0. Write --share"),
+        ({"share": 5}, "share needs a part of the training examples, above 0 and at most 1; got 5"),
+        ({"share": True}, "at most 1; got True"),
     ],
 )
 def test_a_wrong_value_is_refused(given, sentence) -> None:

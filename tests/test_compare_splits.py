@@ -12,7 +12,7 @@ from datasets import everything, picture, plain_folder, reads, reason, save, siz
 from locant.compare import splits, stills
 from locant.compare.inspection import Store
 from locant.compare.sources import open_task
-from locant.compare.task import Refusal
+from locant.compare.task import ArrayExamples, Refusal
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
@@ -258,3 +258,21 @@ def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     open_task(plain_folder(tmp_path), size=8, progress=lambda done, total: told.append((done, total)))
     assert told == [(i, 10) for i in range(1, 11)]
+
+
+def test_a_share_keeps_each_class_and_grows_by_adding() -> None:
+    labels = np.repeat(np.arange(4), [100, 40, 7, 1])
+    train = ArrayExamples(np.arange(len(labels), dtype=np.float32)[:, None], labels)
+    assert splits.share(train, 1.0, 3) is train
+    drawn = [splits.share(train, part, 3) for part in (0.05, 0.1, 0.3)]
+    assert [np.bincount(part.labels).tolist() for part in drawn] == [[5, 2, 1, 1], [10, 4, 1, 1], [30, 12, 2, 1]]
+    seen = []
+    for part in drawn:
+        values = part.read(np.arange(len(part)))[:, 0].astype(int)
+        assert len(set(values)) == len(values)
+        assert (labels[values] == part.labels).all()
+        assert (part.read(np.array([2, 0]))[:, 0] == values[[2, 0]]).all()
+        seen.append(set(values))
+    assert seen[0] < seen[1] < seen[2]
+    again, other = (splits.share(train, 0.3, seed).read(np.arange(45))[:, 0].astype(int) for seed in (3, 4))
+    assert set(again) == seen[2] != set(other)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from locant.compare import checkpoint, digits
+from locant.compare import checkpoint, digits, splits
 from locant.compare.settings import DEFAULTS
-from locant.compare.task import ArrayExamples, Refusal
+from locant.compare.task import ArrayExamples, Refusal, Task
 from locant.compare.trial import Job, _Run, digest, pace, train
 from locant.compare.world import World
 
@@ -62,6 +62,32 @@ def test_a_trial_that_is_stopped_anywhere_ends_with_the_same_bits(stops, task, t
     assert not list(folder.glob("*.part.safetensors"))
 
 
+@pytest.mark.parametrize(("kind", "scheme"), [("images", "convit"), ("clips", "aim"), ("clips", "temporal")])
+def test_whole_designs_go_on_with_the_same_bits(kind, scheme, tmp_path, monkeypatch) -> None:
+    """What else they carry, such as the statistics of BatchNorm, is saved as well."""
+    draw = np.random.default_rng(0)
+    shape = {"images": (1, 8, 8), "clips": (3, 1, 8, 8)}[kind]
+    parts = [ArrayExamples(draw.random((96, *shape), np.float32), np.arange(96) % 3) for _ in range(3)]
+    small = Task(kind, "noise", "which?", ("a", "b", "c"), *parts, (), (), (), "0")
+    recipe, job = replace(RECIPE, epochs=2, depth=2, patch=2), Job(kind, scheme, 0, 0.003)
+    whole = train(job, small, recipe, _made(tmp_path / "whole"), World(), ignore)
+    monkeypatch.setattr("locant.compare.trial.SAVE_EVERY", 1)
+    advance = _Run.advance
+
+    def stopping(run):
+        if run.step == 3:
+            raise KeyboardInterrupt
+        return advance(run)
+
+    monkeypatch.setattr(_Run, "advance", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, small, recipe, _made(tmp_path / "parts"), World(), ignore)
+    monkeypatch.setattr(_Run, "advance", advance)
+    assert train(job, small, recipe, tmp_path / "parts", World(), ignore) == whole
+    tensors, _ = checkpoint.read(tmp_path / "parts" / f"{job.key}.safetensors")
+    assert any("running_var" in name for name in tensors) == (scheme == "temporal")
+
+
 def test_it_learns_and_keeps_the_epoch_that_validates_best(task, tmp_path) -> None:
     about = train(Job("images", "learned", 0, 0.01), task, replace(RECIPE, epochs=6), tmp_path, World(), ignore)
     validations = [point["validation"] for point in about["curve"]]
@@ -71,6 +97,18 @@ def test_it_learns_and_keeps_the_epoch_that_validates_best(task, tmp_path) -> No
     assert tensors["correct.test"].float().mean().item() == pytest.approx(about["test"])
     kept = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     assert digest(kept) == about["weights"]
+
+
+def test_a_share_of_the_examples_is_all_that_a_trial_sees(task, tmp_path) -> None:
+    """The same weights as from a task that holds nothing else; every seed draws its own."""
+    recipe = replace(RECIPE, share=0.1)
+    job = Job("images", "learned", 3, 0.003)
+    about = train(job, task, recipe, _made(tmp_path / "share"), World(), ignore)
+    part = splits.share(task.train, 0.1, 3)
+    assert len(part) == 109  # of 1,079: a tenth of each digit, rounded
+    only = replace(task, train=ArrayExamples(part.read(np.arange(len(part))), part.labels))
+    assert train(job, only, RECIPE, _made(tmp_path / "only"), World(), ignore)["weights"] == about["weights"]
+    assert about["recipe"]["share"] == 0.1
 
 
 def test_a_loss_that_is_no_number_ends_the_trial_and_is_said(task, tmp_path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import locant
 
 PUBLIC = """
-    ALiBi Causal GatedPosition Grid Learned MaskedSine Padding Pairs RelativeTable Rotary Segments Sinusoid Windows
-    attention attention_packed bench compare nn plan weights
+    ALiBi Causal Decomposed GatedPosition Grid Learned LearnedAxial LogCPB MaskedSine Padding Pairs RelativeTable Rotary
+    Segments Shaw Sinusoid T5Buckets TransformerXL Windows
+    attention attention_packed bench checkpoints compare flops models nn plan weights
 """.split()
 
 

@@ -22,11 +22,13 @@ def index(grid: Grid) -> torch.Tensor:
     return table(grid)[0].int()
 
 
+@pytest.mark.row(1)
 def test_aim_temporal_index():
     assert index(Grid(4)).tolist() == [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]]
     assert (index(Grid(9)) + index(Grid(9)).T == 2 * 9 - 2).all()
 
 
+@pytest.mark.row(2)
 def test_swin_index():
     assert index(Grid(2, 2)).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     two_by_three = index(Grid(2, 3))
@@ -45,6 +47,7 @@ def test_video_index_is_row_major_over_time_row_and_column():
     assert torch.equal(found, ((t + 1) * 3 * 5 + (y + 1) * 5 + x + 2).int())
 
 
+@pytest.mark.row(15)
 def test_beit_index():
     """2 × 2 patches and a class token; 9 offsets, then the three rows."""
     found = index(Grid(2, 2, prefix=1)).tolist()
@@ -77,6 +80,7 @@ GOLDEN = {
 }  # fmt: skip
 
 
+@pytest.mark.row(19)
 @pytest.mark.parametrize("count", GOLDEN)
 @pytest.mark.parametrize("strength", [1.0, 2.5])
 def test_convit_local_weights(count, strength):
@@ -95,6 +99,7 @@ def where_it_looks(gate: GatedPosition, grid: Grid, query: int) -> torch.Tensor:
     return weights(q, q, grid=grid, position=gate)[0, :, query].unflatten(1, grid.shape)
 
 
+@pytest.mark.row(19)
 def test_convit_peaks_of_nine_heads():
     """Head h looks at row offset h % 3 - 1, column offset h // 3 - 1, with weight .31824, .11708 beside it."""
     row = column = 6
@@ -107,6 +112,7 @@ def test_convit_peaks_of_nine_heads():
             assert abs(near - 0.11708) < 5e-6
 
 
+@pytest.mark.row(19)
 def test_convit_peaks_of_four_heads():
     """With an even side the centre falls between cells: four tie at .1931."""
     found = where_it_looks(GatedPosition(4), Grid(14, 14), 6 * 14 + 6)
@@ -118,6 +124,7 @@ def test_convit_peaks_of_four_heads():
         assert (found[head, y : y + 2, x : x + 2] - 0.1931).abs().max() < 5e-5
 
 
+@pytest.mark.row(19)
 def test_convit_heads_past_a_square_start_at_random():
     gate = GatedPosition(6, locality=3.0)
     assert (gate.spread[:4] == -3.0).all()

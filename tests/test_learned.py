@@ -12,6 +12,8 @@ from locant.grid import Grid
 from locant.positions.learned import Learned
 from locant.resizing import resize_embedding
 
+pytestmark = pytest.mark.row(41)
+
 
 def numbered(grid: Grid, **options) -> Learned:
     """Row r of the table holds r, prefix row i holds -1 - i: values say which row was read."""
@@ -129,8 +131,8 @@ def test_resized_looks_at_embedded_axes_only():
     assert torch.equal(position.resized(Grid(9, 3, 3)).table, position.table)
     time = Learned(Grid(4, 3, 3), 2, axes=(0,))
     assert torch.equal(time.resized(Grid(7, 5, 5)).table, resize_embedding(time.table, (4,), (7,)))
-    with pytest.raises(ValueError, match=r"'bicubic' needs 2 axes; got 1"):
-        time.resized(Grid(7, 5, 5), method="bicubic")
+    with pytest.raises(ValueError, match=r"resize_embedding needs a method for places; got \"geometric\""):
+        time.resized(Grid(7, 5, 5), method="geometric")
 
 
 def test_resized_keeps_dtype_mode_and_frozen_parameters():

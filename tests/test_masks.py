@@ -206,6 +206,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize(
     ("senses", "name"), [(s, n) for s in (PADDINGS, PAIRS) for n in s], ids=lambda x: x if isinstance(x, str) else ""
 )
@@ -215,6 +216,73 @@ def test_every_published_sense_gives_the_same_attention(senses, name):
     golden, _ = truth.attention(q, k, v, grid=Grid(5), mask=first)
     for kernel in ("auto", "reference"):
         torch.testing.assert_close(attention(q, k, v, mask=senses[name], kernel=kernel), golden, atol=1e-10, rtol=0)
+
+
+# How each system writes down which of 12 keys are real, and who of 12 may see whom (True here = may take part).
+KEYS = {
+    "torch, DETR: True = ignore": (lambda kept: ~kept, Padding.from_key_padding_mask),
+    "DETR, on a map": (lambda kept: ~kept.unflatten(1, (3, 4)), Padding.from_key_padding_mask),
+    "transformers' pixel_mask, on a map": (lambda kept: kept.long().unflatten(1, (3, 4)), Padding.from_attention_mask),
+    "BERT: 1 = keep": (lambda kept: kept.long(), Padding.from_attention_mask),
+    "BERT, added": (lambda kept: ((1.0 - kept.float()) * -10000)[:, None, None], Padding.from_additive),
+    "SDPA, one row for all": (lambda kept: kept[:, None, None], Pairs.from_kept),
+}
+WHO = {
+    "SDPA: False = ignore": (lambda allowed: allowed[:, None], Pairs.from_kept),
+    "SDPA, added": (lambda allowed: torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf), Pairs.from_additive),
+    "plain Wq, Wk, Wv, fc: 0 = blocked": (lambda allowed: allowed.long()[:, None], Pairs.from_kept),
+    "TensorFlow's tutorial: 1 = blocked": (lambda allowed: 1.0 - allowed.float()[:, None], Pairs.from_blocked),
+    "Transformer-XL, queries × keys × batch": (
+        lambda allowed: (~allowed).byte().permute(1, 2, 0),
+        lambda mask: Pairs.from_blocked(mask.permute(2, 0, 1)),
+    ),
+    "XLNet, added as -1e30 · mask": (lambda allowed: (~allowed) * -1e30, Pairs.from_additive),
+    "MultiheadAttention's attn_mask, by head": (
+        lambda allowed: (~allowed).repeat_interleave(2, 0),
+        lambda mask: Pairs.from_blocked(mask.unflatten(0, (2, 2))),
+    ),
+    "Swin, AIM: -100 in every window": (
+        lambda allowed: (~allowed) * -100.0,
+        lambda mask: Pairs.from_window_mask(mask, batch=1),
+    ),
+}
+
+
+@pytest.mark.row(50)
+@pytest.mark.parametrize("name", [*KEYS, *WHO])
+def test_every_sense_comes_back_as_it_was(name, parity):
+    """Written down as published and read again it is the same mask, and attention the same to the last bit; a row that
+    may see nothing is 0 in all of them, whatever was published (uniform, NaN, as if there were no mask)."""
+    grid = Grid(3, 4) if "map" in name else Grid(12)
+    write, read = (KEYS | WHO)[name]
+    draw = torch.Generator().manual_seed(7)
+    q, k, v = torch.randn(3, 2, 2, 12, 4, dtype=torch.float64, generator=draw).unbind(0)
+    for share in (0.9, 0.5, 0.1):
+        allowed = torch.rand(2, *((12,) if name in KEYS else (12, 12)), generator=draw) < share
+        allowed[1, ..., -3:] = False
+        if name in WHO:
+            allowed[0, 5] = False
+        else:
+            allowed[0] = share > 0.8
+        mask, full = read(write(allowed)), allowed[:, None].expand(2, 12, 12) if name in KEYS else allowed
+        assert torch.equal(mask.allowed(grid).expand(2, 2, -1, -1), full[:, None].expand(2, 2, 12, 12))
+        ours = Padding(allowed) if isinstance(mask, Padding) else Pairs(full)
+        for kernel in ("auto", "reference"):
+            out = attention(q, k, v, grid=grid, mask=mask, kernel=kernel)
+            expected = attention(q, k, v, grid=grid, mask=ours, kernel=kernel)
+            parity(50, name, (out - expected).abs().max(), 0.0)
+            empty = ~full.any(-1)
+            assert bool(empty.any()) or share > 0.8
+            assert not out.transpose(1, 2)[empty].any()
+
+
+@pytest.mark.row(50)
+def test_lengths_come_back_as_they_were():
+    lengths, of_queries = torch.tensor([5, 0, 12]), torch.randint(0, 13, (3, 7))
+    assert torch.equal(Padding.from_lengths(lengths, 12).valid.sum(1), lengths)
+    pairs = Pairs.from_lengths(of_queries, 12).allowed_pairs
+    assert torch.equal(pairs.sum(-1), of_queries)
+    assert not (pairs[..., 1:] & ~pairs[..., :-1]).any(), "no key behind one that is hidden"
 
 
 def test_window_masks_repeat_picture_by_picture():

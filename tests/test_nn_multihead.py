@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +80,7 @@ def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients() -> None:
     assert bool(x.grad.isfinite().all())
 
 
+@pytest.mark.row(38)
 def test_d2l_form() -> None:
     """No bias, sizes of their own, lengths per sample; scores over √(dim / heads)."""
     module = MultiHeadAttention(100, 5, query_dim=20, key_dim=30, value_dim=40, bias=False).double()
@@ -97,6 +101,104 @@ def test_d2l_form() -> None:
             close(weights[b, h, :, : lengths[b]], p)
             assert float(weights[b, h, :, lengths[b] :].detach().abs().max()) == 0
     close(out, heads @ module.out.weight.T)
+
+
+SIZES = {"key": 30, "query": 20, "value": 40}
+
+
+def given() -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(
+        torch.randn(2, n, SIZES[name], dtype=torch.float64) for name, n in (("query", 4), ("key", 6), ("value", 6))
+    )
+
+
+@pytest.mark.row(38)
+def test_d2l_constructors_by_their_own_orders() -> None:
+    """d2l-zh names the key's size first; d2l's English edition takes all three from the data."""
+    zh = MultiHeadAttention.from_d2l_zh(SIZES["key"], SIZES["query"], SIZES["value"], 100, 5, 0.5).double().eval()
+    named = MultiHeadAttention(100, 5, query_dim=20, key_dim=30, value_dim=40, bias=False, dropout=0.5).double().eval()
+    lazy = MultiHeadAttention.from_d2l(100, 5, 0.5).double().eval()
+    assert [tuple(p.shape) for p in zh.parameters()] == [(100, 20), (100, 30), (100, 40), (100, 100)]
+    assert zh.dropout == lazy.dropout == 0.5
+    query, key, value = given()
+    lazy(query, key, value)
+    mask = Padding.from_lengths(torch.tensor([3, 2]), 6)
+    expected, _ = zh(query, key, value, mask=mask)
+    for module in (named, lazy):
+        module.load_state_dict(zh.state_dict())
+        close(module(query, key, value, mask=mask)[0], expected, 0)
+    assert MultiHeadAttention.from_d2l_zh(8, 8, 8, 8, 2, 0.0, True).q.bias is not None
+    assert MultiHeadAttention.from_d2l(8, 2, 0.0, bias=True).v.bias is not None
+
+
+@pytest.mark.row(38)
+@pytest.mark.row(54)
+def test_sizes_from_the_data_survive_files_and_copies() -> None:
+    """A state dict says the sizes, too; before either, the module may be copied, pickled and moved."""
+    zh = MultiHeadAttention.from_d2l_zh(30, 20, 40, 100, 5, 0.0).double()
+    lazy = pickle.loads(pickle.dumps(copy.deepcopy(MultiHeadAttention.from_d2l(100, 5, 0.0)))).double()
+    lazy.load_state_dict(zh.state_dict())
+    tensors = given()
+    with pytest.raises(ValueError, match=r"query, key and value of 20, 30, 40 channels; got 30, 20, 40"):
+        lazy(tensors[1][:, :4], tensors[0][:, [0, 1, 2, 3, 0, 1]], tensors[2])
+    close(lazy(*tensors)[0], zh(*tensors)[0], 0)
+    assert type(lazy.q) is nn.Linear
+
+
+@pytest.mark.plain
+@pytest.mark.row(38)
+@pytest.mark.row(56)
+def test_sizes_in_another_order_are_said_to_be_swapped() -> None:
+    """A constructor of (query, key, value) is what readers expect; d2l's goes unnoticed when all are equal."""
+    swapped = MultiHeadAttention.from_d2l_zh(20, 30, 40, 100, 5, 0.0).double()
+    query, key, value = given()
+    with pytest.raises(ValueError, match=r"of 30, 20, 40 channels; got 20, 30, 40: .*key_size, query_size, value_size"):
+        swapped(query, key, value)
+    right = MultiHeadAttention.from_d2l_zh(30, 20, 40, 100, 5, 0.0).double()
+    with pytest.raises(ValueError, match=r"of 20, 30, 40 channels; got 20, 40, 30.*Swap the arguments"):
+        right(query, value, key)
+    with pytest.raises(ValueError, match=r"needs a `dim` that its `heads` divide"):
+        MultiHeadAttention.from_d2l(100, 3, 0.0)  # d2l fails in a reshape
+
+
+@pytest.mark.row(39)
+@pytest.mark.row(50)
+@pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 3, 4, 6), (2, 1, 1, 6), (1, 1, 4, 6)])
+def test_plain_attention_by_a_double_loop(shape: tuple[int, ...]) -> None:
+    """Wq, Wk, Wv and fc with biases, 0 = blocked, weights returned; a row that is blocked whole gives 0, not a mean."""
+    module = MultiHeadAttention(DIM, HEADS).double()
+    query, key = torch.randn(2, 4, DIM, dtype=torch.float64), torch.randn(2, 6, DIM, dtype=torch.float64)
+    mask = (torch.rand(shape) > 0.4).long()
+    mask[0, 0, 0] = 0
+    out, weights = module(query, key, key, mask=Pairs.from_kept(mask), need_weights=True)
+    width, kept = DIM // HEADS, mask.expand(2, HEADS, 4, 6)
+    q, k, v = module.q(query), module.k(key), module.v(key)
+    merged = torch.zeros(2, 4, DIM, dtype=torch.float64)
+    for b, h, i in ((b, h, i) for b in range(2) for h in range(HEADS) for i in range(4)):
+        part = slice(h * width, (h + 1) * width)
+        seen = [j for j in range(6) if kept[b, h, i, j]]
+        close(weights[b, h, i, [j for j in range(6) if j not in seen]].sum(), torch.zeros((), dtype=torch.float64), 0)
+        if seen:
+            scores = torch.stack([q[b, i, part] @ k[b, j, part] for j in seen]) / width**0.5
+            close(weights[b, h, i, seen], torch.softmax(scores, 0))
+            merged[b, i, part] = torch.softmax(scores, 0) @ v[b, seen, part]
+    close(out, module.out(merged))
+
+
+@pytest.mark.row(42)
+def test_keys_and_values_may_be_projected_before() -> None:
+    """What a cache holds: in two parts, the later query on a slice that knows its place."""
+    table, learned = RelativeTable(Grid(6), HEADS, init_std=1.0), Learned(Grid(6), DIM, init_std=1.0)
+    for position in (None, Sinusoid(DIM), table, learned):
+        module = MultiHeadAttention(DIM, HEADS, position=position).double()
+        x, line = torch.randn(2, 6, DIM, dtype=torch.float64), Grid(6)
+        whole, weights = module(x, x, x, grid=line, mask=Causal(), need_weights=True)
+        first = module.projected(x[:, :4], x[:, :4], key_grid=line[:4])
+        then = module.projected(x[:, 4:], x[:, 4:], key_grid=line[4:])
+        k, v = (torch.cat(parts, 2) for parts in zip(first, then, strict=True))
+        out, p = module.attend(x[:, 4:], k, v, grid=line[4:], key_grid=line, mask=Causal(), need_weights=True)
+        close(out, whole[:, 4:])
+        close(p, weights[:, :, 4:])
 
 
 def test_an_embedding_is_added_to_queries_and_keys_each_on_its_own_grid() -> None:

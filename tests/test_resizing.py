@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,23 +26,44 @@ def multilinear(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return out
 
 
-def bicubic(x: Tensor, sizes: tuple[int, int]) -> Tensor:
-    """Cubic convolution (Keys, a = -0.75) at t = (i + 1/2) n / n' - 1/2, borders repeated; one axis after the other."""
+def convolved(x: Tensor, sizes: tuple[int, ...], kernel: Callable[[float], float], widen: bool = False) -> Tensor:
+    """At t = (i + 1/2) n / n' - 1/2, one axis after the other: neighbours weighted by the kernel of their distance."""
+    for axis, size in enumerate(sizes, start=1):
+        n, columns = x.shape[axis], []
+        width = max(1.0, n / size) if widen else 1.0
+        for i in range(size):
+            t = (i + 0.5) * n / size - 0.5
+            # antialiasing leaves out what lies beyond the border and shares its weight; the others repeat the edge
+            reach = range(-3 * n, 4 * n) if not widen else range(n)
+            weights = {c: kernel((t - c) / width) for c in reach if kernel((t - c) / width) != 0}
+            total = sum(weights.values())
+            columns.append(sum(w / total * x.select(axis, min(max(c, 0), n - 1)) for c, w in weights.items()))
+        x = torch.stack(columns, dim=axis)
+    return x
 
-    def kernel(d: float, a: float = -0.75) -> float:
+
+def cubic(a: float) -> Callable[[float], float]:
+    """Keys' kernel; torch takes a = -0.75, and -0.5 when it antialiases."""
+
+    def kernel(d: float) -> float:
         d = abs(d)
         if d <= 1:
             return (a + 2) * d**3 - (a + 3) * d**2 + 1
         return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
 
-    for axis, size in enumerate(sizes, start=1):
-        n, columns = x.shape[axis], []
-        for i in range(size):
-            t = (i + 0.5) * n / size - 0.5
-            taps = range(math.floor(t) - 1, math.floor(t) + 3)
-            columns.append(sum(kernel(t - c) * x.select(axis, min(max(c, 0), n - 1)) for c in taps))
-        x = torch.stack(columns, dim=axis)
-    return x
+    return kernel
+
+
+def hat(d: float) -> float:
+    return max(0.0, 1 - abs(d))
+
+
+SLOW = {
+    "linear": lambda x, sizes: multilinear(x, sizes),
+    "bilinear": lambda x, sizes: convolved(x, sizes, hat),
+    "bicubic": lambda x, sizes: convolved(x, sizes, cubic(-0.75)),
+    "antialiased": lambda x, sizes: convolved(x, sizes, cubic(-0.5), widen=True),
+}
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
@@ -50,19 +72,51 @@ def test_linear_is_the_multilinear_formula(old, new):
     torch.testing.assert_close(resize_table(table, new), multilinear(table, new), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize(("old", "new"), [((5, 3), (9, 7)), ((13, 13), (23, 23)), ((9, 5), (5, 7))])
-def test_bicubic_is_the_cubic_convolution(old, new):
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "antialiased"])
+@pytest.mark.parametrize(("old", "new"), [*SIZES, ((13, 13), (23, 23)), ((9, 5), (5, 7))])
+def test_the_others_are_convolutions_on_any_axes(old, new, method):
     table = torch.randn(3, *old, dtype=torch.float64)
-    torch.testing.assert_close(resize_table(table, new, "bicubic"), bicubic(table, new), atol=1e-10, rtol=0)
+    torch.testing.assert_close(resize_table(table, new, method), SLOW[method](table, new), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["linear", "bicubic"])
+@pytest.mark.parametrize("method", SLOW)
+def test_axes_of_one_cell_play_no_part(method):
+    table = torch.randn(3, 1, 5, 7, dtype=torch.float64)
+    flat = resize_table(table[:, 0], (9, 3), method)
+    torch.testing.assert_close(resize_table(table, (1, 9, 3), method)[:, 0], flat, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("method", SLOW)
 def test_embedding_rows_are_resized_as_maps(method):
     rows = torch.randn(2 * 4, 5, dtype=torch.float64)
     maps = rows.reshape(2, 4, 5).permute(2, 0, 1)
-    slow = {"linear": multilinear, "bicubic": bicubic}[method](maps, (3, 6))
     found = resize_embedding(rows, (2, 4), (3, 6), method)
-    torch.testing.assert_close(found, slow.permute(1, 2, 0).reshape(18, 5), atol=1e-10, rtol=0)
+    slow = SLOW[method](maps, (3, 6)).permute(1, 2, 0).reshape(18, 5)
+    torch.testing.assert_close(found, slow, atol=1e-10, rtol=0)
+
+
+def test_geometric_places_old_distances_on_a_progression():
+    """From 7 to 12: the old distances 1 ... 6 lie at 1, 1 + q, ..., the last one where the new window ends."""
+    table = torch.randn(2, 13, 13, dtype=torch.float64)
+    found = resize_table(table, (23, 23), "geometric")
+    assert torch.equal(found[:, 11, 11], table[:, 6, 6]), "the zero offset stays what it was"
+    q = 1.01
+    while sum(q**i for i in range(6)) < 11:
+        q += 1e-7
+    places = [sum(q**i for i in range(j)) for j in range(7)]
+    places = [-p for p in places[:0:-1]] + places
+    for y, x in itertools.product((-11, -7, -1, 0, 2, 10), (-8, 0, 3)):
+        weights = [[max(0.0, hat_between(places, k, at)) for k in range(13)] for at in (y, x)]
+        slow = torch.einsum("hyx,y,x->h", table, *(torch.tensor(w, dtype=torch.float64) for w in weights))
+        # q is found to 1e-6 by bisection, and moves the places by up to 15e-6
+        torch.testing.assert_close(found[:, 11 + y, 11 + x], slow, atol=1e-4, rtol=0)
+
+
+def hat_between(places: list[float], k: int, at: float) -> float:
+    at = min(max(at, places[0]), places[-1])
+    if at <= places[k]:
+        return 1 - (places[k] - at) / (places[k] - places[k - 1]) if k > 0 else float(at == places[0])
+    return 1 - (at - places[k]) / (places[k + 1] - places[k]) if k + 1 < len(places) else 0.0
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
@@ -124,11 +178,13 @@ def test_half_precision_is_rounded_once(dtype, method):
 
 
 @pytest.mark.parametrize(
-    ("new", "method"), [((7, 5), "linear"), ((1, 9), "linear"), ((7, 5), "bicubic"), ((7, 1), "clip")]
+    ("new", "method"), [((1, 9), "linear"), ((7, 1), "clip"), *(((7, 5), method) for method in METHODS)]
 )
 def test_gradients(new, method):
     table = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: resize_table(t, new, method), (table,))
+    if method == "geometric":
+        return
     rows = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda r: resize_embedding(r, (2, 3), (4, 5), method), (rows,))
 
@@ -147,14 +203,13 @@ def test_clip_keeps_each_offset_and_repeats_the_edge():
     assert torch.equal(resize_table(wide, (5, 1), "clip"), table[:, :, 1:2])
 
 
-@pytest.mark.parametrize("sizes", [(3,), (3, 3, 3)])
-def test_bicubic_refuses_other_than_two_axes(sizes):
-    with pytest.raises(ValueError, match=rf"'bicubic' needs 2 axes; got {len(sizes)}.*these work: 'linear', 'clip'"):
-        resize_table(torch.zeros(1, *sizes), tuple(n + 2 for n in sizes), "bicubic")
+def test_geometric_is_for_tables():
+    with pytest.raises(ValueError, match=r"needs a method for places; got \"geometric\", which .* Use"):
+        resize_embedding(torch.zeros(4, 1), (2, 2), (3, 3), "geometric")
 
 
 def test_unknown_methods_are_told_the_known_ones():
-    with pytest.raises(ValueError, match=r"'linear', 'clip', 'bicubic'; got 'nearest'.*Use"):
+    with pytest.raises(ValueError, match=r"'linear', 'clip', .*'geometric'; got 'nearest'.*Use"):
         resize_embedding(torch.zeros(4, 1), (4,), (8,), "nearest")
 
 

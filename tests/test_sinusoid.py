@@ -14,6 +14,8 @@ from torch import Tensor
 from locant.grid import Grid
 from locant.positions.sinusoid import LAYOUTS, Sinusoid
 
+pytestmark = pytest.mark.row(40)
+
 
 def slow(grid: Grid, dim: int, layout: str, base: float = 10000.0, start: int = 0) -> Tensor:
     """The definition, one number at a time: which channel holds which function of which coordinate."""
@@ -95,6 +97,38 @@ def test_slices_and_strides_read_their_coordinates():
     assert torch.equal(Sinusoid(6, start=3)(Grid(17)), whole[3:])
     assert torch.equal(position(Grid(1, origin=(-4,)))[:, 0], -whole[4:5, 0]), "sine is odd"
     assert torch.equal(position(Grid(1, origin=(-4,)))[:, 1], whole[4:5, 1]), "cosine is even"
+
+
+def test_no_length_is_too_long(parity):
+    """d2l's table ends at 1000, and a longer input fails to broadcast; here every row is made when it is asked for."""
+    found = Sinusoid(8).double()(Grid(1500))
+    error = (found - slow(Grid(1500), 8, "interleaved")).abs().max()
+    parity(40, "sin and cos of p / 10000^(2i/D), to p = 1499", error, 1e-10)
+    assert torch.equal(found[1000:], Sinusoid(8).double()(Grid(1500)[1000:]))
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "halves", "t2t"])
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_start_is_a_rotation_in_every_layout(layout, step):
+    """PE(p + step) is PE(p) turned in each pair (sin, cos), by an angle that does not depend on p."""
+    n, dim = 4, 8
+    here = Sinusoid(dim, layout=layout).double()(Grid(30))
+    there = Sinusoid(dim, layout=layout, start=step).double()(Grid(30))
+    for j in range(n):
+        angle = step * 10000.0 ** (-j / (n - 1 if layout == "t2t" else n))
+        sin, cos = (2 * j, 2 * j + 1) if layout == "interleaved" else (j, n + j)
+        turned = here[:, sin] * math.cos(angle) + here[:, cos] * math.sin(angle)
+        torch.testing.assert_close(there[:, sin], turned, atol=1e-10, rtol=0)
+        turned = here[:, cos] * math.cos(angle) - here[:, sin] * math.sin(angle)
+        torch.testing.assert_close(there[:, cos], turned, atol=1e-10, rtol=0)
+
+
+def test_t2t_is_another_encoding_than_the_papers():
+    """Frequencies reach 1 / 10000 itself, and all sines come first: neither layout nor rates are those of the paper."""
+    t2t, paper = Sinusoid(8, layout="t2t").double()(Grid(5)), Sinusoid(8).double()(Grid(5))
+    assert abs(t2t[1, 3].item() - math.sin(1e-4)) < 1e-12
+    assert abs(paper[1, 6].item() - math.sin(1e-3)) < 1e-12
+    assert (t2t.sort(1).values - paper.sort(1).values).abs().max() > 1e-2
 
 
 def test_far_positions_are_as_exact_as_near_ones():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from locant.compare import statistics
-from locant.compare.statistics import Interval, compare, holm, interval, resamples_needed
+from locant.compare.statistics import Interval, compare, difference, holm, interval, resamples_needed
 
 
 def answers(
@@ -118,6 +118,17 @@ def test_pairing_sees_what_separate_intervals_cannot() -> None:
     assert found.verdict == "higher"
     assert found.difference == pytest.approx(0.06, abs=1e-12)
     assert 0 < found.low < 0.06 < found.high
+
+
+def test_a_difference_alone_is_that_of_a_comparison_and_wider_at_a_stricter_level() -> None:
+    a, b = answers(np.random.default_rng(4), [0.85, 0.8], seeds=4, examples=200, spread=0.1)
+    (pair,) = compare({"a": a, "b": b})
+    assert difference(a, b) == (pair.low, pair.high, pair.p)
+    low, high, p = difference(a, b, 0.05 / 4)
+    assert low < pair.low < pair.difference < pair.high < high
+    assert p == pair.p
+    with pytest.raises(ValueError, match="two seeds or more; got one"):
+        difference(a[:1], b[:1])
 
 
 def test_the_order_of_a_pair_only_turns_the_sign() -> None:

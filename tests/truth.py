@@ -16,11 +16,16 @@ from torch import Tensor
 
 from locant.grid import Grid
 from locant.masks import Causal, Every, Mask, Padding, Pairs, Segments, Windows
+from locant.positions.buckets import T5Buckets
+from locant.positions.decomposed import Decomposed
+from locant.positions.field import LogCPB
 from locant.positions.gate import GatedPosition
-from locant.positions.position import Position
+from locant.positions.position import Content, Position
 from locant.positions.rotary import Rotary
+from locant.positions.shaw import Shaw
 from locant.positions.slopes import ALiBi
 from locant.positions.table import RelativeTable
+from locant.positions.transformer_xl import TransformerXL
 
 Place = tuple[int, ...] | None
 
@@ -92,7 +97,68 @@ def bias(position: Position, head: int, query: Place, key: Place) -> Tensor | fl
         steps = [abs(a - b) for a, b in zip(query, key, strict=True)]
         distance = sum(steps) if position.distance == "manhattan" else math.hypot(*steps)
         return -slope(position.heads, head) * distance
+    if isinstance(position, T5Buckets):
+        return 0.0 if query is None or key is None else position.table[head, bucket(position, query[0] - key[0])]
+    if isinstance(position, LogCPB):
+        return 0.0 if query is None or key is None else read_off(position, head, query, key)
     return 0.0
+
+
+def bucket(position: T5Buckets, offset: int) -> int:
+    """T5's bucket: near distances one by one, far ones by their logarithm, keys to the right in the second half."""
+    side = position.buckets // 2 if position.bidirectional else position.buckets
+    exact, distance = side // 2, abs(offset)
+    found = distance
+    if distance >= exact:
+        part = math.log(distance / exact) / math.log(position.max_distance / exact)
+        found = min(side - 1, exact + int(part * (side - exact)))
+    return found + side * (offset < 0)
+
+
+def read_off(position: LogCPB, head: int, query: Place, key: Place) -> Tensor:
+    """Swin V2's perceptron of the offset, unit by unit."""
+    assert query is not None
+    assert key is not None
+    coordinates = []
+    for a, b, size in zip(query, key, position.pretrained.shape, strict=True):
+        part = 8 * (a - b) / max(1, size - 1)
+        coordinates.append(math.copysign(math.log2(abs(part) + 1) / 3, part))
+    first, second = position.mlp.fc1, position.mlp.fc2
+    total = second.weight[head, 0] * 0
+    for unit in range(len(first.weight)):
+        inside = first.bias[unit] + sum(w * c for w, c in zip(first.weight[unit], coordinates, strict=True))
+        total = total + second.weight[head, unit] * torch.relu(inside)
+    return 16 / (1 + torch.exp(-total))
+
+
+def term(position: Content, head: int, q: Tensor, scale: float, query: Place, key: Place) -> Tensor | float:
+    """What a content scheme adds to the logit of one pair; what it adds to q is `met`."""
+    if query is None or key is None:
+        return 0.0
+    steps = [a - b for a, b in zip(query, key, strict=True)]
+    if isinstance(position, Decomposed):
+        centre = [size - 1 for size in position.grid.shape]
+        rows = (table[step + c] for table, step, c in zip(position.tables, steps, centre, strict=True))
+        return sum(q @ row for row in rows)
+    (step,) = steps
+    if isinstance(position, Shaw):
+        far, own = position.distance, head if len(position.table) > 1 else 0
+        row = min(step, far) if position.causal else max(-far, min(step, far)) + far
+        extra = 0.0 if position.bias is None else position.bias[own, row]
+        return scale * (q @ position.table[own, row] + extra)
+    assert isinstance(position, TransformerXL)
+    if position.clamp is not None:
+        step = max(-position.clamp, min(step, position.clamp))
+    rates = [10000.0 ** (-2 * m / position.dim) for m in range(position.dim // 2)]
+    wave = [math.sin(step * rate) for rate in rates] + [math.cos(step * rate) for rate in rates]
+    told = position.r_net.weight @ torch.tensor(wave, dtype=q.dtype)
+    return scale * ((q + position.biases()[1][head]) @ told.unflatten(0, (position.heads, -1))[head])
+
+
+def met(position: Content, q: Tensor) -> Tensor:
+    """What meets the keys: q, and u where a scheme has one."""
+    u = position.biases()[0] if isinstance(position, TransformerXL) else getattr(position, "u", None)
+    return q if u is None else q + u[None, :, None]
 
 
 def slope(heads: int, head: int) -> float:
@@ -161,6 +227,9 @@ def attention(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     gates = [p for p in schemes if isinstance(p, GatedPosition)]
     at, key_at, share = places(grid), places(key_grid), q.shape[1] // max(1, k.shape[1])
+    contents, asked = [p for p in schemes if isinstance(p, Content)], q
+    for p in contents:
+        q = met(p, q)
     for p in schemes:
         if isinstance(p, Rotary):
             q, k = rotated(p, q, grid), rotated(p, k, key_grid)
@@ -170,6 +239,9 @@ def attention(
     for b, h, i in itertools.product(*map(range, q.shape[:3])):
         content = (scale * (q[b, h, i] @ key) for key in k[b, h // share])
         logits = [s + sum(bias(p, h, at[i], c) for p in schemes) for s, c in zip(content, key_at, strict=True)]
+        for p in contents:
+            added = (term(p, h, asked[b, h, i], scale, at[i], c) for c in key_at)
+            logits = [x + extra for x, extra in zip(logits, added, strict=True)]
         row = seen[b][h][i]
         weights, total = softmax(logits, row)
         for gate in gates:

@@ -16,21 +16,30 @@ __version__ = "0.1.0"
 __all__ = [
     "ALiBi",
     "Causal",
+    "Decomposed",
     "GatedPosition",
     "Grid",
     "Learned",
+    "LearnedAxial",
+    "LogCPB",
     "MaskedSine",
     "Padding",
     "Pairs",
     "RelativeTable",
     "Rotary",
     "Segments",
+    "Shaw",
     "Sinusoid",
+    "T5Buckets",
+    "TransformerXL",
     "Windows",
     "attention",
     "attention_packed",
     "bench",
+    "checkpoints",
     "compare",
+    "flops",
+    "models",
     "nn",
     "plan",
     "weights",
@@ -39,16 +48,22 @@ __all__ = [
 _MODULES = {
     "ALiBi": "locant.positions.slopes",
     "Causal": "locant.masks",
+    "Decomposed": "locant.positions.decomposed",
     "GatedPosition": "locant.positions.gate",
     "Grid": "locant.grid",
     "Learned": "locant.positions.learned",
+    "LearnedAxial": "locant.positions.learned_axes",
+    "LogCPB": "locant.positions.field",
     "MaskedSine": "locant.positions.masked_sine",
     "Padding": "locant.masks",
     "Pairs": "locant.masks",
     "RelativeTable": "locant.positions.table",
     "Rotary": "locant.positions.rotary",
     "Segments": "locant.masks",
+    "Shaw": "locant.positions.shaw",
     "Sinusoid": "locant.positions.sinusoid",
+    "T5Buckets": "locant.positions.buckets",
+    "TransformerXL": "locant.positions.transformer_xl",
     "Windows": "locant.masks",
     "attention": "locant.attend",
     "attention_packed": "locant.attend",
@@ -57,17 +72,23 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
-    from locant import bench, compare, nn
+    from locant import bench, checkpoints, compare, flops, models, nn
     from locant.attend import attention, attention_packed, plan, weights
     from locant.grid import Grid
     from locant.masks import Causal, Padding, Pairs, Segments, Windows
+    from locant.positions.buckets import T5Buckets
+    from locant.positions.decomposed import Decomposed
+    from locant.positions.field import LogCPB
     from locant.positions.gate import GatedPosition
     from locant.positions.learned import Learned
+    from locant.positions.learned_axes import LearnedAxial
     from locant.positions.masked_sine import MaskedSine
     from locant.positions.rotary import Rotary
+    from locant.positions.shaw import Shaw
     from locant.positions.sinusoid import Sinusoid
     from locant.positions.slopes import ALiBi
     from locant.positions.table import RelativeTable
+    from locant.positions.transformer_xl import TransformerXL
 
 
 def __getattr__(name: str) -> Any:

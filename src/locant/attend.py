@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locant import planner
-from locant.forms import OffsetTable, Separable, add_tables, add_values
+from locant.forms import AxialTerms, OffsetTable, Separable, add_tables, add_values
 from locant.grid import Grid
 from locant.kernels import reference
 from locant.masks import Mask, Pairs, Structure
-from locant.positions.position import Bias, Embedding, Gate, Position, Rotation
+from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
 Positions = Position | tuple[Position, ...] | None
@@ -39,8 +39,8 @@ def attention(
         q, k, v: projected heads; kv_heads divides heads (grouped-query attention repeats them).
         grid: where the queries are. Default `Grid(queries)`.
         key_grid: where the keys are. Default `grid`; needed when they are as many as the queries are not.
-        position: how position acts: a bias, a rotation or a gate, or a tuple of them. Biases add up; the other
-            members must act through different entrances. Embeddings act before projection: see `locant.nn`.
+        position: how position acts: a bias, a rotation, content or a gate, or a tuple of them. Biases add up; the
+            other members must act through different entrances. Embeddings act before projection: see `locant.nn`.
         mask: who may attend. A row that may attend to nothing gives zeros and finite gradients.
         scale: of the content logits, default head_dim ** -0.5. Biases are added after it, unscaled.
         dropout: probability on the weights; drawn from torch's default generator. Set it to 0 in evaluation.
@@ -161,8 +161,9 @@ class _Request:
         for described in (*structure.windows, *structure.causal):
             described.bound(grid, key_grid)
         biases = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Bias)]
+        contents = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Content)]
         gates = [p.form(grid, key_grid, self.mask) for p in positions if isinstance(p, Gate)]
-        _check_heads(q.shape[1], *biases, *gates)
+        _check_heads(q.shape[1], *biases, *contents, *gates)
         if gates and self.lse:
             raise ValueError(
                 "return_lse needs one softmax; a gated position mixes two. Ask for the log-sum-exp without the gate."
@@ -172,7 +173,8 @@ class _Request:
             grid=grid, key_grid=key_grid,
             dtype=str(_dtype(q)).removeprefix("torch."), device=q.device.type,
             bias=add_tables(biases) if biases else None,
-            bias_grad=torch.is_grad_enabled() and any(_learns(p) for p in positions if isinstance(p, Bias)),
+            content=contents[0] if contents else None,
+            bias_grad=torch.is_grad_enabled() and any(_learns(p, q) for p in positions),
             gate=gates[0] if gates else None,
             mask=structure, dropout=self.dropout > 0, lse=self.lse,
             exporting=torch.compiler.is_exporting(), transformed=torch._C._are_functorch_transforms_active(),
@@ -183,7 +185,11 @@ class _Request:
         q, k, v = self.q.to(dtype), self.k.to(dtype), self.v.to(dtype)
         mask = None if self.mask is None else self.mask.bound(grid, key_grid)
         _check_mask_batch(mask, q)
-        positions = self._positions()
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        positions, terms = self._positions(), None
+        for content in positions:
+            if isinstance(content, Content) and problem.content is not None:
+                terms, q = content.values(problem.content, q, scale), content.queries(q)
         for rotation in positions:
             if isinstance(rotation, Rotation):
                 q, k = rotation(q, grid), rotation(k, key_grid)
@@ -191,8 +197,9 @@ class _Request:
         gates = [p.values(grid, key_grid) for p in positions if isinstance(p, Gate)]
         return Inputs(
             q, k, v,
-            scale=q.shape[-1] ** -0.5 if self.scale is None else self.scale,
+            scale=scale,
             bias=add_values(biases) if biases else None,
+            content=terms,
             gate=gates[0] if gates else None,
             mask=mask, dropout=self.dropout,
             qkv=self.qkv if self.qkv is not None and q is self.q else None,
@@ -233,6 +240,11 @@ class _Request:
                     f"attention receives projected heads, and {type(p).__name__} acts on tokens before projection. "
                     "Add it to the tokens, or use locant.nn.Attention, which adds it before it projects q and k."
                 )
+            if isinstance(p, Content) and p.head_dim != self.q.shape[3]:
+                raise ValueError(
+                    f"{type(p).__name__} has vectors of head_dim={p.head_dim}, and q has {self.q.shape[3]} channels "
+                    f"per head. Build it with head_dim={self.q.shape[3]}."
+                )
             if p.entrance in seen and p.entrance != "bias":
                 raise ValueError(
                     f"position may hold one scheme per entrance (biases add up); got two that {p.entrance}. Keep one."
@@ -269,7 +281,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
         raise ValueError(f"dropout must be at least 0 and below 1; got {dropout}. Pass 0.0 in evaluation.")
 
 
-def _check_heads(heads: int, *forms: OffsetTable | Separable) -> None:
+def _check_heads(heads: int, *forms: OffsetTable | AxialTerms | Separable) -> None:
     for form in forms:
         if form.heads != heads:
             raise ValueError(
@@ -300,5 +312,7 @@ def _dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _learns(position: Position) -> bool:
-    return any(p.requires_grad for p in position.parameters())
+def _learns(position: Position, q: Tensor) -> bool:
+    """Whether what it adds to logits has a gradient; content's has one through q as well."""
+    parts = (*position.parameters(), *((q,) if isinstance(position, Content) else ()))
+    return isinstance(position, Bias | Content) and any(p.requires_grad for p in parts)

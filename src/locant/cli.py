@@ -1,30 +1,27 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-What the options mean, their defaults and their checks live in `locant.compare` and `locant.bench`, which are imported
-inside the commands: `--help` answers at once, without torch. Standard output carries the result and nothing else;
-progress and errors go to standard error. Exit codes: 0 done, 1 a kernel gave wrong results (bench), 2 refused with one
-sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
+What the options mean, their defaults and their checks live in `locant.compare`, `locant.bench` and
+`locant.checkpoints`, which are imported inside the commands: `--help` answers at once, without torch. Standard output
+carries the result and nothing else; progress and errors go to standard error. Exit codes: 0 done, 1 a kernel gave wrong
+results (bench), 2 refused with one sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from locant import __version__
+from locant.options import assigned, listed, one_or_more, option, pair, sentences, sides
 
 if TYPE_CHECKING:
     from locant import bench
     from locant.compare import Result
-
-Value = TypeVar("Value", int, float, str)
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -35,10 +32,6 @@ app = typer.Typer(
 )
 
 
-def _option(panel: str, text: str, *names: str, metavar: str = "") -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, show_default=False)
-
-
 WHAT, TRAINING, MODEL, RUN, OUTPUT = "What is compared", "Training", "Model", "Run", "Output"
 
 DATA_HELP = (
@@ -47,58 +40,82 @@ DATA_HELP = (
 )
 Data = Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA", show_default=False)]
 Tasks = Annotated[
-    list[str] | None, _option(WHAT, "images,clips,sequences: one or more. With DATA: guessed.", metavar="NAMES")
+    list[str] | None, option(WHAT, "images,clips,sequences: one or more. With DATA: guessed.", metavar="NAMES")
 ]
-Positions = Annotated[str | None, _option(WHAT, "Schemes, such as none,relative,rotary.", metavar="NAMES")]
-Seeds = Annotated[str | None, _option(WHAT, "How many (3 is 0, 1 and 2), or which: 3,7,11.", metavar="SEEDS")]
-Epochs = Annotated[int | None, _option(TRAINING, "Passes over the training data.", metavar="N")]
+Positions = Annotated[str | None, option(WHAT, "Schemes, such as none,relative,rotary.", metavar="NAMES")]
+Seeds = Annotated[str | None, option(WHAT, "How many (3 is 0, 1 and 2), or which: 3,7,11.", metavar="SEEDS")]
+Epochs = Annotated[int | None, option(TRAINING, "Passes over the training data.", metavar="N")]
 Rates = Annotated[
-    str | None, _option(TRAINING, "To choose from on validation data: 0.001,0.003.", "--lr", metavar="RATES")
+    str | None, option(TRAINING, "To choose from on validation data: 0.001,0.003.", "--lr", metavar="RATES")
 ]
-Batch = Annotated[int | None, _option(TRAINING, "Examples per step, over all processes.", metavar="N")]
-Dim = Annotated[int | None, _option(MODEL, "Channels.", metavar="N")]
-Depth = Annotated[int | None, _option(MODEL, "Layers.", metavar="N")]
-Heads = Annotated[int | None, _option(MODEL, "Attention heads.", metavar="N")]
-Size = Annotated[str | None, _option(MODEL, "Side that pictures are brought to: 32, or 24x32.", metavar="SIZE")]
-Patch = Annotated[str | None, _option(MODEL, "Side of a patch, which becomes one token: 4, or 2x4.", metavar="SIZE")]
-Frames = Annotated[int | None, _option(MODEL, "Frames of a clip.", metavar="N")]
-Device = Annotated[str | None, _option(RUN, "cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Batch = Annotated[int | None, option(TRAINING, "Examples per step, over all processes.", metavar="N")]
+Share = Annotated[
+    float | None, option(TRAINING, "Part of the training examples, drawn anew by each seed: 0.05.", metavar="PART")
+]
+Dim = Annotated[int | None, option(MODEL, "Channels.", metavar="N")]
+Depth = Annotated[int | None, option(MODEL, "Layers.", metavar="N")]
+Heads = Annotated[int | None, option(MODEL, "Attention heads.", metavar="N")]
+Size = Annotated[str | None, option(MODEL, "Side that pictures are brought to: 32, or 24x32.", metavar="SIZE")]
+Patch = Annotated[str | None, option(MODEL, "Side of a patch, which becomes one token: 4, or 2x4.", metavar="SIZE")]
+Frames = Annotated[int | None, option(MODEL, "Frames of a clip.", metavar="N")]
+Device = Annotated[str | None, option(RUN, "cpu, cuda, cuda:1, mps.", metavar="NAME")]
 Threads = Annotated[
-    int | None, _option(RUN, "Trials side by side on a CPU, one thread each; default all cores.", metavar="N")
+    int | None, option(RUN, "Trials side by side on a CPU, one thread each; default all cores.", metavar="N")
 ]
-Out = Annotated[Path | None, _option(RUN, "Folder for results, models and report.html.", metavar="FOLDER")]
-Resume = Annotated[bool, _option(RUN, "Go on from the last step saved in --out.", "--resume")]
-Quick = Annotated[bool, _option(RUN, "A first look: one seed, few schemes, no ranking.", "--quick")]
-Strict = Annotated[bool, _option(RUN, "Refuse unreadable files instead of listing them.", "--strict")]
-Config = Annotated[Path | None, _option(RUN, "TOML with these names; options given here win.", metavar="FILE")]
-Json = Annotated[bool, _option(OUTPUT, "Print the results as JSON and nothing else.", "--json")]
-Quiet = Annotated[bool, _option(OUTPUT, "Print the path of the report and nothing else.", "--quiet", "-q")]
+Out = Annotated[Path | None, option(RUN, "Folder for results, models and report.html.", metavar="FOLDER")]
+Resume = Annotated[bool, option(RUN, "Go on from the last step saved in --out.", "--resume")]
+Quick = Annotated[bool, option(RUN, "A first look: one seed, few schemes, no ranking.", "--quick")]
+Strict = Annotated[bool, option(RUN, "Refuse unreadable files instead of listing them.", "--strict")]
+Config = Annotated[Path | None, option(RUN, "TOML with these names; options given here win.", metavar="FILE")]
+Json = Annotated[bool, option(OUTPUT, "Print the results as JSON and nothing else.", "--json")]
+Quiet = Annotated[bool, option(OUTPUT, "Print the path of the report and nothing else.", "--quiet", "-q")]
 
 PROBLEM, WHO, MEASURE = "Problem", "Who may attend", "Measurement"
-Cells = Annotated[str, _option(PROBLEM, "Where tokens are: 196, 14x14, 8x14x14.", "--grid", metavar="SIZES")]
-ManyHeads = Annotated[int | None, _option(PROBLEM, "Heads of the queries; default 8.", "--heads", metavar="N")]
-HeadDim = Annotated[int | None, _option(PROBLEM, "Channels of a head; default 64.", metavar="N")]
-Samples = Annotated[int | None, _option(PROBLEM, "Default 1.", "--batch", metavar="N")]
-Position = Annotated[str | None, _option(PROBLEM, "none, relative, alibi, rotary or gated.", metavar="NAME")]
-KvHeads = Annotated[int | None, _option(PROBLEM, "Heads of keys and values, if fewer.", metavar="N")]
-ValueDim = Annotated[int | None, _option(PROBLEM, "Channels of a value, if others.", metavar="N")]
+Cells = Annotated[str, option(PROBLEM, "Where tokens are: 196, 14x14, 8x14x14.", "--grid", metavar="SIZES")]
+ManyHeads = Annotated[int | None, option(PROBLEM, "Heads of the queries; default 8.", "--heads", metavar="N")]
+HeadDim = Annotated[int | None, option(PROBLEM, "Channels of a head; default 64.", metavar="N")]
+Samples = Annotated[int | None, option(PROBLEM, "Default 1.", "--batch", metavar="N")]
+Position = Annotated[str | None, option(PROBLEM, "none, relative, alibi, rotary or gated.", metavar="NAME")]
+KvHeads = Annotated[int | None, option(PROBLEM, "Heads of keys and values, if fewer.", metavar="N")]
+ValueDim = Annotated[int | None, option(PROBLEM, "Channels of a value, if others.", metavar="N")]
 Queries = Annotated[
-    int | None, _option(PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", metavar="N")
+    int | None, option(PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", metavar="N")
 ]
-Prefix = Annotated[int | None, _option(PROBLEM, "Class tokens before the grid.", metavar="N")]
-Number = Annotated[str | None, _option(PROBLEM, "float32, float64, bfloat16 or float16.", "--dtype", metavar="NAME")]
-Window = Annotated[str | None, _option(WHO, "Only inside windows: 7x7.", metavar="SIZES")]
-Shift = Annotated[str | None, _option(WHO, "How far windows are moved: 3x3.", metavar="SIZES")]
-Order = Annotated[str | None, _option(WHO, "none or causal.", "--mask", metavar="NAME")]
+Prefix = Annotated[int | None, option(PROBLEM, "Class tokens before the grid.", metavar="N")]
+Number = Annotated[str | None, option(PROBLEM, "float32, float64, bfloat16 or float16.", "--dtype", metavar="NAME")]
+Window = Annotated[str | None, option(WHO, "Only inside windows: 7x7.", metavar="SIZES")]
+Shift = Annotated[str | None, option(WHO, "How far windows are moved: 3x3.", metavar="SIZES")]
+Order = Annotated[str | None, option(WHO, "none or causal.", "--mask", metavar="NAME")]
 Train = Annotated[
-    bool | None, _option(MEASURE, "Forward and backward alone, or forward alone; default both.", "--train/--forward")
+    bool | None, option(MEASURE, "Forward and backward alone, or forward alone; default both.", "--train/--forward")
 ]
-Cores = Annotated[int | None, _option(MEASURE, "Threads of torch; default its own choice.", "--threads", metavar="N")]
-Seconds = Annotated[float | None, _option(MEASURE, "For each of the two; default 5.", metavar="S")]
-JsonFile = Annotated[
-    str | None, _option(OUTPUT, "File for all figures; - prints them alone.", "--json", metavar="PATH")
+Cores = Annotated[int | None, option(MEASURE, "Threads of torch; default its own choice.", "--threads", metavar="N")]
+Seconds = Annotated[float | None, option(MEASURE, "For each of the two; default 5.", metavar="S")]
+JsonFile = Annotated[str | None, option(OUTPUT, "File for all figures; - prints them alone.", "--json", metavar="PATH")]
+Terse = Annotated[bool, option(OUTPUT, "Print only whether the plan picked the fastest.", "--quiet", "-q")]
+
+WANTED, GIVEN = "The model that is wanted", "The file that is there"
+Source = Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.", metavar="IN", show_default=False)]
+Target = Annotated[Path, typer.Argument(help="A file with one of these endings.", metavar="OUT", show_default=False)]
+Model = Annotated[str, option(WANTED, "Its published name: swin_tiny, convit_base, detr.", "--model", metavar="NAME")]
+Image = Annotated[str | None, option(WANTED, "Pixels: 384, or 384x512.", "--image-size", metavar="SIZE")]
+Cell = Annotated[str | None, option(WANTED, "Cells per side: 12, or 8x16.", "--window", metavar="SIZE")]
+Clip = Annotated[int | None, option(WANTED, "The longest clip.", "--frames", metavar="N")]
+Classes = Annotated[int | None, option(WANTED, "Of the head: for other ones it starts anew.", metavar="N")]
+Others = Annotated[
+    list[str] | None, option(WANTED, "Any other argument: position=learned.", "--set", metavar="NAME=VALUE")
 ]
-Terse = Annotated[bool, _option(OUTPUT, "Print only whether the plan picked the fastest.", "--quiet", "-q")]
+To = Annotated[str | None, option(WANTED, "Whose names to write: locant (default), timm, ...", metavar="LAYOUT")]
+Layout = Annotated[str | None, option(GIVEN, "Whose names it has; found out by itself.", metavar="LAYOUT")]
+Method = Annotated[
+    str | None, option(GIVEN, "To resize: bicubic, geometric, ...; default: the layout's.", metavar="NAME")
+]
+OldWindow = Annotated[str | None, option(GIVEN, "Its window, if not square: 8x16.", "--from-window", metavar="SIZE")]
+OldGrid = Annotated[str | None, option(GIVEN, "Its grid of patches, if not square.", "--from-grid", metavar="SIZE")]
+Fresh = Annotated[list[str] | None, option(GIVEN, "Names to start anew instead: cls_head.*", metavar="PATTERN")]
+Top = Annotated[str | None, option(GIVEN, "The key that holds the tensors: model_ema.", "--top", metavar="KEY")]
+Loose = Annotated[bool, option(GIVEN, "Take what fits and list the rest, instead of refusing.", "--loose")]
+Silent = Annotated[bool, option(OUTPUT, "Print nothing but errors.", "--quiet", "-q")]
 
 
 def _version(asked: bool) -> bool:
@@ -127,6 +144,7 @@ def _compare(
     epochs: Epochs = None,
     lr: Rates = None,
     batch: Batch = None,
+    share: Share = None,
     dim: Dim = None,
     depth: Depth = None,
     heads: Heads = None,
@@ -152,17 +170,18 @@ def _compare(
     Ctrl-C at any time: --resume goes on from there.
     """
     given: dict[str, Any] = {
-        "task": _listed("--task", task, str),
-        "positions": _listed("--positions", positions, str),
-        "seeds": _one_or_more("--seeds", seeds),
+        "task": listed("--task", task, str),
+        "positions": listed("--positions", positions, str),
+        "seeds": one_or_more("--seeds", seeds),
         "epochs": epochs,
-        "lr": _listed("--lr", lr, float),
+        "lr": listed("--lr", lr, float),
         "batch": batch,
+        "share": share,
         "dim": dim,
         "depth": depth,
         "heads": heads,
-        "size": _sides("--size", size),
-        "patch": _sides("--patch", patch),
+        "size": sides("--size", size),
+        "patch": sides("--patch", patch),
         "frames": frames,
         "device": device,
         "threads": threads,
@@ -173,7 +192,7 @@ def _compare(
         "config": config,
         "quiet": quiet or json,
     }
-    with _sentences("stopped; go on with --resume"):
+    with sentences("stopped; go on with --resume"):
         from locant import compare
 
         with redirect_stdout(sys.stderr):
@@ -208,7 +227,7 @@ def _bench(
     Runs the plan's choice and every other kernel that can, in turn, and says whether the plan picked the fastest. Each
     is compared with the definition first: a kernel whose results are wrong gets no speed, and the exit code is 1.
     """
-    with _sentences("stopped"):
+    with sentences("stopped"):
         from locant import bench
 
         def tell(sentence: str) -> None:
@@ -224,6 +243,47 @@ def _bench(
         _show_bench(result, alone=json == "-", quiet=quiet)
     if result.red:
         raise typer.Exit(1)
+
+
+@app.command("convert", epilog="Example: `locant convert in.pth out.safetensors --model swin_tiny --window 12`")
+def _convert(
+    source: Source,
+    target: Target,
+    model: Model,
+    image_size: Image = None,
+    window: Cell = None,
+    frames: Clip = None,
+    classes: Classes = None,
+    settings: Others = None,
+    to: To = None,
+    layout: Layout = None,
+    method: Method = None,
+    from_window: OldWindow = None,
+    from_grid: OldGrid = None,
+    fresh: Fresh = None,
+    top: Top = None,
+    loose: Loose = False,
+    quiet: Silent = False,
+) -> None:
+    """Published weights for a model at another size, or under another library's names.
+
+    Renames, drops what is recomputed, resizes tables and embeddings, and prints what was done with which tensor. A
+    file that does not fit the model in every tensor is refused; nothing is executed from it, and OUT is whole or not
+    there.
+    """
+    with sentences("stopped; nothing was written"):
+        from locant import checkpoints
+
+        report = checkpoints.convert(
+            source, target, model=model, to=to or "locant", layout=layout, method=method,
+            image_size=sides("--image-size", image_size), window=sides("--window", window), frames=frames,
+            classes=classes, settings=assigned(settings), from_window=pair("--from-window", from_window),
+            from_grid=pair("--from-grid", from_grid), fresh=fresh or (), top=top, strict=not loose,
+        )  # fmt: skip
+        if not quiet:
+            print(report)
+            print(f"\nWritten: {target}")
+            sys.stdout.flush()
 
 
 def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:
@@ -251,60 +311,6 @@ def _show(result: Result, *, json: bool, quiet: bool) -> None:
         Console().print(result.table())
         print(f"\nReport: {result.report}")
     sys.stdout.flush()  # here, where a closed pipe is still caught
-
-
-@contextmanager
-def _sentences(stopped: str) -> Iterator[None]:
-    """What a user can run into, as one sentence and an exit code."""
-    with suppress(ValueError):  # only the main thread hears signals
-        signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        _stop(stopped, 128 + (stop.args[0] if stop.args else signal.SIGINT))
-    except BrokenPipeError:  # the reader (head, less) has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except OSError as error:  # a full disk, a folder that may not be written
-        _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
-    except ValueError as error:
-        _stop(str(error), 2)
-
-
-def _terminated(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
-
-
-def _stop(sentence: str, code: int) -> NoReturn:
-    print(f"locant: {' '.join(sentence.split())}", file=sys.stderr)
-    raise typer.Exit(code) from None
-
-
-def _listed(option: str, given: str | list[str] | None, kind: Callable[[str], Value]) -> tuple[Value, ...] | None:
-    """'a,b' or ['a', 'b,c'] as a tuple."""
-    if given is None:
-        return None
-    words = [word.strip() for word in (given if isinstance(given, str) else ",".join(given)).split(",")]
-    try:
-        found = tuple(kind(word) for word in words if word)
-    except ValueError:
-        raise typer.BadParameter(f"needs numbers with commas between them; got {given!r}.", param_hint=option) from None
-    if not found:
-        raise typer.BadParameter("needs at least one; got none.", param_hint=option)
-    return found
-
-
-def _one_or_more(option: str, given: str | None) -> int | tuple[int, ...] | None:
-    """'3' is the number 3; '3,' and '3,7' are tuples."""
-    found = _listed(option, given, int)
-    if found is None or given is None or "," in given or len(found) > 1:
-        return found
-    return found[0]
-
-
-def _sides(option: str, given: str | None) -> int | tuple[int, ...] | None:
-    """'4' is the number 4; '2x4' is rows and columns."""
-    return _one_or_more(option, None if given is None else given.replace("x", ","))
 
 
 def main() -> None:

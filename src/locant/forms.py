@@ -1,7 +1,8 @@
 """What schemes lower to: a handful of forms, where N schemes and M kernels meet.
 
-Each form comes in two halves. The static half (`OffsetTable`, `Separable`) is hashable and is all that a planner
-may read; the tensors (`OffsetValues`, `SeparableValues`) are what a kernel reads. Offsets are query - key.
+Each form comes in two halves. The static half (`OffsetTable`, `AxialTerms`, `Separable`) is hashable and is all that a
+planner may read; the tensors (`OffsetValues`, `AxialValues`, `SeparableValues`) are what a kernel reads. Offsets are
+query - key.
 """
 
 from __future__ import annotations
@@ -102,6 +103,60 @@ def add_values(values: Sequence[OffsetValues]) -> OffsetValues:
         total([v.key_prefix for v in values]),
         total([v.both for v in values]),
     )
+
+
+@dataclass(frozen=True)
+class AxialTerms:
+    """A bias that depends on the query's content and on the offset, one axis at a time.
+
+    Per query a short line of terms along each axis, 2 r + 1 long, `reach` being r: O(N·(H + W)) numbers on a picture,
+    O(N²) on a sequence.
+    """
+
+    heads: int
+    reach: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(2 * r + 1 for r in self.reach)
+
+
+@dataclass(frozen=True)
+class AxialValues:
+    """The tensors of an `AxialTerms`: bias[b, h, i, j] = Σ_axis terms[axis][b, h, i, offset_axis(i, j) + r_axis].
+
+    They are ready to be added to logits: a scheme whose scale multiplies its term has done so. Pairs with a token that
+    has no place get 0.
+    """
+
+    terms: tuple[Float[Tensor, "batch heads queries _"], ...]
+
+    def at(self, queries: Tokens, keys: Tokens, box: tuple[int, ...]) -> Float[Tensor, "batch heads groups count keys"]:
+        """The bias of chosen pairs. Pairs out of reach read the last term: only a mask may leave them there.
+
+        `box` is the shape of the keys that have a place: a row-major box in each group, behind those that have none.
+        So each axis is read for its own coordinates alone, and the sum over axes is spread over the box.
+        """
+        shape = (*self.terms[0].shape[:2], *queries.index.shape)
+        before = keys.index.shape[1] - math.prod(box)
+        if 0 in box:
+            return self.terms[0].new_zeros(*shape, before)
+        places = keys.coordinates[:, before:].unflatten(1, box)
+        lines = []
+        for axis, line in enumerate(self.terms):
+            own = places[(slice(None), *(slice(None) if a == axis else 0 for a in range(len(box))), axis)]
+            size = line.shape[-1]
+            offset = queries.coordinates[..., axis, None] - own[:, None]
+            index = (offset + size // 2).clamp(0, size - 1).expand(*shape, -1)
+            rows = torch.where(queries.placed[..., None], line[:, :, queries.index], 0.0)
+            lines.append(rows.gather(-1, index).reshape(*shape, *(n if a == axis else 1 for a, n in enumerate(box))))
+        total = sum(lines[1:], lines[0]).flatten(len(shape))
+        return torch.nn.functional.pad(total, (before, 0)) if before else total
+
+    def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "batch heads queries keys"]:
+        """The whole bias: O(N²) per sample."""
+        device = self.terms[0].device
+        return self.at(grid.select(device=device), key_grid.select(device=device), key_grid.shape)[:, :, 0]
 
 
 @dataclass(frozen=True)

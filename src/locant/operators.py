@@ -278,7 +278,7 @@ def _unwatched(arguments: Sequence[Any]) -> bool:
 
 
 def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The operator, called past torch's dispatcher where nobody would miss it: that takes longer than a small problem."""
+    """The operator, past torch's dispatcher where nobody would miss it: that takes longer than a small problem."""
 
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         output = run(*arguments)
@@ -286,7 +286,7 @@ def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) ->
         return output
 
     body = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
-    function = type(name, (torch.autograd.Function,), body)
+    function: Any = type(name, (torch.autograd.Function,), body)
 
     def call(*arguments: Any) -> tuple[Tensor, Tensor]:
         if not _unwatched(arguments):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.forms import OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, Separable, SeparableValues
 from locant.grid import Grid
 from locant.masks import Mask, Padding, Structure
 
@@ -28,7 +28,8 @@ class Problem:
     dtype: str = "float32"
     device: str = "cpu"
     bias: OffsetTable | None = None
-    bias_grad: bool = False
+    content: AxialTerms | None = None
+    bias_grad: bool = False  # of the table, or of the content's terms
     gate: Separable | None = None
     mask: Structure = Structure()
     dropout: bool = False
@@ -45,6 +46,11 @@ class Problem:
         return self.key_grid.tokens
 
     @property
+    def terms(self) -> int:
+        """How many numbers the content's terms are, before they are read at offsets."""
+        return 0 if self.content is None else self.batch * self.heads * self.queries * sum(self.content.sizes)
+
+    @property
     def width(self) -> int:
         """Bytes of one number."""
         return BYTES[self.dtype]
@@ -59,13 +65,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of a problem. `mask` is bound: checked and laid out by token. q and k are rotated already."""
+    """The tensors of a problem. `mask` is bound: checked and laid out by token.
+
+    q and k are rotated already, and q holds what a content scheme adds to it for the product with k.
+    """
 
     q: Float[Tensor, "batch heads queries head_dim"]
     k: Float[Tensor, "batch kv_heads keys head_dim"]
     v: Float[Tensor, "batch kv_heads keys value_dim"]
     scale: float
     bias: OffsetValues | None = None
+    content: AxialValues | None = None
     gate: SeparableValues | None = None
     mask: Mask | None = None
     dropout: float = 0.0

@@ -1,24 +1,33 @@
-"""Tables and embeddings from grid to grid, by named methods.
+"""Tables and embeddings from grid to grid, by named methods, on one to three axes.
 
-    method      axes    new value at index i of n', from an old axis of n
-    "linear"    1-3     x[t], t = i (n - 1) / (n' - 1), linear between neighbours, one axis after the other:
-                        end points fall on end points, so the centre of an offset table stays its centre and
-                        a table that is linear in the offset stays linear
-    "clip"      1-3     x at the same distance from the centre, and beyond the old reach the edge: the same pixels on a
-                        larger canvas, where "linear" would stretch them (Shaw et al., arXiv 1803.02155, eq. 4)
-    "bicubic"   2       torch's bicubic interpolation without aligned corners or antialiasing: what Swin's
-                        published loader does to bias tables, and DeiT, MAE and transformers' ViT to positions
+    method          new value at index i of n', from an old axis of n
+    "linear"        x[t], t = i (n - 1) / (n' - 1), linear between neighbours, one axis after the other: end points
+                    fall on end points, so the centre of an offset table stays its centre and a table that is linear
+                    in the offset stays linear
+    "clip"          x at the same distance from the centre, and beyond the old reach the edge: the same pixels on a
+                    larger canvas, where "linear" would stretch them (Shaw et al., arXiv 1803.02155, eq. 4)
+    "bilinear"      x[t], t = (i + 1/2) n / n' - 1/2, linear between neighbours, the edge beyond the borders
+    "bicubic"       at the same t by cubic convolution over four neighbours: what Swin's published loader and timm's
+                    `resize_rel_pos_bias_table_simple` do to bias tables, and DeiT, MAE and transformers' ViT to
+                    positions
+    "antialiased"   the same, the kernel widened by n / n' where that is above 1: what timm does to positions
+                    (`resample_abs_pos_embed`) and LeViT's and TinyViT's loaders to tables (timm's `_levit`)
+    "geometric"     the old value of distance j from the centre lies at 1 + q + ... + q^(j-1), with the q between 1.01
+                    and 1.5 for which the outermost lies at the new reach; linear between them, and the edge beyond:
+                    what timm's `resize_rel_pos_bias_table` does unless told otherwise. Tables only. Made for growing
+                    ones: a smaller table is read near the centre, at its old scale
 
-A single new cell (n' = 1) is read at the old centre. Sizes are arguments and never the root of a length; equal sizes
+A single new cell lies at the old centre. Sizes are arguments and never the root of a length; equal sizes
 give the values back unchanged. float16 and bfloat16 are computed in float32. Every function returns a fresh tensor of
 the same dtype and device through which gradients flow.
 
-Published variants that differ: timm resamples positions with antialiasing, and bias tables on a geometric sequence of
-distances, so its numbers are not these.
+Axes of one cell that stay one cell play no part: a table [heads, 1, 13, 13] is resized as a picture's. On three axes
+the cubic methods act on rows and columns and then along time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -26,6 +35,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+Resample = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def resize_table(
@@ -36,11 +47,10 @@ def resize_table(
     Args:
         table: one value per head and offset, odd sizes.
         sizes: the new sizes, odd as well, one per axis of the table.
-        method: "linear", "clip" or "bicubic".
+        method: one of those above.
 
     Raises:
-        ValueError: for sizes that are not odd, or not one per axis; for a method that is unknown or does not work
-            on that number of axes.
+        ValueError: for sizes that are not odd, or not one per axis; for an unknown method.
     """
     old, new = tuple(table.shape[1:]), tuple(sizes)
     if len(new) != len(old) or not all(n >= 1 and n % 2 for n in (*old, *new)):
@@ -60,11 +70,11 @@ def resize_embedding(
         rows: one vector per cell of `old_shape`.
         old_shape: sizes of the grid that the rows belong to.
         new_shape: sizes of the grid that they are wanted for, as many.
-        method: "linear", "clip" or "bicubic".
+        method: one of those above, but "geometric", which is for distances from a centre.
 
     Raises:
         ValueError: if the rows do not fill `old_shape`, if the number of axes changes, if a size is below 1; for a
-            method that is unknown or does not work on that number of axes.
+            method that is unknown or not for embeddings.
     """
     old, new = tuple(old_shape), tuple(new_shape)
     if rows.shape[0] != math.prod(old) or len(old) != len(new) or min(*old, *new) < 1:
@@ -72,6 +82,11 @@ def resize_embedding(
             f"resize_embedding needs one row per cell of `old_shape`, and as many sizes of at least 1 in `new_shape`; "
             f"got {rows.shape[0]} rows for {old} to {new}. Take the prefix rows off first and give both shapes as "
             "(time, row, column)."
+        )
+    if method == "geometric":
+        raise ValueError(
+            'resize_embedding needs a method for places; got "geometric", which is for a table of distances. '
+            'Use "antialiased", as timm does for positions, or "linear".'
         )
     return _resized(rows.T.reshape(rows.shape[1], *old), new, method).flatten(1).T.contiguous()
 
@@ -82,17 +97,13 @@ def _resized(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...], m
             f"resizing needs a method out of {', '.join(map(repr, METHODS))}; got {method!r}. "
             'Use "linear" unless you follow a published recipe.'
         )
-    resample, axes = METHODS[method]
-    if len(sizes) not in axes:
-        works = ", ".join(repr(name) for name, (_, able) in METHODS.items() if len(sizes) in able)
-        raise ValueError(
-            f"method {method!r} needs {' or '.join(map(str, axes))} axes; got {len(sizes)}: sizes {sizes}. "
-            f"Here these work: {works or 'none, for Locant has one to three axes'}."
-        )
     if tuple(values.shape[1:]) == sizes:
         return values.clone()
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return resample(wide, sizes).to(values.dtype)
+    live = [axis for axis, pair in enumerate(zip(values.shape[1:], sizes, strict=True)) if pair != (1, 1)]
+    wide = wide.reshape(values.shape[0], *(values.shape[1 + axis] for axis in live))
+    resized = METHODS[method](wide, tuple(sizes[axis] for axis in live))
+    return resized.reshape(values.shape[0], *sizes).to(values.dtype)
 
 
 def _linear(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
@@ -119,12 +130,53 @@ def _clip(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> T
     return values
 
 
-def _bicubic(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
-    return F.interpolate(values[None], size=sizes, mode="bicubic", align_corners=False)[0]
+def _geometric(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
+    for axis, size in enumerate(sizes, start=1):
+        if values.shape[axis] == 1:
+            values = values.repeat_interleave(size, axis)
+            continue
+        places = torch.tensor(_progression(values.shape[axis] // 2, size // 2), dtype=values.dtype)
+        wanted = torch.arange(-(size // 2), size // 2 + 1).to(values.dtype).clamp(places[0], places[-1])
+        low = (torch.searchsorted(places, wanted) - 1).clamp(min=0)
+        part = ((wanted - places[low]) / (places[low + 1] - places[low])).to(values.device)
+        part = part.reshape(-1, *[1] * (values.ndim - 1 - axis))
+        below, above = (values.index_select(axis, i.to(values.device)) for i in (low, low + 1))
+        values = torch.lerp(below, above, part)  # exact at both ends: the centre stays what it was
+    return values
 
 
-METHODS: dict[str, tuple[Callable[[Tensor, tuple[int, ...]], Tensor], tuple[int, ...]]] = {
-    "linear": (_linear, (1, 2, 3)),
-    "clip": (_clip, (1, 2, 3)),
-    "bicubic": (_bicubic, (2,)),
+def _progression(old: int, new: int) -> list[float]:
+    """Where distances -old ... old lie: in steps of 1, q, q², ..., `old` of which add up to new, by bisection."""
+    low, high, q = 1.01, 1.5, 1.255
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q**old) / (1 - q) > new else (q, high)
+    right = list(itertools.accumulate(q**i for i in range(old)))
+    return [*(-place for place in reversed(right)), 0.0, *right]
+
+
+def _interpolated(mode: str, *, antialias: bool = False) -> Resample:
+    """torch's own, without aligned corners, one axis at a time, the last first, as torch does it on pictures.
+
+    Each is laid along rows: with antialiasing torch 2.13 gives wrong numbers for columns of a map one cell wide.
+    """
+
+    def resample(values: Float[Tensor, "channels *sizes"], sizes: tuple[int, ...]) -> Tensor:
+        for axis in range(len(sizes), 0, -1):
+            last = values.movedim(axis, -1)
+            line, size = last.flatten(0, -2)[None, :, None], (1, sizes[axis - 1])
+            line = F.interpolate(line, size=size, mode=mode, align_corners=False, antialias=antialias)
+            values = line.view(*last.shape[:-1], size[1]).movedim(-1, axis)
+        return values
+
+    return resample
+
+
+METHODS: dict[str, Resample] = {
+    "linear": _linear,
+    "clip": _clip,
+    "bilinear": _interpolated("bilinear"),
+    "bicubic": _interpolated("bicubic"),
+    "antialiased": _interpolated("bicubic", antialias=True),
+    "geometric": _geometric,
 }

@@ -52,20 +52,22 @@ CASES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.row(18)
 @pytest.mark.parametrize("kernel", ["auto", "reference"])
 @CASES
-def test_gpsa(timm, side, count, start, kernel):
+def test_gpsa(timm, parity, side, count, start, kernel):
     theirs, grid = published(timm, count, start), Grid(side, side)
     x, gate = torch.randn(2, grid.tokens, 8 * count), converted(theirs)
     assert plan(*heads_of(theirs, x), grid=grid, position=gate).kernel != "reference", "never its dense form"
     error = (through(theirs, x, gate, grid, kernel) - theirs(x)).abs().max().item()
-    print(f"GPSA {side} × {side}, {count} heads, {start}, {kernel}: {error:.2e}")  # shown by `pytest -rP`
-    assert error <= MOST, f"largest error {error:.3g}, allowed {MOST}"
+    parity(18, "timm GPSA", error, MOST)
 
 
+@pytest.mark.row(18)
+@pytest.mark.row(22)
 @pytest.mark.parametrize("kernel", ["auto", "reference"])
 @CASES
-def test_gpsa_gradients(timm, side, count, start, kernel):
+def test_gpsa_gradients(timm, parity, side, count, start, kernel):
     """In float64, so that nothing but the mathematics can differ. pos_proj.bias cancels: it has no counterpart."""
     theirs, grid = published(timm, count, start).double(), Grid(side, side)
     gate = converted(theirs).double()
@@ -79,25 +81,30 @@ def test_gpsa_gradients(timm, side, count, start, kernel):
     *expected, cancelled = torch.autograd.grad((golden * weight).sum(), numbers)
     by_weight = torch.cat([-direction.flip(1), spread[:, None]], dim=1)
     for name, ours, ref in zip(("input", "weights", "gate"), (by_input, by_weight, share), expected, strict=True):
+        row = 22 if name == "gate" else 18
         error = ((ours - ref).abs().max() / ref.abs().max()).item()
-        assert error <= 1e-10, f"gradient of the {name}: largest error {error:.3g} of its size"
-    assert cancelled.abs().max() <= 1e-10 * expected[1].abs().max()
+        parity(row, f"timm GPSA, gradient of the {name} (float64, of its size)", error, 1e-10)
+    dead = (cancelled.abs().max() / expected[1].abs().max()).item()
+    parity(22, "zero: gradient of timm's pos_proj.bias (float64, of pos_proj.weight's)", dead, 1e-10)
 
 
+@pytest.mark.row(19)
 @pytest.mark.parametrize("count", [4, 9, 16])
-def test_local_start(timm, count):
+def test_local_start(timm, parity, count):
     gpsa = import_module("timm.models.convit").GPSA(8 * count, count)
     gpsa.local_init()
     published, ours = converted(gpsa), GatedPosition(count)
     for name, value in ours.state_dict().items():
-        assert torch.equal(value, published.state_dict()[name]), name
+        error = (value - published.state_dict()[name]).abs().max().item()
+        parity(19, "timm local_init", error, 0.0)
 
 
-def test_the_map(timm):
+@pytest.mark.row(18)
+def test_the_map(timm, parity):
     gpsa = import_module("timm.models.convit").GPSA(36, 9).eval()
     gpsa.local_init()
     x = torch.randn(1, 49, 36)
     gpsa(x)
     q, k, _ = heads_of(gpsa, x)
     found = weights(q, k, grid=Grid(7, 7), position=converted(gpsa))
-    assert (found - gpsa.get_attention(x)).abs().max() <= MOST
+    parity(18, "timm GPSA, the mixed map", (found - gpsa.get_attention(x)).abs().max().item(), MOST)

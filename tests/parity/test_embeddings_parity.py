@@ -25,11 +25,16 @@ def padded() -> Tensor:
     return valid
 
 
-def test_marian_is_halves(transformers):
+@pytest.mark.row(40)
+def test_marian_is_halves(transformers, parity):
     marian = import_module("transformers.models.marian.modeling_marian")
     peer = marian.MarianSinusoidalPositionalEmbedding(64, 32)
     peer.weight = nn.Parameter(peer.create_weight())
-    torch.testing.assert_close(Sinusoid(32, layout="halves")(Grid(64)), peer.weight.detach(), **CLOSE)
+    position = Sinusoid(32, layout="halves")
+    name = "transformers MarianSinusoidalPositionalEmbedding"
+    parity(40, name, (position(Grid(64)) - peer.weight).detach().abs().max(), 1e-6)
+    behind = peer(torch.Size((2, 5)), past_key_values_length=40)
+    parity(40, f"{name}, behind 40 others", (position(Grid(64)[40:45]) - behind).detach().abs().max(), 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (3, 5)])
@@ -48,9 +53,10 @@ def test_omdet_turbo_joins_blocks_as_mae(transformers):
     torch.testing.assert_close(found, peer[0], **CLOSE)
 
 
+@pytest.mark.row(24)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("model", "offset"), [("detr", 0.0), ("deformable_detr", -0.5)])
-def test_detr_sine(transformers, model, offset, normalize):
+def test_detr_sine(transformers, parity, model, offset, normalize):
     """Its mask is 1 = valid in transformers, as ours; that of the original repository is the inverse."""
     module = import_module(f"transformers.models.{model}.modeling_{model}")
     name = {"detr": "DetrSinePositionEmbedding", "deformable_detr": "DeformableDetrSinePositionEmbedding"}[model]
@@ -61,7 +67,8 @@ def test_detr_sine(transformers, model, offset, normalize):
     counted = valid.any(1, keepdim=True) & valid.any(2, keepdim=True) if offset else torch.ones_like(valid)
     ours = MaskedSine(32, normalize=normalize, offset=offset if normalize else 0.0)
     found, theirs = ours.encode(valid), theirs.permute(0, 2, 3, 1)
-    torch.testing.assert_close(found[counted], theirs[counted], **CLOSE)
+    error = float((found - theirs)[counted].abs().max())
+    parity(24, f"transformers {name}, {'' if normalize else 'not '}normalised", error, 1e-5)
     tokens = ours(Grid(6, 9), Padding(valid))
     assert torch.equal(tokens, found.flatten(1, 2))
 

@@ -139,7 +139,7 @@ def _shifted(shift: Json | None) -> str:
 
 
 def _notes(task: Json) -> str:
-    """What must be known to read the numbers: what a scheme is blind to by construction."""
+    """What must be known to read the numbers: what a scheme is blind to, and what differs beside position."""
     notes = []
     mirror = [s["label"] for s in task["schemes"] if s.get("tells_direction") is False and s["name"] != "none"]
     timeless = [s["label"] for s in task["schemes"] if s.get("tells_time") is False]
@@ -150,6 +150,9 @@ def _notes(task: Json) -> str:
         )
     if timeless and task["kind"] == "clips":
         notes.append(f"Blind to the order of frames: {listed([text(name) for name in timeless])}.")
+    notes += [
+        f"Not position alone in {text(s['label'])}: {text(s['beside'])}." for s in task["schemes"] if s.get("beside")
+    ]
     return "".join(f'<p class="heed">{note}</p>' for note in notes)
 
 

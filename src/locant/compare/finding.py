@@ -40,6 +40,9 @@ def of_task(task: dict[str, Any]) -> list[str]:
     blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
         said.append(f"{_list(blind)} is mirror-blind: to it, left is right and before is after.")
+    designs = [s["label"] for s in schemes if s.get("beside")]
+    if designs:
+        said.append(f"{_list(designs)} differ{'s' * (len(designs) == 1)} from the rest by more than position.")
     wide = [
         s["label"]
         for s in schemes

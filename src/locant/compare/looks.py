@@ -34,8 +34,8 @@ def look(model: Classifier) -> dict[str, Any]:
     if grid.tokens > MOST_TOKENS:
         what = f"Not drawn: {grid.tokens} tokens make a picture of {grid.tokens**2:,} numbers per head."
         return {"kind": "none", "what": what, "grid": list(grid.shape), "layers": []}
-    kind, maps = "none", []
-    if len(model.tokens):
+    kind, maps, parted = "none", [], False
+    if len(model.tokens) and all(p is None for layer in model.inside() for _, p in layer.passes()):
         kind, maps = "embedding", [[_embeddings(model, grid)]]
     for layer in model.inside():
         heads: Tensor | None = None
@@ -46,19 +46,29 @@ def look(model: Classifier) -> dict[str, Any]:
             window = mask_of(reach, grid)
             drawn = _drawn(position, grid, window)
             if window is not None:  # a pass shows what it may see; passes side by side add up to one picture
-                drawn = drawn * window.allowed(grid)[0, 0]
+                drawn, parted = drawn * window.allowed(grid)[0, 0], True
             heads = drawn if heads is None else heads + drawn
         if heads is not None:
             maps.append(list(heads))
     return {
         "kind": kind,
-        "what": WHAT[kind],
+        "what": " ".join([WHAT[kind], *_undrawn(model, kind, parted)]),
         "grid": list(grid.shape),
         "query": [size // 2 for size in grid.shape],
         "layers": [
             {"layer": index + 1, "heads": [_rounded(head) for head in heads]} for index, heads in enumerate(maps)
         ],
     }
+
+
+def _undrawn(model: Classifier, kind: str, parted: bool) -> list[str]:
+    """What the picture leaves out."""
+    said = {
+        "Keys that a token does not see are drawn as 0.": parted,
+        "The learned vectors on the tokens are not drawn.": len(model.tokens) > 0 and kind != "embedding",
+        "The convolutions, which tell the order of frames, are not drawn.": model.ordered is not None,
+    }
+    return [sentence for sentence, holds in said.items() if holds]
 
 
 def _drawn(position: Position, grid: Grid, window: Windows | None) -> Float[Tensor, "heads queries keys"]:

@@ -1,24 +1,26 @@
 """The small transformer that every scheme is tried in: patches, layers, mean, classes.
 
     tokens = patches W + Σ embeddings
-    x ← x + attention(norm₁ x)     once per pass: same norm, same qkv, same projection
-    x ← x + MLP(norm₂ x)
+    x ← layers(x)
     logits = mean(norm x) W_out
 
-The mean over tokens has no position of its own, so without a scheme the model sees a bag of patches.
+The mean over tokens has no position of its own, so without a scheme the model sees a bag of patches. One scheme puts
+causal convolutions in front of it.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import locant.nn
+from locant import flops
 from locant.attend import plan
-from locant.compare.schemes import Reach, Scheme, Shape, mask_of
+from locant.compare.layers import Layer, OverTime
+from locant.compare.schemes import Scheme, Shape, mask_of
 from locant.compare.settings import Recipe
 from locant.compare.task import two_sides
 from locant.grid import Grid
@@ -26,35 +28,6 @@ from locant.planner import Plan
 from locant.positions.learned import Learned
 from locant.positions.position import Position
 from locant.positions.table import RelativeTable
-
-MLP_RATIO = 2
-
-
-class Layer(nn.Module):
-    """A pre-norm layer whose attention runs once per pass; all passes share norm, qkv and projection (AIM)."""
-
-    def __init__(self, scheme: Scheme, shape: Shape) -> None:
-        super().__init__()
-        passes = scheme.passes(shape)
-        self.norm1 = nn.LayerNorm(shape.dim)
-        self.attention = locant.nn.Attention(shape.dim, shape.heads)
-        self.norm2 = nn.LayerNorm(shape.dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(shape.dim, MLP_RATIO * shape.dim), nn.GELU(), nn.Linear(MLP_RATIO * shape.dim, shape.dim)
-        )
-        self.reaches: tuple[Reach, ...] = tuple(reach for reach, _ in passes)
-        self.positions = nn.ModuleList([nn.Identity() if p is None else p for _, p in passes])
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch tokens dim"]:
-        for reach, position in self.passes():
-            x = x + self.attention(self.norm1(x), grid=grid, position=position, mask=mask_of(reach, grid))
-        return x + self.mlp(self.norm2(x))
-
-    def passes(self) -> list[tuple[Reach, Position | None]]:
-        return [
-            (reach, p if isinstance(p, Position) else None)
-            for reach, p in zip(self.reaches, self.positions, strict=True)
-        ]
 
 
 class Classifier(nn.Module):
@@ -81,25 +54,33 @@ class Classifier(nn.Module):
         self.scheme, self.patch = scheme, patch
         self.grid = grid_of(item, patch)
         channels = item[{1: 1, 2: 0, 3: 1}[len(patch)]]
-        shape = Shape(self.grid, dim, heads)
+        shape = Shape(self.grid, dim, heads, depth=depth)
         numbers = channels
         for size in patch:
             numbers *= size
         self.embed = nn.Linear(numbers, dim)
-        self.layers = nn.ModuleList([Layer(scheme, shape) for _ in range(depth)])
+        self.layers = nn.ModuleList([Layer(scheme, replace(shape, layer=index)) for index in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
         self.tokens = nn.ModuleList(scheme.tokens(shape))
+        self.ordered = OverTime(dim, self.grid.shape) if scheme.ordered and self.grid.shape[0] > 1 else None
         self._start()
 
     def _start(self) -> None:
         """All weights but positions' start as normals of 1/sqrt(inputs), from a stream of their own: the seed gives
-        every scheme the same start, however many numbers its positions drew."""
+        every scheme the same start, however many numbers its positions drew. What only some designs have comes last."""
         stream = torch.Generator().manual_seed(torch.initial_seed())
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=stream)
-                nn.init.zeros_(module.bias)
+        own = {
+            id(m) for added in (self.ordered, *(x.adapters for x in self.inside())) if added for m in added.modules()
+        }
+        for module in sorted(self.modules(), key=lambda m: id(m) in own):
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=stream)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in self.inside():
+            if self.scheme.local and any(position is not None for _, position in layer.passes()):
+                nn.init.eye_(layer.attention.qkv.weight.data[-layer.attention.dim :])
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         grid = grid_of(tuple(x.shape[1:]), self.patch)
@@ -108,6 +89,8 @@ class Classifier(nn.Module):
             x = x + embedding(grid)
         for layer in self.inside():
             x = layer(x, grid)
+        if self.ordered is not None:
+            x = self.ordered(x, grid)
         return self.head(self.norm(x).mean(1))
 
     def inside(self) -> list[Layer]:
@@ -129,11 +112,14 @@ class Classifier(nn.Module):
         moved, how = copy.deepcopy(self), "its own reach"
         if grid.shape == self.grid.shape:
             return moved, "the same grid"
-        for modules in (moved.tokens, *(layer.positions for layer in moved.inside())):
+        for modules, fixed in ((moved.tokens, ()), *((x.positions, x.windowed()) for x in moved.inside())):
             for index, position in enumerate(modules):
-                if isinstance(position, (Learned, RelativeTable)):
+                if index not in fixed and isinstance(position, (Learned, RelativeTable)):
+                    larger = _stretched(position.grid, self.grid, grid)
+                    if larger == position.grid:
+                        continue
                     method = "clip" if isinstance(position, RelativeTable) else "linear"
-                    modules[index] = position.resized(_stretched(position.grid, self.grid, grid), method=method)
+                    modules[index] = position.resized(larger, method=method)
                     how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized ({method})"
         moved.grid = grid
         return moved, how
@@ -151,13 +137,19 @@ class Classifier(nn.Module):
 
     def flops(self, item: tuple[int, ...]) -> int:
         """FLOPs of a forward pass on one example: two per multiply-add, projections and attention."""
-        tokens = grid_of(item, self.patch).tokens
-        total = 2 * self.head.weight.numel() + 2 * tokens * self.embed.weight.numel()
+        grid = grid_of(item, self.patch)
+        total = 2 * self.head.weight.numel() + 2 * grid.tokens * self.embed.weight.numel()
         for layer in self.inside():
-            attention = layer.attention.qkv.weight.numel() + layer.attention.proj.weight.numel()
-            mlp = sum(m.weight.numel() for m in layer.mlp if isinstance(m, nn.Linear))
-            total += 2 * tokens * (len(layer.reaches) * attention + mlp)
+            attention = _weights(layer.attention)
+            total += 2 * grid.tokens * (len(layer.reaches) * attention + _weights(layer.mlp) + _weights(layer.adapters))
+        if self.ordered is not None:
+            x = torch.empty(1, grid.tokens, self.embed.out_features, device="meta")
+            total += flops.count(self.ordered, x, grid).flops
         return total + sum(p.cost.flops for p in self.plans(item, 1))
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ def run(
     epochs: int | None = None,
     lr: float | Sequence[float] | None = None,
     batch: int | None = None,
+    share: float | None = None,
     dim: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
@@ -64,6 +65,7 @@ def run(
         seeds: a count, or the seeds themselves. One seed gives no ranking.
         epochs, lr, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every scheme. The rate
             (of those in `lr`) and the epoch are chosen on validation data.
+        share: part of the training examples that each seed draws for itself, the same for every scheme; 1 is all.
         device, threads: where; on a CPU, `threads` trials run side by side with one thread each.
         out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
         quick: one seed, few schemes, few epochs: a first look.
@@ -77,8 +79,8 @@ def run(
     """
     given = {
         "data": data, "task": task, "positions": positions, "seeds": seeds, "epochs": epochs, "lr": lr,
-        "batch": batch, "dim": dim, "depth": depth, "heads": heads, "size": size, "patch": patch, "frames": frames,
-        "device": device, "threads": threads, "quick": quick, "strict": strict,
+        "batch": batch, "share": share, "dim": dim, "depth": depth, "heads": heads, "size": size, "patch": patch,
+        "frames": frames, "device": device, "threads": threads, "quick": quick, "strict": strict,
     }  # fmt: skip
     started = time.monotonic()
     chosen = settings.resolve(given, config)

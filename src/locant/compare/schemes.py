@@ -1,8 +1,9 @@
 """The schemes that are compared, by name: what each puts on the tokens, and how its layers attend.
 
-Every scheme builds the same small transformer; they differ only in where position enters. A layer attends in one or
-more passes, each a (reach, position) pair: `JOINT` sees all tokens, `SPACE` the tokens of its own frame, `TIME` the
-tokens at its own place in all frames (AIM's two passes share one attention).
+Every scheme builds the same small transformer; most differ only in where position enters. A layer attends in one or
+more passes, each a (reach, position) pair: "joint" sees all tokens, "space" the tokens of its own frame, "time" the
+tokens at its own place in all frames (AIM's two passes share one attention), `Windows` those of its own window. The
+last four schemes are whole designs, whose layers differ as well; `beside` says in what.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ from locant.positions.sinusoid import Sinusoid
 from locant.positions.slopes import ALiBi
 from locant.positions.table import RelativeTable
 
-Reach = Literal["joint", "space", "time"]
+Reach = Literal["joint", "space", "time"] | Windows
 Pass = tuple[Reach, Position | None]
 TABLE_STD = 1.5  # tables start wide enough to matter: from 0.02 they learn too little in a few hundred steps (LOG.md)
+WINDOW = 7  # tokens a side of the largest window, as Swin has it
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a scheme may depend on when it is built."""
+    """What a scheme may depend on when it is built; `layer` counts from 0."""
 
     grid: Grid
     dim: int
     heads: int
+    layer: int = 0
+    depth: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -49,7 +53,9 @@ class Scheme:
     """One way to tell a transformer where its tokens are.
 
     `direction` says whether it can tell left from right (and, where it knows time, past from future) by position;
-    `time`, on clips, whether it knows the order of frames at all.
+    `time`, on clips, whether it knows the order of frames at all. What differs besides position stands in `beside`, in
+    words, and is built where these say so: `adapted`, AIM's adapters; `local`, values that start as the tokens wherever
+    a gate is; `ordered`, a `TemporalModel` between the layers and the mean.
     """
 
     name: str
@@ -60,12 +66,18 @@ class Scheme:
     passes: Callable[[Shape], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
     direction: bool = True
     time: bool = True
+    beside: str = ""
+    adapted: bool = False
+    local: bool = False
+    ordered: bool = False
 
 
 def mask_of(reach: Reach, grid: Grid) -> Windows | None:
     """Who sees whom in a pass: a statement about coordinates on any grid."""
     if reach == "joint":
         return None
+    if isinstance(reach, Windows):
+        return reach
     frame = grid.shape[1:]
     return Windows((1, *frame)) if reach == "space" else Windows((grid.shape[0], *(1 for _ in frame)))
 
@@ -81,6 +93,24 @@ def _table(grid: Grid, heads: int) -> RelativeTable:
 def _shared_weights(shape: Shape) -> tuple[Pass, ...]:
     time, space = shape.only(0), shape.only(1, 2)
     return ("time", _table(time, shape.heads)), ("space", _table(space, shape.heads))
+
+
+def _space(shape: Shape) -> tuple[Pass, ...]:
+    return (("space", _table(shape.only(1, 2), shape.heads)),)
+
+
+def _windows(shape: Shape) -> tuple[Pass, ...]:
+    """Windows of half a side, 2 to Swin's 7 tokens; every second layer moves them by half of that."""
+    size = tuple(min(side, max(2, -(-side // 2)), WINDOW) for side in shape.grid.shape)
+    odd = shape.layer % 2 == 1
+    shift = tuple(n // 2 if odd and n < side else 0 for n, side in zip(size, shape.grid.shape, strict=True))
+    return ((Windows(size, shift), _table(Grid(*size), shape.heads)),)
+
+
+def _gated_first(shape: Shape) -> tuple[Pass, ...]:
+    """A gate in all layers but the last sixth, as ten of ConViT's twelve; at least one is plain, at least one gated."""
+    gated = max(1, shape.depth - max(1, shape.depth // 6))
+    return (("joint", GatedPosition(shape.heads, axes=shape.grid.axes) if shape.layer < gated else None),)
 
 
 ALL = ("images", "clips", "sequences")
@@ -125,6 +155,31 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme(
         "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)", ALL,
         passes=_joint(lambda s: GatedPosition(s.heads, axes=s.grid.axes)),
+    ),
+    Scheme(
+        "swin", "Swin", "windows with a table of offsets, moved by half in every second layer", ("images",),
+        passes=_windows,
+        beside="a token attends to its window alone, and windows meet only through the moved layers and the mean. "
+        "There are no stages: the grid keeps its size, and windows are half a side, at most 7 tokens",
+    ),
+    Scheme(
+        "convit", "ConViT", "gated layers that start local, then plain ones; a learned vector per place",
+        ("images",), tokens=lambda s: (Learned(s.grid, s.dim),), passes=_gated_first, local=True,
+        beside="values of gated layers start as the tokens themselves, and the last layers have no gate. The mean over "
+        "tokens stands for the class token that joins late",
+    ),
+    Scheme(
+        "aim", "AIM", "one attention over time, then over space, each with its table, and adapters", ("clips",),
+        passes=_shared_weights, adapted=True,
+        beside="each layer attends twice, and has adapters behind both passes and beside the perceptron. There is no "
+        "image model to freeze: all weights learn, and adapters start as other weights do",
+    ),
+    Scheme(
+        "temporal", "TemporalModel", "a table inside frames, then causal convolutions: time by order alone (FIERY)",
+        ("clips",), passes=_space, ordered=True,
+        beside="tokens never attend to another frame. Behind the layers convolutions, over half of the channels at "
+        "first, read up to three frames and their 3 × 3 neighbours; the mean is over the frames that have as many "
+        "before them. The convolutions know places as well, and are not counted as parameters on position",
     ),
 )  # fmt: skip
 

@@ -21,7 +21,8 @@ KINDS = ("images", "clips", "sequences")
 class Recipe:
     """How one task's models are built and trained: the same for every scheme.
 
-    `patch` None cuts a picture into about sixteen; `size` and `frames` None leave them to the task.
+    `patch` None cuts a picture into about sixteen; `size` and `frames` None leave them to the task. `share` is the part
+    of the training examples that each seed draws for itself; 1 is all of them.
     """
 
     epochs: int
@@ -33,6 +34,7 @@ class Recipe:
     patch: int | tuple[int, ...] | None = None
     size: int | tuple[int, ...] | None = None
     frames: int | None = None
+    share: float = 1.0
 
     @staticmethod
     def of(values: dict[str, Any]) -> Recipe:
@@ -160,7 +162,9 @@ def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
         if not rates or any(not isinstance(r, (int, float)) or not 0 < r < 10 for r in rates):
             raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
         values["lr"] = tuple(sorted({float(r) for r in rates}))
-    for name in values.keys() - {"lr"}:
+    if "share" in values:
+        values["share"] = _share(values["share"])
+    for name in values.keys() - {"lr", "share"}:
         values[name] = (_sides if name in ("patch", "size") else _count)(name, values[name])
     recipe = replace(base, **values)
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
@@ -175,6 +179,15 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
     return value
+
+
+def _share(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise Refusal(
+            f"share needs a part of the training examples, above 0 and at most 1; got {value!r}. "
+            "Write --share 0.05 for 5 in 100."
+        )
+    return float(value)
 
 
 def _sides(name: str, value: Any) -> int | tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 For a class of k different examples and shares s (0.6, 0.2, 0.2), every split but the first takes
 max(1, round(s * k)) of them and the first takes the rest. Examples with equal digests are one example here, so that
-a copy can never leak from one split into another.
+a copy can never leak from one split into another. Of the training examples each seed may take a share of its own.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float32, Int64, Integer
 
-from locant.compare.task import Refusal
+from locant.compare.task import Examples, Refusal
 
 NAMES = ("train", "validation", "test")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -50,6 +50,31 @@ def divide(
             home[members[stop : stop + count]] = place
             stop += count
     return {name: np.flatnonzero(home[group] == place) for place, name in enumerate(names)}
+
+
+class Share(Examples):
+    """A share of some examples, decided by `seed` alone: max(1, round(share · k)) of a class of k.
+
+    What a seed draws for a small share lies within what it draws for a larger one.
+    """
+
+    def __init__(self, base: Examples, share: float, seed: int) -> None:
+        rng = np.random.default_rng([*b"share", seed])
+        kept = []
+        for label in np.unique(base.labels):
+            members = rng.permutation(np.flatnonzero(base.labels == label))
+            kept.append(members[: max(1, round(share * len(members)))])
+        self.base, self.shape = base, base.shape
+        self.index = np.sort(np.concatenate(kept))
+        self.labels = base.labels[self.index]
+
+    def read(self, index: Integer[np.ndarray, " chosen"]) -> Float32[np.ndarray, "chosen *shape"]:
+        return self.base.read(self.index[index])
+
+
+def share(train: Examples, part: float, seed: int) -> Examples:
+    """The training examples of one seed: all of them, or its share."""
+    return train if part == 1 else Share(train, part, seed)
 
 
 def _counts(size: int, names: Sequence[str]) -> list[int]:

@@ -123,6 +123,25 @@ def compare(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]]) -> list[C
     return found
 
 
+def difference(
+    a: Bool[np.ndarray, "seeds examples"], b: Bool[np.ndarray, "seeds examples"], level: float = ALPHA
+) -> tuple[float, float, float]:
+    """Of accuracy of a - accuracy of b: the ends of its interval at 1 - level, and p, both as `compare` has them.
+
+    For pairs that are compared run by run, such as one scheme against another on several shares of the data: give the
+    level that `holm` gives the pair among all of them.
+
+    Raises:
+        ValueError: if the tables are not booleans of one shape, [seeds, examples], with two seeds or more.
+    """
+    _check({"a": a, "b": b})
+    if len(a) == 1:
+        raise ValueError("a difference needs two seeds or more; got one, which says nothing of another. Train more.")
+    drawn = _resample(np.stack([a, b]), resamples_needed(math.ceil(ALPHA / level)))
+    apart = drawn[:, 0] - drawn[:, 1]
+    return *_ends(apart, level), _two_sided(apart)
+
+
 def seeds_dominate(mean: int | float, spread: int | float | None, examples: int) -> bool:
     """Whether seeds differ by more than the test examples explain: spread^2 > 2 mean (1 - mean) / examples.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from locant.compare import checkpoint, finding, statistics
+from locant.compare import checkpoint, finding, splits, statistics
 from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patch_of
 from locant.compare.schemes import Scheme, find
@@ -24,6 +24,11 @@ def of_task(
     """One task's part of results.json."""
     recipe = chosen.recipes[task.kind]
     patch = patch_of(task.kind, task.train.shape, recipe)
+    parts = {
+        "train": splits.share(task.train, recipe.share, chosen.seeds[0]),  # every seed's share is as large
+        "validation": task.validation,
+        "test": task.test,
+    }
     rows, answers = [], {}
     for scheme in schemes:
         row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
@@ -34,8 +39,8 @@ def of_task(
         "source": task.source,
         "question": task.question,
         "classes": list(task.classes),
-        "class_counts": {name: _counts(getattr(task, name), task) for name in ("train", "validation", "test")},
-        "sizes": {name: len(getattr(task, name)) for name in ("train", "validation", "test")},
+        "class_counts": {name: _counts(part, task) for name, part in parts.items()},
+        "sizes": {name: len(part) for name, part in parts.items()},
         "grid": list(grid_of(task.train.shape, patch).shape),
         "tokens": grid_of(task.train.shape, patch).tokens,
         "patch": list(patch),
@@ -98,6 +103,7 @@ def _of_scheme(
         "name": scheme.name,
         "label": scheme.label,
         "sentence": scheme.sentence,
+        "beside": scheme.beside or None,
         "tells_direction": scheme.direction,
         "tells_time": scheme.time if task.kind == "clips" else None,
         "learning_rate": rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from locant.compare import shifts
+from locant.compare import shifts, splits
 from locant.compare.model import patch_of
 from locant.compare.settings import Recipe, Settings
 from locant.compare.task import Task
@@ -24,9 +24,16 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
 
 
 def _shifted(task: Task, recipe: Recipe) -> Task:
-    """The task with the data that it was not trained for, made of its test examples."""
+    """The task with a note on its share, and with the data that it was not trained for, made of its test examples."""
     patch = patch_of(task.kind, task.test.shape, recipe)
-    return replace(task, shifts=shifts.of(task.kind, task.test, patch))
+    notes = task.notes
+    if recipe.share < 1:
+        count = len(splits.share(task.train, recipe.share, 0))
+        notes += (
+            f"each seed trains on a draw of its own of {count} of the {len(task.train)} training examples, each class "
+            "alike and the same for every scheme; validation and test stay whole",
+        )
+    return replace(task, shifts=shifts.of(task.kind, task.test, patch), notes=notes)
 
 
 def _built_in(kind: str, recipe: Recipe) -> Task:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from locant.compare import splits
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
 from locant.compare.task import Task
@@ -22,10 +23,11 @@ def estimate(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], cho
     seconds, trials = 0.0, 0
     for kind, task in tasks.items():
         recipe = chosen.recipes[kind]
-        index = torch.arange(min(recipe.batch, len(task.train))).numpy()
-        steps = recipe.epochs * -(-len(task.train) // recipe.batch)
+        train = splits.share(task.train, recipe.share, chosen.seeds[0])
+        index = torch.arange(min(recipe.batch, len(train))).numpy()
+        steps = recipe.epochs * -(-len(train) // recipe.batch)
         count = len(recipe.lr) + len(chosen.seeds) - 1
-        x, y = load(task.train, index, chosen.device)
+        x, y = load(train, index, chosen.device)
         for scheme in schemes[kind]:
             model = build(Job(kind, scheme.name, 0, 0.0), task, recipe).to(chosen.device)
             for again in range(2):  # the first step warms up

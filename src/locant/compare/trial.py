@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from locant.compare import checkpoint
+from locant.compare import checkpoint, splits
 from locant.compare.model import Classifier, patch_of
 from locant.compare.schemes import find
 from locant.compare.settings import Recipe
@@ -81,6 +81,7 @@ class _Run:
     """A trial under way."""
 
     def __init__(self, job: Job, task: Task, recipe: Recipe, world: World) -> None:
+        task = replace(task, train=splits.share(task.train, recipe.share, job.seed))
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
         self.model = build(job, task, recipe).to(world.device)
         self.replica = world.wrap(self.model)
@@ -117,6 +118,7 @@ class _Run:
         return nn.functional.cross_entropy(self.replica(x), y, reduction="none")
 
     def close_epoch(self) -> None:
+        self.world.level(self.model)
         validation = float(correct(self.model, self.task.validation, self.world).mean())
         epoch = len(self.curve) + 1
         self.curve.append({"epoch": epoch, "loss": self.loss / len(self.task.train), "validation": validation})
@@ -220,7 +222,7 @@ def digest(state: dict[str, Tensor]) -> str:
 
 def _groups(model: Classifier) -> list[dict[str, Any]]:
     """Weight decay on matrices; none on biases, norms and whatever says where tokens are."""
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv3d)}
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if id(p) in matrices], "weight_decay": 0.05},

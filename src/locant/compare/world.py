@@ -53,6 +53,12 @@ class World:
             distributed.all_reduce(values)
         return values
 
+    def level(self, model: nn.Module) -> None:
+        """Give every process the buffers of the leading one: each counted BatchNorm's on its own part."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
+
     def wait(self) -> None:
         if self.size > 1:
             distributed.barrier()

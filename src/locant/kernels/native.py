@@ -29,6 +29,8 @@ def refuses(problem: Problem) -> str | None:
         return "under export the graph is made of torch's own operators, so that it runs without Locant"
     if problem.transformed:
         return "torch.func transforms need rules for each operator, and torch's own operators have them"
+    if problem.content is not None:
+        return "these kernels read one table for all queries, and content brings each query terms of its own"
     if problem.mask.pairs:
         return "Pairs is dense by nature, and these kernels never form what is dense"
     if problem.mask.segments > 1:
@@ -56,9 +58,9 @@ def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,
     )  # fmt: skip
     if inputs.qkv is not None:
-        out, lse = torch.ops.locant.attend_packed(inputs.qkv, *rest)
+        out, lse = operators.attend_packed(inputs.qkv, *rest)
     else:
-        out, lse = torch.ops.locant.attend(inputs.q, inputs.k, inputs.v, *rest)
+        out, lse = operators.attend(inputs.q, inputs.k, inputs.v, *rest)
     return separable.mixed(problem, inputs.gate, out, inputs.grouped()[1] if inputs.gate is not None else out), lse
 
 

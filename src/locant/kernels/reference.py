@@ -1,6 +1,6 @@
 """The definition: dense, in the dtype it is given, readable as mathematics, covering everything.
 
-    S = scale · q kᵀ + bias              [batch, heads, queries, keys]; -inf where the mask forbids
+    S = scale · q kᵀ + bias + content    [batch, heads, queries, keys]; -inf where the mask forbids
     P = softmax_keys(S)                  a row that may see nothing is 0
     P ← (1 - g) P + g R                  under a gate: R = softmax_keys(positional logits), same mask
     out = dropout(P) v,  lse = log Σ_keys exp(S)
@@ -25,11 +25,12 @@ def refuses(problem: Problem) -> str | None:
 
 def cost(problem: Problem) -> Cost:
     scores = problem.batch * problem.heads * problem.queries * problem.keys
-    maps = 2 + (problem.bias is not None) + 2 * (problem.gate is not None)
+    maps = 2 + (problem.bias is not None) + (problem.content is not None) + 2 * (problem.gate is not None)
+    held = (maps * scores + problem.terms) * problem.width
     return Cost(
-        flops=2 * scores * (problem.head_dim + problem.value_dim),
-        bytes=problem.stream + 2 * maps * scores * problem.width,
-        held=maps * scores * problem.width,
+        flops=2 * scores * (problem.head_dim + problem.value_dim) + 2 * problem.terms * problem.head_dim,
+        bytes=problem.stream + 2 * held,
+        held=held,
         notes=("forms every score: memory grows with queries × keys",),
     )
 
@@ -49,6 +50,8 @@ def probabilities(
     logits = inputs.scale * (inputs.q @ inputs.grouped()[0].transpose(-1, -2))
     if inputs.bias is not None:
         logits = logits + inputs.bias.dense(grid, key_grid).to(logits.dtype)
+    if inputs.content is not None:
+        logits = logits + inputs.content.dense(grid, key_grid).to(logits.dtype)
     allowed = None if inputs.mask is None else inputs.mask.allowed(grid, key_grid, logits.device)
     p, lse = softmax(logits, allowed)
     if inputs.gate is not None:

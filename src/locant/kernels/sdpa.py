@@ -41,9 +41,15 @@ def cost(problem: Problem) -> Cost:
         held = problem.heads * sum(g.scores for g in groups) * problem.width
         plural = "s" * (len(groups) != 1)
         notes.append(f"expands the bias for {len(groups)} group{plural} of equal cells: {held:,} bytes")
-        if problem.bias_grad and problem.device == "cpu":
-            held += 2 * scores * problem.width
-            notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
+    if problem.content is not None:
+        flops += 2 * problem.terms * problem.head_dim
+        terms, pairs = problem.terms * problem.width, scores * problem.width
+        held += terms + pairs
+        long = "; in 1-D that is O(N²)" if problem.grid.axes == 1 else ""
+        notes.append(f"content's terms are {terms:,} bytes{long}; expanded for every pair and sample: {pairs:,} bytes")
+    if problem.bias_grad and problem.device == "cpu":
+        held += 2 * scores * problem.width
+        notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
     spelled = _spelled_out(problem, sum(g.count * g.scores for g in groups))
     if spelled:
         held += spelled
@@ -60,12 +66,13 @@ def cost(problem: Problem) -> Cost:
 def _spelled_out(problem: Problem, scores: int) -> int:
     """Bytes of the masks beyond windows: True and False, or -inf in the bias, by all that they may differ by."""
     mask = problem.mask
-    by_pair = problem.bias is not None or mask.causal or mask.segments or mask.pairs  # padding alone is a row of keys
+    biased = problem.bias is not None or problem.content is not None
+    by_pair = biased or mask.causal or mask.segments or mask.pairs  # padding alone is a row of keys
     if mask.beyond_windows() is None or not by_pair or _native_causal(problem):
         return 0
-    by_sample = mask.windows or mask.padding or mask.segments or mask.pairs
-    by_head = problem.bias is not None or mask.pairs
-    width = 1 if problem.bias is None else problem.width
+    by_sample = mask.windows or mask.padding or mask.segments or mask.pairs or problem.content is not None
+    by_head = biased or mask.pairs
+    width = problem.width if biased else 1
     return (problem.batch if by_sample else 1) * (problem.heads if by_head else 1) * scores * width
 
 
@@ -83,7 +90,8 @@ def _whole(problem: Problem, inputs: Inputs) -> Tensor:
     if _native_causal(problem):
         return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None, causal=True)
     device = inputs.q.device
-    extra = _extra(inputs, problem.grid.select(device=device), problem.key_grid.select(device=device))
+    queries, keys = problem.grid.select(device=device), problem.key_grid.select(device=device)
+    extra = _extra(inputs, queries, keys, problem.key_grid.shape)
     return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None if extra is None else extra[:, 0])
 
 
@@ -91,7 +99,8 @@ def _native_causal(problem: Problem) -> bool:
     """Order on one whole sequence without prefix is torch's own `is_causal`: no mask is spelled out."""
     sequence = problem.grid == problem.key_grid and problem.grid.axes == 1 and not problem.grid.prefix
     causal = problem.mask.causal
-    return sequence and problem.bias is None and len(causal) == 1 and problem.mask == Structure(causal=causal)
+    biased = problem.bias is not None or problem.content is not None
+    return sequence and not biased and len(causal) == 1 and problem.mask == Structure(causal=causal)
 
 
 def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
@@ -102,7 +111,7 @@ def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
         at, key_at = group.tokens(problem.grid, problem.key_grid, device)
         queries, keys = _chosen(every_query, at), _chosen(every_key, key_at)
         q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
-        extra = _extra(inputs, queries, keys)
+        extra = _extra(inputs, queries, keys, group.box)
         if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
             extra = extra.expand(problem.batch, group.count, *extra.shape[2:])
         out = _sdpa(inputs, q, k, v, None if extra is None else extra.flatten(0, 1))
@@ -117,17 +126,23 @@ def _sdpa(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None,
     return scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
 
 
-def _extra(inputs: Inputs, queries: Tokens, keys: Tokens) -> Tensor | None:
+def _extra(inputs: Inputs, queries: Tokens, keys: Tokens, box: tuple[int, ...]) -> Tensor | None:
     """What is added to the logits besides the content, `[batch or 1, cells or 1, heads or 1, queries, keys]`.
 
-    Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell.
+    Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell, for it
+    depends on offsets alone; content's terms are those of every query.
     """
     rest = tuple(m for m in (() if inputs.mask is None else inputs.mask.members()) if not isinstance(m, Windows))
     allowed = Every(rest).pairs(queries, keys).transpose(1, 2) if rest else None
-    if inputs.bias is None:
+    added = []
+    if inputs.bias is not None:
+        first = (Tokens(*(t[:1] for t in queries)), Tokens(*(t[:1] for t in keys)))
+        added.append(inputs.bias.at(*first).to(inputs.q.dtype)[:, 0][None, None])
+    if inputs.content is not None:
+        added.append(inputs.content.at(queries, keys, box).to(inputs.q.dtype).transpose(1, 2))
+    if not added:
         return allowed
-    first = (Tokens(*(t[:1] for t in queries)), Tokens(*(t[:1] for t in keys)))
-    bias = inputs.bias.at(*first).to(inputs.q.dtype)[:, 0][None, None]
+    bias = sum(added[1:], added[0])
     return bias if allowed is None else torch.where(allowed, bias, -torch.inf)
 
 
@@ -148,10 +163,14 @@ class _Group:
         return math.prod([len(line) for line in self.axes])
 
     @property
+    def box(self) -> tuple[int, ...]:
+        """The shape of a cell's keys, prefix tokens left out."""
+        return tuple(line[0].keys[1] - line[0].keys[0] for line in self.axes)
+
+    @property
     def scores(self) -> int:
         queries = math.prod([line[0].queries[1] - line[0].queries[0] for line in self.axes])
-        keys = math.prod([line[0].keys[1] - line[0].keys[0] for line in self.axes])
-        return queries * (keys + self.prefix)
+        return queries * (math.prod(self.box) + self.prefix)
 
     def tokens(self, grid: Grid, key_grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
         """Token numbers of the queries and of the keys, `[cells, count]` each."""
@@ -167,6 +186,7 @@ class _PrefixGroup:
 
     queries: int
     keys: int
+    box: tuple[int, ...]
     count: int = 1
 
     @property
@@ -212,7 +232,7 @@ def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple
             found.setdefault(kind, []).append(cell)
         kinds.append([tuple(line) for line in found.values()])
     groups: list[_Group | _PrefixGroup] = [_Group(axes, key_grid.prefix) for axes in itertools.product(*kinds)]
-    return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens)] if grid.prefix else []))
+    return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens, key_grid.shape)] if grid.prefix else []))
 
 
 _remembered = lru_cache(maxsize=256)(_gathered)

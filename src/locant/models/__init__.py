@@ -1,1 +1,67 @@
-"""Models by their published names, each built from the parts of `locant.nn`."""
+"""Models by their published names, each built from the parts of `locant.nn`.
+
+Swin, SwinV2     windows; v2 by angles, its bias a function of log-spaced offsets
+ConViT           gated positions first, the class token late
+AIMSwin, AIMViT  image models adapted to clips
+DETR             boxes and classes from a feature map and its padding
+MemTransformerLM Transformer-XL, its four types of attention, with memory
+Transformer      encoder and decoder, causal always, decoding with a cache
+Bahdanau         recurrent encoder and decoder, additive attention between them
+BertEmbeddings   words, types and learned positions
+"""
+
+from __future__ import annotations
+
+from locant.models.aim_swin import AIMSwin, aim_swin_base
+from locant.models.aim_vit import AIMViT, aim_vit_base, aim_vit_large
+from locant.models.bahdanau import Bahdanau
+from locant.models.bert import BertEmbeddings
+from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
+from locant.models.detr import DETR, detr
+from locant.models.nonlocality import attention_map, non_locality
+from locant.models.swin import Swin, swin_base, swin_large, swin_small, swin_tiny
+from locant.models.swin_v2 import SwinV2, swinv2_base, swinv2_large, swinv2_small, swinv2_tiny
+from locant.models.tokens import greedy
+from locant.models.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from locant.models.transformer_xl import (
+    MemTransformerLM,
+    transformer_xl_enwik8_base,
+    transformer_xl_enwik8_large,
+    transformer_xl_wt103_base,
+)
+
+__all__ = [
+    "DETR",
+    "AIMSwin",
+    "AIMViT",
+    "Bahdanau",
+    "BertEmbeddings",
+    "ConViT",
+    "MemTransformerLM",
+    "Swin",
+    "SwinV2",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "aim_swin_base",
+    "aim_vit_base",
+    "aim_vit_large",
+    "attention_map",
+    "convit_base",
+    "convit_small",
+    "convit_tiny",
+    "detr",
+    "greedy",
+    "non_locality",
+    "swin_base",
+    "swin_large",
+    "swin_small",
+    "swin_tiny",
+    "swinv2_base",
+    "swinv2_large",
+    "swinv2_small",
+    "swinv2_tiny",
+    "transformer_xl_enwik8_base",
+    "transformer_xl_enwik8_large",
+    "transformer_xl_wt103_base",
+]

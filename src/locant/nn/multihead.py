@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from locant.attend import Positions, attention, weights
 from locant.grid import Grid
@@ -20,10 +21,18 @@ class MultiHeadAttention(nn.Module):
     queries and keys have embeddings of different kinds, add them to `query` and `key` before the call.
 
     Where it differs: `nn.MultiheadAttention` packs equal projections into `in_proj_weight`, averages the weights over
-    heads, drops entries of the weights it returns, and gives NaN on rows that see nothing; here such rows are 0.
-    d2l's is this one with `bias=False`, its W_q, W_k, W_v, W_o being q, k, v, out. Masks are named by their sense:
-    `Padding.from_key_padding_mask` (True = ignore), `Padding.from_lengths`, `Pairs.from_kept` and others.
-    Source: Attention Is All You Need (arXiv 1706.03762, section 3.2.2).
+    heads, and drops entries of the weights it returns. d2l's is this one without biases: `from_d2l_zh` and `from_d2l`
+    take the arguments of its two constructors. The plain one with Wq, Wk, Wv and fc is this one as it stands, called
+    with `mask=Pairs.from_kept(mask)` and `need_weights=True`. On rows that see nothing torch's gives NaN, and the other
+    two the mean of what is blocked; here they are 0. Masks are named by their sense: `Padding.from_lengths`,
+    `Padding.from_key_padding_mask` (True = ignore) and others.
+    Source: Attention Is All You Need (arXiv 1706.03762, section 3.2.2); d2l, chapter "Multi-Head Attention".
+
+    Step by step against a cache, project new tokens once and keep what comes out (`locant.models.transformer` does):
+
+        k, v = module.projected(x, x)
+        k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
+        y, _ = module.attend(x, k, v, grid=line[seen:], key_grid=line, mask=Causal())
 
     Args:
         dim: channels of all heads, and of the output; `heads` divides it.
@@ -67,6 +76,30 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=bias)
         self.position = registered("MultiHeadAttention", position)
 
+    @classmethod
+    def from_d2l_zh(
+        cls,
+        key_size: int,
+        query_size: int,
+        value_size: int,
+        num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool = False,
+    ) -> MultiHeadAttention:
+        """With the arguments of d2l-zh's `MultiHeadAttention`, in its order: **the key's size comes first**."""
+        return cls(
+            num_hiddens, num_heads, query_dim=query_size, key_dim=key_size, value_dim=value_size,
+            bias=bias, dropout=dropout,
+        )  # fmt: skip
+
+    @classmethod
+    def from_d2l(cls, num_hiddens: int, num_heads: int, dropout: float, bias: bool = False) -> MultiHeadAttention:
+        """With those of d2l's English edition: the first call, or a state dict, says what sizes come in."""
+        module = cls(num_hiddens, num_heads, bias=bias, dropout=dropout)
+        module.q, module.k, module.v = (nn.LazyLinear(num_hiddens, bias=bias) for _ in range(3))
+        return module
+
     def forward(
         self,
         query: Float[Tensor, "batch queries query_dim"],
@@ -87,26 +120,73 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a tensor does not fit its grid, or `locant.attention` refuses the rest.
         """
+        self._check_channels(query, key, value)
+        own = self.grid if grid is None else grid
+        where = placed(query, _channels(self.q, query), self.q.weight, own, "query")
+        key_where = self.key_grid if key_grid is None else key_grid
+        if key_where is None and key.ndim == 3 and key.shape[1] == where.tokens:
+            key_where = where
+        k, v = self.projected(key, value, key_grid=key_where, position=position, mask=mask)
+        return self.attend(
+            query, k, v, grid=grid, key_grid=key_grid, position=position, mask=mask, need_weights=need_weights
+        )
+
+    def projected(
+        self,
+        key: Float[Tensor, "batch keys key_dim"],
+        value: Float[Tensor, "batch keys value_dim"],
+        *,
+        key_grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """k(K) and v(V) by head: what a cache keeps. An embedding is added to K where `key_grid` says that it lies."""
+        embedding, _ = parted(position, self.position)
+        key_grid = self.key_grid if key_grid is None else key_grid
+        where = placed(key, _channels(self.k, key), self.k.weight, key_grid, "key", "key_grid")
+        placed(value, _channels(self.v, value), self.v.weight, where, "value", "key_grid")
+        k = self.k(embedded(key, embedding, where, self.mask if mask is None else mask))
+        return self._heads(k), self._heads(self.v(value))
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch queries query_dim"],
+        k: Float[Tensor, "batch heads keys head_dim"],
+        v: Float[Tensor, "batch heads keys head_dim"],
+        *,
+        grid: Grid | None = None,
+        key_grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries keys"] | None]:
+        """`forward` with keys and values that `projected` has made. Arguments and results are the same."""
         grid = self.grid if grid is None else grid
         key_grid = self.key_grid if key_grid is None else key_grid
         mask = self.mask if mask is None else mask
         embedding, rest = parted(position, self.position)
-        where = placed(query, self.q.in_features, self.q.weight, grid, "query")
-        same = key_grid is None and key.ndim == 3 and key.shape[1] == where.tokens
-        key_where = placed(key, self.k.in_features, self.k.weight, where if same else key_grid, "key", "key_grid")
-        placed(value, self.v.in_features, self.v.weight, key_where, "value", "key_grid")
-        asks = mask if key_where == where else None  # a padding speaks of keys: of queries only if they are the same
+        where = placed(query, _channels(self.q, query), self.q.weight, grid, "query")
+        same = key_grid == where or (key_grid is None and k.shape[2] == where.tokens)
+        asks = mask if same else None  # a padding speaks of keys: of queries only if they are the same
         q = self._heads(self.q(embedded(query, embedding, where, asks)))
-        k = self._heads(self.k(embedded(key, embedding, key_where, mask)))
         dropout = self.dropout if self.training else 0.0
         # as they were given: `attention` says where it needs a grid that nobody gave
-        out = attention(
-            q, k, self._heads(self.v(value)),
-            grid=grid, key_grid=key_grid, position=rest, mask=mask, dropout=dropout,
-        )  # fmt: skip
+        out = attention(q, k, v, grid=grid, key_grid=key_grid, position=rest, mask=mask, dropout=dropout)
         assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
         found = weights(q, k, grid=grid, key_grid=key_grid, position=rest, mask=mask) if need_weights else None
         return self.out(out.transpose(1, 2).flatten(2)), found
+
+    def _check_channels(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Sizes that would fit in another order are a swap, and said to be one."""
+        given = (query.shape[-1], key.shape[-1], value.shape[-1])
+        pairs = ((self.q, query), (self.k, key), (self.v, value))
+        wanted = tuple(_channels(linear, x) for linear, x in pairs)
+        if given != wanted and sorted(given) == sorted(wanted):
+            raise ValueError(
+                f"MultiHeadAttention needs query, key and value of {', '.join(map(str, wanted))} channels; got "
+                f"{', '.join(map(str, given))}: the same in another order. Swap the arguments, or build it with "
+                "query_dim=, key_dim= and value_dim=; d2l-zh's order is key_size, query_size, value_size."
+            )
 
     def _heads(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
         return x.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(1, 2)
@@ -116,3 +196,10 @@ class MultiHeadAttention(nn.Module):
         parts = [f"{name}={value}" for name, value in said.items() if value is not None]
         parts += [f"dropout={self.dropout}"] if self.dropout else []
         return ", ".join([f"dim={self.dim}, heads={self.heads}", *parts])
+
+
+def _channels(linear: nn.Linear, x: Tensor) -> int:
+    """What `linear` takes; one that takes its size from the data takes the first x whatever it is."""
+    if not isinstance(linear, nn.LazyLinear):
+        return linear.in_features
+    return x.shape[-1] if is_lazy(linear.weight) else linear.weight.shape[-1]

@@ -12,9 +12,9 @@ without meaning, which masks must keep out as keys. 2 pi being a full turn, the 
 the fastest channel.
 
 Where it differs from the published code: a mask is `Padding` (True = real; DETR's own is the inverse), channels come
-last, tokens row-major, and everything is computed in float32 (float64 where that is torch's default) whatever the
-activations are: in float16 the counts themselves would be rounded. `offset=-0.5` is Deformable DETR's variant; there
-and in mmdetection an offset acts only when normalising.
+last, tokens row-major, and everything is computed in float32, or float64 once the module is, never in less: in float16
+the counts themselves would be rounded. `offset=-0.5` is Deformable DETR's variant; there and in mmdetection an offset
+acts only when normalising. Without a mask every cell is real, where the published code fails.
 
 Sources: arXiv 2005.12872, appendix; facebookresearch/detr `models/position_encoding.py`; on clips VisTR
 (arXiv 2011.14503), N = dim / 3; offset: Deformable DETR (arXiv 2010.04159).
@@ -43,7 +43,7 @@ class MaskedSine(Embedding):
         temperature: the longest wavelength over 2 pi, roughly.
         normalize: whether counts are divided by the last one, so that every picture spans 0 to `scale`.
         scale: what a full extent becomes; None is 2 pi. Only with `normalize`.
-        offset: added to the counts.
+        offset: added to the counts; mmdetection's `offset`, -0.5 in Deformable DETR.
 
     Raises:
         ValueError: for an odd dim, a temperature that is not positive, or a scale without `normalize`.
@@ -107,7 +107,7 @@ class MaskedSine(Embedding):
                 f"got {valid.dtype} of shape {tuple(valid.shape)}. For ones and zeros pass valid.bool(); "
                 "for DETR's mask (True = padding) pass ~mask."
             )
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        dtype = torch.promote_types(self.like.dtype, torch.float32)
         wavelengths = torch.tensor(self._wavelengths(axes), dtype=dtype, device=valid.device)
         parts = []
         for axis in range(-axes, 0):

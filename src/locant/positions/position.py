@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.forms import OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, Separable, SeparableValues
 from locant.grid import Grid
 from locant.masks import Mask
 
@@ -68,6 +68,44 @@ class Bias(Position):
         """The bias, dense: for looking at it. Attention never calls this."""
         key_grid = grid if key_grid is None else key_grid
         return self.values(self.form(grid, key_grid, mask)).dense(grid, key_grid)
+
+
+class Content(Position):
+    """Acts on logits through q: terms per query and offset, axis by axis, which are added after scaling.
+
+    It meets q as it was projected, before any rotation.
+    """
+
+    entrance = "content"
+    heads: int
+    head_dim: int
+
+    @abstractmethod
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
+        """The static description, or a ValueError that names what would reach far enough."""
+
+    @abstractmethod
+    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+        """The terms, ready to be added to logits: whether `scale` multiplies them is the scheme's to say and to do."""
+
+    def queries(
+        self, q: Float[Tensor, "batch heads queries head_dim"]
+    ) -> Float[Tensor, "batch heads queries head_dim"]:
+        """What meets the keys in the product q kᵀ: q, unless a scheme adds something to it."""
+        return q
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads queries head_dim"],
+        grid: Grid,
+        key_grid: Grid | None = None,
+        mask: Mask | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> Float[Tensor, "batch heads queries keys"]:
+        """What these queries have added to their logits, dense: for looking at it. Attention never calls this."""
+        key_grid = grid if key_grid is None else key_grid
+        return self.values(self.form(grid, key_grid, mask), q, scale).dense(grid, key_grid)
 
 
 class Gate(Position):

@@ -1,0 +1,147 @@
+"""A checkpoint from one file to another: other names, another size, or both. What `locant convert` does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from locant.checkpoints.families import family, recognised
+from locant.checkpoints.files import opened, write
+from locant.checkpoints.loading import exported, prepared
+from locant.checkpoints.names import fits
+from locant.checkpoints.report import Report
+
+MODULES = {
+    "models.aim_swin": ("aim_swin_base", "AIMSwin"),
+    "models.aim_vit": ("aim_vit_base", "aim_vit_large", "AIMViT"),
+    "models.convit": ("convit_tiny", "convit_small", "convit_base", "ConViT"),
+    "models.detr": ("detr",),
+    "models.swin": ("swin_tiny", "swin_small", "swin_base", "swin_large", "Swin"),
+    "models.swin_v2": ("swinv2_tiny", "swinv2_small", "swinv2_base", "swinv2_large", "SwinV2"),
+    "models.transformer": ("Transformer",),
+    "models.transformer_xl": (
+        "transformer_xl_enwik8_base", "transformer_xl_enwik8_large", "transformer_xl_wt103_base", "MemTransformerLM"
+    ),
+    "nn.temporal": ("TemporalModel",),
+}  # fmt: skip
+BUILDERS = {name: module for module, names in MODULES.items() for name in names}
+ARGUMENTS = {
+    "image_size": ("img_size",),
+    "window": ("window",),
+    "frames": ("frames",),
+    "classes": ("num_classes", "classes"),
+}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str,
+    to: str = "locant",
+    layout: str | None = None,
+    method: str | None = None,
+    image_size: int | tuple[int, ...] | None = None,
+    window: int | tuple[int, ...] | None = None,
+    frames: int | None = None,
+    classes: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    from_window: Sequence[int] | None = None,
+    from_grid: Sequence[int] | None = None,
+    fresh: Sequence[str] = (),
+    top: str | None = None,
+    strict: bool = True,
+) -> Report:
+    """Read `source`, bring it to the names and sizes that are wanted, and write `target`, whole or not at all.
+
+    Args:
+        source: a .safetensors, .pt or .pth file.
+        target: a file with one of these endings.
+        model: its published name, "swin_tiny", "convit_base", "detr", or its class, "Swin", all of it by `settings`.
+        to: the layout to write, "locant" or one of the model's family.
+        layout, method, fresh, top, strict: as `checkpoints.load` takes them.
+        image_size, window, frames, classes: of the model that is wanted; None is the published one. For another number
+            of classes the head starts anew (seed 0), and the report says that it was left alone.
+        settings: other arguments of the model's builder, by their names.
+        from_window, from_grid: `window` and `grid` of `checkpoints.load`.
+
+    Raises:
+        ValueError: for a model, layout or argument that there is not, and whatever `load` refuses.
+        OSError: if a file cannot be read or written.
+    """
+    held = opened(source)  # before a model is built for it
+    wanted = {"image_size": image_size, "window": window, "frames": frames, "classes": classes}
+    arguments = _arguments(model, {name: value for name, value in wanted.items() if value is not None}, settings or {})
+    with torch.device("meta"):  # names and shapes alone
+        built = build(model, arguments)
+    outwards = recognised(built, to)
+    options: dict[str, Any] = {
+        "layout": layout, "method": method, "window": from_window, "grid": from_grid, "top": top, "held": held,
+    }  # fmt: skip
+    own = family(built)
+    head = () if classes is None or own is None else own.head
+    if head:
+        unfit = prepared(built, source, strict=False, fresh=fresh, **options)[1].unfit
+        head = head if classes == 0 or any(fits(name, head) for name, *_ in unfit) else ()
+    state, report = prepared(built, source, strict=strict, fresh=(*fresh, *head), **options)
+    if state.keys() != built.state_dict().keys():
+        state = {**build(model, arguments).state_dict(), **state}  # what the file does not say starts anew
+    about = {"format": "pt", "model": model, "layout": to, "settings": json.dumps(arguments, default=str)}
+    write(target, exported(state, outwards), about=about, top="" if to == "locant" else outwards[0].top[0])
+    return report
+
+
+def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the builder of a published name is given: sizes by whatever it calls them, and the settings.
+
+    Raises:
+        ValueError: for an unknown name, or an argument that its builder does not have.
+    """
+    if name not in BUILDERS:
+        raise ValueError(
+            f"`model` needs a name out of {', '.join(sorted(BUILDERS))}; got {name!r}. "
+            "Load other models in Python: locant.checkpoints.load(model, file)."
+        )
+    known = inspect.signature(_builder(name)).parameters
+    arguments = dict(settings)
+    for asked, value in wanted.items():
+        parameter = next((one for one in ARGUMENTS[asked] if one in known), None)
+        if parameter is None:
+            raise ValueError(
+                f"{name} has no {asked.replace('_', ' ')} to set; got {value}. Leave it out: it has {', '.join(known)}."
+            )
+        arguments[parameter] = value
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} needs settings out of {', '.join(known)}; got {', '.join(unknown)}. Correct the name."
+        )
+    return arguments
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    found: Callable[..., nn.Module] = getattr(import_module(f"locant.{BUILDERS[name]}"), name)
+    return found
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The model of a published name, drawn with seed 0.
+
+    Raises:
+        ValueError: if its builder refuses the arguments, or needs more.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return _builder(name)(**arguments)
+        except TypeError as error:  # one that it needs is not there, or of the wrong kind
+            raise ValueError(
+                f"{name} needs other settings: {error}; got {dict(arguments) or 'none'}. Set them by name."
+            ) from None

@@ -1,0 +1,80 @@
+"""Swin v2's names: those of Swin, with a scale per head, two biases, and a perceptron in place of the table.
+
+torchvision has one qkv.bias and sets the keys' third of it to 0 at every call: that third is dropped, and written as 0.
+Nothing here depends on the window, so a file does not tell which one it was made for: build the model as it was.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from locant.checkpoints.names import Layout, Rule
+from locant.checkpoints.swin import (
+    BLOCK,
+    OFFICIAL,
+    PRETRAINING,
+    RECOMPUTED,
+    TRANSFORMERS_4,
+    frame,
+    torchvision_frame,
+    transformers_frame,
+)
+from locant.checkpoints.turns import JOINED, Turn
+
+WITHOUT_KEYS = Turn(
+    lambda parts, shapes: tuple(part.clone() for part in parts[0].chunk(3)[::2]),
+    lambda parts, count: (torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]]),),
+)
+"""One bias of q, k and v, whose middle third counts for nothing ↔ (q_bias, v_bias)."""
+
+OURS = f"{BLOCK}.attention"
+
+
+def _bias(attention: str, mlp: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{OURS}.logit_scale", f"{attention}.logit_scale"),
+        Rule(f"{OURS}.position.mlp.fc1.*", f"{attention}.{mlp}.0.*"),
+        Rule(f"{OURS}.position.mlp.fc2.weight", f"{attention}.{mlp}.2.weight"),
+    )
+
+
+def _official() -> tuple[Rule, ...]:
+    names = ("qkv.weight", "q_bias", "v_bias")
+    return tuple(Rule(f"{OURS}.{name}", f"{BLOCK}.attn.{name}") for name in names) + _bias(f"{BLOCK}.attn", "cpb_mlp")
+
+
+def _transformers() -> tuple[Rule, ...]:
+    theirs = f"swinv2.encoder.{BLOCK}.attention.self"
+    return (
+        Rule(f"{OURS}.qkv.weight", tuple(f"{theirs}.{part}.weight" for part in ("query", "key", "value")), JOINED),
+        Rule(f"{OURS}.q_bias", f"{theirs}.query.bias"),
+        Rule(f"{OURS}.v_bias", f"{theirs}.value.bias"),
+        *_bias(theirs, "continuous_position_bias_mlp"),
+    )
+
+
+def _torchvision() -> tuple[Rule, ...]:
+    theirs = "features.{2i+1}.{}.attn"
+    return (
+        Rule(f"{OURS}.qkv.weight", f"{theirs}.qkv.weight"),
+        Rule((f"{OURS}.q_bias", f"{OURS}.v_bias"), f"{theirs}.qkv.bias", WITHOUT_KEYS),
+        *_bias(theirs, "cpb_mlp"),
+    )
+
+
+LAYOUTS = (
+    Layout("official", (*frame(OFFICIAL), *_official()), recomputed=RECOMPUTED),
+    Layout(
+        "timm",
+        (*frame(OFFICIAL, merging="layers.{i+1}.downsample", ends=("norm", "head.fc")), *_official()),
+        recomputed=RECOMPUTED,
+    ),
+    Layout(
+        "transformers",
+        (*transformers_frame(TRANSFORMERS_4, "swinv2"), *_transformers()),
+        recomputed=RECOMPUTED,
+        elsewhere=PRETRAINING,
+        prefix="swinv2.",
+    ),
+    Layout("torchvision", (*torchvision_frame(), *_torchvision()), recomputed=RECOMPUTED),
+)

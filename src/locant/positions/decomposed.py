@@ -1,0 +1,87 @@
+"""A learned vector per offset and axis, which the query meets: relative positions of images, decomposed by axis."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.cells import reach
+from locant.forms import AxialTerms, AxialValues
+from locant.grid import Grid
+from locant.masks import Mask
+from locant.positions.position import Content
+from locant.resizing import resize_table
+
+
+@final
+class Decomposed(Content):
+    """logit[h, i, j] = s · q_i · k_j + Σ_axis q_i · R_axis[(i - j)_axis + reach_axis].
+
+    R_axis (`tables.0`, `tables.1`, ..: time, row, column) [2 size - 1, head_dim], its centre the zero offset, shared
+    by all heads. Unlike Shaw's and Transformer-XL's, the term is not scaled: it meets q as it is. Pairs with a prefix
+    token get 0. Pooled keys are a grid with a stride (`key_grid=grid.pooled(2)`), and offsets count cells of the finer
+    grid. Like a `RelativeTable` it reaches as far as its grid, and reads the centre where less is needed.
+
+    Where it differs: published code finds coordinates by the ratio of the two sizes, and lets the offset of the *last*
+    key be zero in its index. Keys pooled by p therefore have their zero offset p - 1 rows before the centre of the
+    table: `rel_pos.roll(p - 1, 0)` is ours. Without pooling the tables are the same. SAM resizes tables that do not fit
+    at every call, by torch's linear interpolation without aligned ends; here `resized` does it once.
+    Source: MViTv2 (arXiv 2112.01526, section 4.1) `rel_pos_h`, `rel_pos_w`, `rel_pos_t`; ViTDet; SAM (2304.02643).
+
+    Args:
+        grid: how far it reaches: offsets of up to size - 1 along each axis.
+        heads: of the attention.
+        head_dim: channels of a head.
+        init_std: of the normal that the tables start from (0.02 as MViTv2's; SAM's start from 0).
+
+    Raises:
+        ValueError: for a grid with a prefix or without cells, and sizes below 1.
+    """
+
+    def __init__(self, grid: Grid, heads: int, head_dim: int, *, init_std: float = 0.02) -> None:
+        super().__init__()
+        if 0 in grid.shape or grid.prefix or min(heads, head_dim) < 1:
+            raise ValueError(
+                "Decomposed needs a grid of at least one cell without prefix, and heads and head_dim of at least 1; "
+                f"got {grid}, {heads} and {head_dim}. Prefix tokens belong to the attention's grid, and get 0."
+            )
+        self.grid, self.heads, self.head_dim = grid, heads, head_dim
+        self.tables = nn.ParameterList(torch.empty(2 * size - 1, head_dim) for size in grid.shape)
+        for table in self.tables:
+            nn.init.trunc_normal_(table, std=init_std) if init_std > 0 else nn.init.zeros_(table)
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
+        if grid.axes != self.grid.axes:
+            raise ValueError(
+                f"Decomposed on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
+                "Add axes of size 1, or build the tables for this kind of grid."
+            )
+        needed = reach(grid, key_grid, mask)
+        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
+            raise ValueError(
+                f"this attention needs offsets up to {needed}; Decomposed on {self.grid} reaches "
+                f"{tuple(size - 1 for size in self.grid.shape)}. "
+                f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
+            )
+        return AxialTerms(self.heads, needed)
+
+    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+        terms = []
+        for table, size, needed in zip(self.tables, self.grid.shape, form.reach, strict=True):
+            centre = table.narrow(0, size - 1 - needed, 2 * needed + 1)
+            terms.append(q @ centre.T.to(q.dtype))  # not scaled
+        return AxialValues(tuple(terms))
+
+    def resized(self, grid: Grid, *, method: str = "linear") -> Decomposed:
+        """A new module that reaches over `grid`: its tables interpolated, axis by axis (locant.resizing)."""
+        new = Decomposed(grid, self.heads, self.head_dim).to(self.tables[0])
+        with torch.no_grad():
+            for ours, old, size in zip(new.tables, self.tables, grid.shape, strict=True):
+                ours.copy_(resize_table(old.T, (2 * size - 1,), method).T)
+        return new
+
+    def extra_repr(self) -> str:
+        return f"{self.grid}, heads={self.heads}, head_dim={self.head_dim}"

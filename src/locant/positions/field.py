@@ -1,0 +1,91 @@
+"""A bias that a small perceptron reads off the offset: continuous, so that it fits windows of any size."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import final
+
+import torch
+from torch import nn
+
+from locant.cells import reach
+from locant.forms import OffsetTable, OffsetValues
+from locant.grid import Grid
+from locant.masks import Mask
+from locant.positions.position import Bias
+
+
+@final
+class LogCPB(Bias):
+    """bias[head, i, j] = 16 · sigmoid(mlp(c(i - j)))_head,  c_axis = sign(o) · log2(1 + 8 |o| / (size - 1)) / log2(8).
+
+    mlp: fc1 [hidden, axes] with bias, ReLU, fc2 [heads, hidden] without. o is query - key in cells; size is that of
+    the pretrained window, so that a larger window goes beyond ±1 on a logarithmic scale. Each offset is computed once,
+    whatever the number of windows. Tokens without a place have bias 0.
+
+    Where it differs: the paper does not say what a window of size 1 is divided by; its code divides 0 by 0. Here the
+    one offset there has the coordinate 0. Where a window is wider than the map, published code shrinks it and
+    measures offsets by the shrunken one, which changes every bias; here the grid of the scheme stays the measure.
+    Source: Swin V2 (arXiv 2111.09883, section 3.3, eqs. 3 and 4), `cpb_mlp`, `relative_coords_table`.
+
+    Args:
+        grid: the window: how far it reaches.
+        heads: one output each.
+        hidden: of the perceptron.
+        pretrained: the window that it was trained for, if another; None is `grid`.
+        init_std: of the truncated normal that the weights start from.
+
+    Raises:
+        ValueError: for grids without cells, or of different numbers of axes.
+    """
+
+    def __init__(
+        self, grid: Grid, heads: int, *, hidden: int = 512, pretrained: Grid | None = None, init_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        pretrained = grid if pretrained is None else pretrained
+        if 0 in (*grid.shape, *pretrained.shape) or pretrained.axes != grid.axes:
+            raise ValueError(
+                "LogCPB needs a grid with at least one cell, and a `pretrained` one of as many axes; "
+                f"got {grid} and {pretrained}. Give the sizes of the two windows."
+            )
+        self.grid, self.heads, self.hidden, self.pretrained = grid, heads, hidden, pretrained
+        fc1, fc2 = nn.Linear(grid.axes, hidden), nn.Linear(hidden, heads, bias=False)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, relu=nn.ReLU(), fc2=fc2))
+        nn.init.zeros_(fc1.bias)
+        for layer in (fc1, fc2):
+            nn.init.trunc_normal_(layer.weight, std=init_std)
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+        if grid.axes != self.grid.axes:
+            raise ValueError(
+                f"LogCPB on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
+                "Add axes of size 1, or build it for this kind of grid."
+            )
+        needed = reach(grid, key_grid, mask)
+        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
+            raise ValueError(
+                f"this attention needs offsets up to {needed}; LogCPB on {self.grid} reaches "
+                f"{tuple(size - 1 for size in self.grid.shape)}. "
+                f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
+            )
+        return OffsetTable(self.heads, needed)
+
+    def values(self, form: OffsetTable) -> OffsetValues:
+        like, lines = next(self.mlp.parameters()), []
+        for r, size in zip(form.reach, self.pretrained.shape, strict=True):
+            offset = torch.arange(-r, r + 1, dtype=torch.float64, device=like.device) * 8 / max(size - 1, 1)
+            lines.append(offset.sign() * torch.log2(offset.abs() + 1) / math.log2(8))
+        coordinates = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).to(like.dtype)
+        return OffsetValues(16 * torch.sigmoid(self.mlp(coordinates)).movedim(-1, 0))
+
+    def resized(self, grid: Grid) -> LogCPB:
+        """A new module with the same weights that reaches over `grid`; offsets are still measured by `pretrained`."""
+        new = LogCPB(grid, self.heads, hidden=self.hidden, pretrained=self.pretrained).to(next(self.mlp.parameters()))
+        new.load_state_dict(self.state_dict())
+        return new
+
+    def extra_repr(self) -> str:
+        pretrained = "" if self.pretrained == self.grid else f", pretrained={self.pretrained}"
+        return f"{self.grid}, heads={self.heads}{pretrained}"

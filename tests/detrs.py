@@ -1,0 +1,44 @@
+"""A small DETR with everything drawn anew, and a padded batch of pictures for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from locant.models.detr import DETR, detr
+
+SMALL = {"channels": 5, "classes": 3, "dim": 8, "heads": 2, "encoder_layers": 2, "decoder_layers": 3}
+SMALL |= {"hidden": 12, "queries": 4, "dropout": 0.0}
+SIZES = ((4, 5), (3, 5), (2, 3))  # of three pictures, padded to the first
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """Biases, norms and tables drawn again, so that a wrong one shows."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(float("norm" in name and "weight" in name), 0.5)
+            elif "position" in name:
+                parameter.normal_()
+    return model
+
+
+def small(**options) -> DETR:
+    return awake(detr(**{**SMALL, **options})).double()
+
+
+def padded(garbage: float = 0.0) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Pictures, the same padded with `garbage` to one size, and which cells are real."""
+    pictures = [torch.randn(5, *size, dtype=torch.float64) for size in SIZES]
+    whole = torch.full((3, 5, *SIZES[0]), garbage, dtype=torch.float64)
+    valid = torch.zeros(3, *SIZES[0], dtype=torch.bool)
+    for i, picture in enumerate(pictures):
+        rows, columns = picture.shape[1:]
+        whole[i, :, :rows, :columns] = picture
+        valid[i, :rows, :columns] = True
+    return pictures, whole, valid
+
+
+def close(found: Tensor, expected: Tensor, most: float = 1e-10) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).detach().abs().max()) <= most
