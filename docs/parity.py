@@ -79,7 +79,13 @@ ROWS: dict[int, tuple[str, str]] = {
 }
 
 
-@dataclass
+def nearness(pair: tuple[float, float]) -> float:
+    """How near an error is to what is allowed; what has to be equal allows nothing."""
+    error, allowed = pair
+    return error / allowed if allowed else float(error > 0)
+
+
+@dataclass(eq=False)
 class Found:
     """What ran: tests by row, and comparisons by row."""
 
@@ -101,7 +107,7 @@ class Found:
             if name == "parity":
                 row, reference, error, tolerance = value
                 worst = self.compared[row].get(reference, (-1.0, 0.0))
-                self.compared[row][reference] = max(worst, (error, tolerance), key=lambda pair: pair[0] / pair[1])
+                self.compared[row][reference] = max(worst, (error, tolerance), key=nearness)
 
 
 def run(part: Sequence[str]) -> Found:
@@ -152,15 +158,21 @@ def main() -> None:
 def written(to: Path) -> int:
     """Runs both parts and writes the page."""
     whole = Found()
-    for part in ([], ["--plain"]):
-        with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder) / "found"
-            subprocess.run([sys.executable, __file__, "--part", str(kept), *part], check=True, cwd=ROOT)
-            part_found = json.loads(kept.read_text())
-        for row, names in part_found["tests"].items():
-            whole.tests[int(row)] |= set(names)
-        for row, pairs in part_found["compared"].items():
-            whole.compared[int(row)].update(pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {Path(folder) / f"part{number}": part for number, part in enumerate(([], ["--plain"]))}
+        started = [
+            subprocess.Popen([sys.executable, __file__, "--part", str(file), *part], cwd=ROOT)
+            for file, part in files.items()
+        ]
+        codes = [process.wait() for process in started]
+        if any(codes):
+            raise SystemExit("a test failed: see above")
+        for file in files:
+            part = json.loads(file.read_text())
+            for row, names in part["tests"].items():
+                whole.tests[int(row)] |= set(names)
+            for row, pairs in part["compared"].items():
+                whole.compared[int(row)].update(pairs)
     missing = [row for row in ROWS if not whole.tests[row]]
     to.write_text(page(whole), encoding="utf-8")
     print(f"{to}: {len(ROWS) - len(missing)} of {len(ROWS)} rows shown" + (f"; without: {missing}" if missing else ""))

@@ -319,6 +319,7 @@ def test_the_published_mask(kind):
     )
 
 
+@pytest.mark.native  # whose sentence is looked for
 def test_the_plan_says_the_bytes():
     q, k, v = (x.float() for x in heads(LONG))
     found = plan(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), mask=Causal())

@@ -6,6 +6,7 @@ In a page, `python` blocks run in order and share their names. A `text` block ri
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import io
@@ -180,3 +181,19 @@ def test_the_layout_names_every_file() -> None:
     kinds = (".py", ".html", ".css", ".js", ".cpp", ".h")
     there = {path.name for top in ("src/locant", "csrc") for path in (ROOT / top).rglob("*") if path.suffix in kinds}
     assert listed == {file for file in there if not file.startswith("__")}
+
+
+def test_every_row_of_parity_is_shown() -> None:
+    """docs/parity.md has 56 rows, and names the tests that bear their numbers."""
+    marked: dict[int, set[str]] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", ()):
+                if ast.unparse(mark).startswith("pytest.mark.row("):
+                    marked.setdefault(int(ast.literal_eval(mark.args[0])), set()).add(node.name)
+    page = (ROOT / "docs" / "parity.md").read_text()
+    told = dict(re.findall(r"^- \*\*(\d+)\*\* (.*)$", page, re.MULTILINE))
+    assert set(map(int, told)) == set(range(1, 57))
+    assert "none" not in told.values()
+    for row, names in marked.items():
+        assert names - set(re.findall(r"\w+", told[str(row)])) == set(), f"row {row}: run docs/parity.py again"

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from sharpened import sharpened
 from torch import Tensor, nn
 
 from locant import Grid, Pairs, RelativeTable, Windows, checkpoints
@@ -36,7 +37,7 @@ def torchvision(timm: ModuleType) -> ModuleType:
 def drawn(module: nn.Module) -> nn.Module:
     """In float64, all numbers large enough to show."""
     with torch.no_grad():
-        for name, parameter in module.double().named_parameters():
+        for name, parameter in sharpened(module).named_parameters():
             parameter.normal_(2.0 if "logit_scale" in name else 0.0, 0.5)
     return module.eval()
 
@@ -167,19 +168,19 @@ def cosine(theirs: nn.Module, window: tuple[int, int], shift: tuple[int, int] = 
 
 @pytest.mark.row(14)
 def test_cosine_attention(timm: ModuleType, transformers: ModuleType, torchvision: ModuleType, parity: Parity) -> None:
-    """Scales at and above the cap as well. Their coordinates are rounded to float32, hence 1e-6."""
+    """Scales at and above the cap as well."""
     x, grid = torch.randn(6, 16, DIM, dtype=torch.float64), Grid(4, 4)
     theirs = drawn(import_module("timm.models.swin_transformer_v2").WindowAttention(DIM, (4, 4), HEADS))
     with torch.no_grad():
         theirs.logit_scale[1:, 0, 0] = torch.tensor([math.log(100), 7.0])
-    parity(14, "timm v2 WindowAttention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)), 1e-6)
+    parity(14, "timm v2 WindowAttention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)), EXACT)
     swin = import_module("transformers.models.swinv2.modeling_swinv2")
     theirs = drawn(swin.Swinv2Attention(transformers.Swinv2Config(), DIM, HEADS, 4))
-    parity(14, "transformers Swinv2Attention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)[0]), 1e-6)
+    parity(14, "transformers Swinv2Attention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)[0]), EXACT)
     theirs = drawn(torchvision.ShiftedWindowAttentionV2(DIM, [3, 4], [1, 2], HEADS))
     picture = torch.randn(2, 7, 10, DIM, dtype=torch.float64)
     found = cosine(theirs, (3, 4), (1, 2))(picture.flatten(1, 2), grid=Grid(7, 10)).unflatten(1, (7, 10))
-    parity(14, "torchvision ShiftedWindowAttentionV2, 7 × 10", worst(found, theirs(picture)), 1e-6)
+    parity(14, "torchvision ShiftedWindowAttentionV2, 7 × 10", worst(found, theirs(picture)), EXACT)
 
 
 @pytest.mark.row(14)

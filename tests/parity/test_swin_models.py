@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from sharpened import sharpened
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +32,13 @@ SIZES = {"dim": 24, "depths": (2, 2), "heads": (2, 3), "num_classes": 10}
 EXACT, SINGLE = 1e-10, 1e-5
 Parity = Callable[[int, str, float, float], None]
 KINDS = pytest.mark.parametrize("kind", [Swin, SwinV2])
+
+
+def rows(test: Callable[..., None]) -> Callable[..., None]:
+    """Blocks and merging, sizes that windows do not divide, small maps, Swin v2."""
+    for row in (11, 12, 13, 14):
+        test = pytest.mark.row(row)(test)
+    return test
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +84,6 @@ def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[s
     return out, gradients, dict(model.state_dict())
 
 
-def sharpened(theirs: nn.Module) -> nn.Module:
-    """In float64, Swin v2's coordinates as well: their buffer was rounded to float32 when it was made."""
-    theirs.double()
-    for module in theirs.modules():
-        rounded = getattr(module, "relative_coords_table", None)
-        if rounded is not None:
-            lines = [torch.linspace(-8, 8, n, dtype=torch.float64) * (n > 1) for n in rounded.shape[1:3]]
-            exact = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)[None]
-            exact = exact.sign() * torch.log2(exact.abs() + 1) / 3
-            assert torch.allclose(exact, rounded, atol=1e-6)
-            module.relative_coords_table.copy_(exact)
-    return theirs
-
-
 def worst(found: Mapping[str, Tensor], theirs: Mapping[str, Tensor], layout: Layout) -> float:
     """Tensor by tensor over its largest number, theirs by our names."""
     turned = turned_in(theirs, layout, {name: tuple(t.shape) for name, t in found.items()})
@@ -97,21 +91,21 @@ def worst(found: Mapping[str, Tensor], theirs: Mapping[str, Tensor], layout: Lay
     return max(relative(tensor, turned[name]) for name, tensor in found.items())
 
 
-def agree(model: Swin, theirs: nn.Module, layout: str, x: Tensor, parity: Parity, rows: tuple[int, ...]) -> None:
+def agree(model: Swin, theirs: nn.Module, layout: str, x: Tensor, parity: Parity) -> None:
     """Their weights in our model, strictly; then forward in float32, one training step in float64."""
     known = LAYOUTS[type(model)][layout]
     assert checkpoints.load(model, theirs.state_dict(), layout=known).exact
     model.eval()
     with torch.no_grad():
         error = relative(model(x), logits(theirs, x))
-    version = "Swin v2" if isinstance(model, SwinV2) else "Swin"
-    for row in rows:
+    version, own = ("Swin v2", 14) if isinstance(model, SwinV2) else ("Swin", 13)
+    for row in (11, 12, own):
         parity(row, f"{layout} {version}, logits", error, SINGLE)
     found, golden = step(model.double(), x.double()), step(sharpened(theirs), x.double())
     where = f"{layout} {version}, float64"
-    parity(rows[0], f"{where}, logits", relative(found[0], golden[0]), EXACT)
-    parity(rows[0], f"{where}, gradients", worst(found[1], golden[1], known), EXACT)
-    parity(rows[0], f"{where}, weights after a step", worst(found[2], golden[2], known), EXACT)
+    parity(own, f"{where}, logits", relative(found[0], golden[0]), EXACT)
+    parity(own, f"{where}, gradients", worst(found[1], golden[1], known), EXACT)
+    parity(own, f"{where}, weights after a step", worst(found[2], golden[2], known), EXACT)
 
 
 def of_timm(kind: type[Swin], size: tuple[int, int], window: int | tuple[int, int], **rules: object) -> nn.Module:
@@ -137,8 +131,7 @@ def test_timm_swin_tiny_at_224(timm: ModuleType, parity: Parity) -> None:
 
 
 @KINDS
-@pytest.mark.row(11)
-@pytest.mark.row(12)
+@rows
 @pytest.mark.parametrize(
     ("size", "window", "border"),
     [
@@ -158,12 +151,11 @@ def test_timm(
 ) -> None:
     theirs = of_timm(kind, size, window)
     model = kind(**SIZES, window=window, img_size=size, border=border, small="per-axis")
-    agree(model, theirs, "timm", torch.randn(2, 3, *size), parity, (11, 12))
+    agree(model, theirs, "timm", torch.randn(2, 3, *size), parity)
 
 
 @KINDS
-@pytest.mark.row(11)
-@pytest.mark.row(12)
+@rows
 @pytest.mark.parametrize(
     ("size", "window"),
     [((80, 112), 5), ((70, 101), 4), ((56, 112), 7)],  # the last: 14 × 28 and 7 × 14, where no axis is shifted
@@ -179,12 +171,11 @@ def test_transformers(
     given = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 3], "num_labels": 10}
     theirs = redrawn(published(config(image_size=size, window_size=window, **given)))
     model = kind(**SIZES, window=window, img_size=size, border="pad-roll", small="joint")
-    agree(model, theirs, "transformers", torch.randn(2, 3, *size), parity, (11, 12))
+    agree(model, theirs, "transformers", torch.randn(2, 3, *size), parity)
 
 
 @KINDS
-@pytest.mark.row(11)
-@pytest.mark.row(12)
+@rows
 @pytest.mark.parametrize(
     ("size", "window"),
     [((80, 112), (5, 5)), ((70, 101), (4, 3)), ((20, 60), (7, 7))],  # the last: 5 × 15 and 3 × 8
@@ -199,7 +190,22 @@ def test_torchvision(
         downsample_layer=getattr(torchvision, f"PatchMerging{merging}"),
     )  # fmt: skip
     model = kind(**SIZES, window=window, img_size=size, border="pad-roll", small="pad", patch_border="cut")
-    agree(model, redrawn(theirs), "torchvision", torch.randn(2, 3, *size), parity, (11, 12))
+    agree(model, redrawn(theirs), "torchvision", torch.randn(2, 3, *size), parity)
+
+
+@KINDS
+@pytest.mark.row(13)
+def test_timm_features(timm: ModuleType, kind: type[Swin], parity: Parity) -> None:
+    """One map per stage, before merging."""
+    theirs, x = of_timm(kind, (72, 40), 5), torch.randn(2, 3, 72, 40)
+    model = kind(**SIZES, window=5, img_size=(72, 40), border="roll-pad", small="per-axis").eval()
+    checkpoints.load(model, theirs.state_dict())
+    with torch.no_grad():
+        found, golden = model.features(x), theirs.forward_intermediates(x, intermediates_only=True)
+        for stage, (a, b) in enumerate(zip(found, golden, strict=True)):
+            parity(13, f"timm forward_intermediates, stage {stage}", relative(a, b), SINGLE)
+        last = theirs.forward_features(x).permute(0, 3, 1, 2)
+        parity(13, "timm forward_features", relative(model.forward_features(x), last), SINGLE)
 
 
 @KINDS

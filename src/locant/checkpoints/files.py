@@ -32,6 +32,7 @@ from torch import Tensor
 from locant.checkpoints.pickles import MAGIC, Damage, walked
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SAVE = "Save a state dict: torch.save(model.state_dict(), path)."
 CHUNK, UNKNOWN, SUM = 2**20, b"0" * 8, re.compile(rb'"locant.crc32":"([0-9a-f]{8})"')
 HEADER, TENSORS, AXES, ELEMENTS, NAME = 16 * 2**20, 20_000, 8, 2**40, 512
 
@@ -184,16 +185,16 @@ def _check_zip(file: io.BufferedIOBase, size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            if any(entry.filename.endswith("constants.pkl") for entry in entries):
+                raise Damage("it is a TorchScript program", SAVE)
             if len(entries) > 2 * TENSORS or sum(entry.file_size for entry in entries) > size:
                 raise Damage("its entries unpack to more than the file holds")
             pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             stored = {entry.filename: entry.file_size for entry in entries}
             if len(stored) < len(entries):
                 raise Damage("two of its entries have one name")
-            scripted = any(name.endswith("constants.pkl") for name in stored)
-            if len(pickles) != 1 or pickles[0].file_size > HEADER or scripted:
-                what = "a TorchScript program" if scripted else "a zip file, but no checkpoint"
-                raise Damage(f"it is {what}", "Save a state dict: torch.save(model.state_dict(), path).")
+            if len(pickles) != 1 or pickles[0].file_size > HEADER:
+                raise Damage("it is a zip file, but no checkpoint", SAVE)
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
                 raise Damage("its entries are packed, which torch.save does not do", "Unpack it first.")
             for entry in entries:
