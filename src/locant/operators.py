@@ -262,7 +262,7 @@ def _keys(x: Tensor) -> int:
     return int(torch._C._dispatch_keys(x).raw_repr())
 
 
-_PLAIN = _keys(torch.empty(0))
+_PLAIN = _keys(torch.empty(0, device="cpu"))  # said, for this may be imported where another device is the default
 
 
 def _unwatched(arguments: Sequence[Any]) -> bool:
