@@ -20,7 +20,6 @@ INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANE
 INLINE int64_t chunks(int64_t queries) { return (queries + CHUNK - 1) / CHUNK; }
 INLINE int64_t chunk_size(int64_t queries) { return queries ? padded((queries + chunks(queries) - 1) / chunks(queries)) : 0; }
 
-
 // The bias of a whole cell, if it is small: alike for all cells of a kind, and made once for several of them.
 constexpr int64_t SMALL = 48 * 1024;
 
@@ -222,7 +221,8 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         }
         if (!needed) continue;
         const int64_t more = w.keys.token == key + from ? key_count - from - n : 0;
-        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
+        if (!w.units.on || few)  // matrix units read their own keys
+            read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
         read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
         if (w.units.on) w.units.keys(p, sample, kv, w.keys, w.v);
         for (int64_t i = 0; i < panels; ++i) {
