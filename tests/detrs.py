@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from locant.models.detr import DETR, detr
 
-SMALL = {"channels": 5, "classes": 3, "dim": 8, "heads": 2, "encoder_layers": 2, "decoder_layers": 3}
-SMALL |= {"hidden": 12, "queries": 4, "dropout": 0.0}
+SMALL = {"channels": 5, "num_classes": 3, "dim": 8, "heads": 2, "encoder_layers": 2, "decoder_layers": 3}
+SMALL |= {"hidden": 12, "num_queries": 4, "dropout": 0.0}
 SIZES = ((4, 5), (3, 5), (2, 3))  # of three pictures, padded to the first
 
 

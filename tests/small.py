@@ -31,7 +31,7 @@ def convit(img_size: int | tuple[int, int] = 32) -> ConViT:
 
 def small_detr() -> nn.Module:
     return detr(
-        dim=8, heads=2, hidden=16, encoder_layers=1, decoder_layers=1, channels=6, classes=3, queries=5,
+        dim=8, heads=2, hidden=16, encoder_layers=1, decoder_layers=1, channels=6, num_classes=3, num_queries=5,
         position="learned",
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 
 from locant import checkpoints
-from locant.checkpoints import files, read, write
+from locant.checkpoints import read, write
 from locant.cli import app
 
 HUGE = 2**40
@@ -344,7 +344,7 @@ def test_writing_is_whole_or_not_at_all(tmp: Path, monkeypatch: pytest.MonkeyPat
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write("x.safetensors", {"b": torch.ones(1000)})
     assert [path.name for path in tmp.iterdir()] == ["x.safetensors"]

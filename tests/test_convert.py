@@ -22,7 +22,7 @@ SWIN = ("--model", "Swin", "--set", "dim=8", "--set", "depths=(2, 1)", "--set", 
 CONVIT = ("--model", "ConViT", "--set", "patch=8", "--set", "dim=16", "--set", "depth=3", "--set", "heads=4")
 CONVIT += ("--set", "local_up_to_layer=2", "--classes", "5")
 DETR = ("--model", "detr", "--set", "dim=8", "--set", "heads=2", "--set", "hidden=16", "--set", "encoder_layers=1")
-DETR += ("--set", "decoder_layers=1", "--set", "channels=6", "--classes", "3", "--set", "queries=5")
+DETR += ("--set", "decoder_layers=1", "--set", "channels=6", "--classes", "3", "--set", "num_queries=5")
 AIM_SWIN = ("--model", "AIMSwin", *SWIN[2:-1], "3", "--window", "4")
 AIM_VIT = ("--model", "AIMViT", "--set", "patch=8", "--set", "dim=8", "--set", "depth=1", "--set", "heads=2")
 FIERY = ("--model", "TemporalModel", "--set", "in_channels=10", "--set", "receptive_field=3")

@@ -101,7 +101,7 @@ def test_without_auxiliary_outputs_the_last_ones_are_the_same() -> None:
     assert set(out) == {"pred_logits", "pred_boxes"}
     assert torch.equal(out["pred_logits"], expected["pred_logits"])
     assert torch.equal(out["pred_boxes"], expected["pred_boxes"])
-    assert out["pred_logits"].shape == (3, 4, SMALL["classes"] + 1)
+    assert out["pred_logits"].shape == (3, 4, SMALL["num_classes"] + 1)
     assert bool(((out["pred_boxes"] > 0) & (out["pred_boxes"] < 1)).all())
 
 

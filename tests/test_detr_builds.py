@@ -104,7 +104,7 @@ def test_an_encoder_of_no_layers() -> None:
 def test_any_embedding_may_say_where_cells_are() -> None:
     position = Learned(Grid(4, 5), 8)
     options = {"encoder_layers": 1, "decoder_layers": 1, "hidden": 12, "dropout": 0.0}
-    model = DETR(Transformer(8, 2, **options), position, channels=5, classes=3, queries=4).double()
+    model = DETR(Transformer(8, 2, **options), position, channels=5, num_classes=3, num_queries=4).double()
     features = torch.randn(1, 5, 4, 5, dtype=torch.float64)
     before = model(features)["pred_logits"]
     nn.init.normal_(position.table)
@@ -124,7 +124,7 @@ def test_dropout_acts_in_training_alone() -> None:
 @pytest.mark.row(53)
 def test_gradcheck() -> None:
     """By the features, the tables of positions and the object queries; parity holds the other gradients."""
-    model = small(dim=4, hidden=5, queries=2, encoder_layers=1, decoder_layers=1, position="learned")
+    model = small(dim=4, hidden=5, num_queries=2, encoder_layers=1, decoder_layers=1, position="learned")
     model.position = LearnedAxial(Grid(2, 2), 4).double()
     names, values = ("position.row", "position.column", "query_embed.weight"), [*model.position.parameters()]
     features = torch.randn(2, 5, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -265,9 +265,9 @@ def test_an_embedding_must_fit_the_transformer() -> None:
     ("options", "message"),
     [
         ({"position": "v4"}, r"detr needs a `position` out of 'sine', 'learned'; got 'v4'. For another"),
-        ({"channels": 0}, r"`channels`, `classes` and `queries` of at least 1; got channels=0"),
-        ({"classes": 0}, r"at least 1; got .*classes=0"),
-        ({"queries": 0}, r"at least 1; got .*queries=0. For COCO"),
+        ({"channels": 0}, r"`channels`, `num_classes` and `num_queries` of at least 1; got channels=0"),
+        ({"num_classes": 0}, r"at least 1; got .*num_classes=0"),
+        ({"num_queries": 0}, r"at least 1; got .*num_queries=0. For COCO"),
         ({"encoder_layers": -1}, r"`encoder_layers` of at least 0 .* got encoder_layers=-1"),
         ({"decoder_layers": 0}, r"`decoder_layers` of at least 1; got .*decoder_layers=0. DETR uses 6"),
         ({"hidden": 0}, r"EncoderLayer needs a `hidden` of at least 1; got 0"),

@@ -344,7 +344,7 @@ def test_a_failed_write_leaves_the_old_page_and_no_rest(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         report.write(results, path)
     assert path.read_text() == "old"

@@ -44,6 +44,27 @@ def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
     return _reach(grid, key_grid, windows) if compiling else _remembered(grid, key_grid, windows)
 
 
+def reach_of(scheme: str, own: Grid, grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
+    """What `reach` says, of a scheme that knows the offsets on its `own` grid alone.
+
+    Raises:
+        ValueError: if the attention's grid has other axes, or its offsets go beyond.
+    """
+    if grid.axes != own.axes:
+        raise ValueError(
+            f"{scheme} on {own} needs a grid of {own.axes} axes; got {grid}. "
+            f"Add axes of size 1, or build the {scheme} for this kind of grid."
+        )
+    needed = reach(grid, key_grid, mask)
+    if any(n >= size for n, size in zip(needed, own.shape, strict=True)):
+        raise ValueError(
+            f"this attention needs offsets up to {needed}; the {scheme} on {own} reaches "
+            f"{tuple(size - 1 for size in own.shape)}. "
+            f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
+        )
+    return needed
+
+
 def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
     found = []
     for axis in range(grid.axes):

@@ -61,8 +61,8 @@ def peer(transformers: ModuleType, kind: str, position: str = "sine") -> nn.Modu
 def ours(kind: str, position: str = "sine") -> DETR:
     """The same behind the backbone; Table Transformer is DETR with its norms first."""
     return detr(
-        channels=6, classes=CLASSES, dim=DIM, heads=HEADS, encoder_layers=LAYERS, decoder_layers=LAYERS,
-        hidden=HIDDEN, queries=QUERIES, dropout=0.0, position=position, pre_norm=kind.startswith("Table"),
+        channels=6, num_classes=CLASSES, dim=DIM, heads=HEADS, encoder_layers=LAYERS, decoder_layers=LAYERS,
+        hidden=HIDDEN, num_queries=QUERIES, dropout=0.0, position=position, pre_norm=kind.startswith("Table"),
     ).eval()  # fmt: skip
 
 

@@ -32,12 +32,7 @@ MODULES = {
     "nn.temporal": ("TemporalModel",),
 }  # fmt: skip
 BUILDERS = {name: module for module, names in MODULES.items() for name in names}
-ARGUMENTS = {
-    "image_size": ("img_size",),
-    "window": ("window",),
-    "frames": ("frames",),
-    "classes": ("num_classes", "classes"),
-}
+ARGUMENTS = {"image_size": "img_size", "window": "window", "frames": "frames", "classes": "num_classes"}
 
 
 def convert(
@@ -112,12 +107,11 @@ def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]
     known = inspect.signature(_builder(name)).parameters
     arguments = dict(settings)
     for asked, value in wanted.items():
-        parameter = next((one for one in ARGUMENTS[asked] if one in known), None)
-        if parameter is None:
+        if ARGUMENTS[asked] not in known:
             raise ValueError(
                 f"{name} has no {asked.replace('_', ' ')} to set; got {value}. Leave it out: it has {', '.join(known)}."
             )
-        arguments[parameter] = value
+        arguments[ARGUMENTS[asked]] = value
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 Before a tensor is made, the file's own account of itself is checked against its length: sizes, offsets, overlaps,
 dtypes, names, and that nothing but tensors is in it. What a file holds is told by its first bytes, not by its name.
-Writing is whole or not at all: beside its name first, flushed to disk, then renamed.
+Writing is whole or not at all (`atomic.py`).
 
 Where it differs: safetensors 0.8 takes duplicate keys, shapes such as [0, 2⁶²], 100,000 axes and names like ../../x;
 `torch.load(weights_only=True)` takes a pickle that asks for any amount of memory (`pickles.py`).
@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from locant.atomic import write_bytes
 from locant.checkpoints.pickles import MAGIC, Damage, walked
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -303,22 +304,3 @@ def write(
             f"a checkpoint is written to .safetensors, .pt or .pth; got {str(path)!r}. Give it one of these endings."
         )
     write_bytes(path, content)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The atomic write itself."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,13 +1,11 @@
-"""Files that are whole or not there: tensors and their JSON in one safetensors file, written atomically.
+"""What a run saves: tensors and their JSON in one safetensors file, written atomically (`atomic.py`).
 
-Nothing is pickled. A file is written beside its name as `.tmp-…`, flushed to disk, renamed over it, and the folder
-flushed: a kill at any moment leaves the last good file.
+Nothing is pickled, and a kill at any moment leaves the last good file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from locant import atomic
 from locant.compare.task import Refusal
 
 
@@ -38,21 +37,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The atomic write itself. A full disk or a read-only folder is said in one sentence."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """Write a file whole or not at all. A full disk or a read-only folder is said in one sentence."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        atomic.write_bytes(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise Refusal(
             f"{str(path)!r} must be writable; it is not: {error.strerror}. Free space or choose another --out; "
             "what was saved before is whole, and --resume goes on from it."

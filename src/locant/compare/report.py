@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from locant.atomic import write_bytes
 from locant.compare import chapters, pictures
 from locant.compare.markup import NOTHING, code, listed, text, user, whole
 
@@ -33,19 +32,7 @@ def write(results: Json, path: Path) -> None:
         ValueError: if the results are of another format.
         OSError: if the folder cannot be written.
     """
-    page = render(results).encode()
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=".html", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's file is for its owner alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_bytes(Path(path), render(results).encode())
 
 
 def render(results: Json) -> str:

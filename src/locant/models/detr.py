@@ -54,8 +54,8 @@ class DETR(nn.Module):
         transformer: encoder and decoder.
         position: where cells are: `MaskedSine`, `LearnedAxial`, or another embedding of the transformer's dim.
         channels: of the feature map; 2048 from a ResNet-50.
-        classes: real ones; one more logit means "no object".
-        queries: how many boxes are proposed.
+        num_classes: real ones; one more logit means "no object".
+        num_queries: how many boxes are proposed.
         aux_loss: whether the boxes after every earlier decoder layer are given too, as published for training.
 
     Raises:
@@ -68,22 +68,23 @@ class DETR(nn.Module):
         position: Embedding,
         *,
         channels: int = 2048,
-        classes: int = 91,
-        queries: int = 100,
+        num_classes: int = 91,
+        num_queries: int = 100,
         aux_loss: bool = True,
     ) -> None:
         super().__init__()
-        if min(channels, classes, queries) < 1:
+        if min(channels, num_classes, num_queries) < 1:
             raise ValueError(
-                "DETR needs `channels`, `classes` and `queries` of at least 1; got "
-                f"channels={channels}, classes={classes}, queries={queries}. For COCO they are 2048, 91 and 100."
+                "DETR needs `channels`, `num_classes` and `num_queries` of at least 1; got "
+                f"channels={channels}, num_classes={num_classes}, num_queries={num_queries}. "
+                "For COCO they are 2048, 91 and 100."
             )
         self.aux_loss = aux_loss
         self.input_proj = nn.Conv2d(channels, transformer.dim, 1)
         self.position = position
         self.transformer = transformer
-        self.query_embed = nn.Embedding(queries, transformer.dim)
-        self.class_embed = nn.Linear(transformer.dim, classes + 1)
+        self.query_embed = nn.Embedding(num_queries, transformer.dim)
+        self.class_embed = nn.Linear(transformer.dim, num_classes + 1)
         self.bbox_embed = Boxes(transformer.dim)
 
     def forward(
@@ -96,7 +97,7 @@ class DETR(nn.Module):
             mask: which cells of the feature map, or which pixels of the picture, are real. None is all of them.
 
         Returns:
-            `pred_logits` [batch, queries, classes + 1] and `pred_boxes` [batch, queries, 4]; with `aux_loss` also
+            `pred_logits` [batch, queries, num_classes + 1] and `pred_boxes` [batch, queries, 4]; with `aux_loss` also
             `aux_outputs`, a list with the same two of each earlier decoder layer.
 
         Raises:
@@ -165,13 +166,13 @@ def on_cells(mask: Padding, features: Float[Tensor, "batch channels height width
 def detr(
     *,
     channels: int = 2048,
-    classes: int = 91,
+    num_classes: int = 91,
     dim: int = 256,
     heads: int = 8,
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     hidden: int = 2048,
-    queries: int = 100,
+    num_queries: int = 100,
     dropout: float = 0.1,
     pre_norm: bool = False,
     position: str = "sine",
@@ -181,7 +182,7 @@ def detr(
 
     Args:
         position: "sine" or "learned" (50 × 50 cells; `model.position.resized(grid)` for more).
-        channels, classes, queries, aux_loss: as `DETR` takes them.
+        channels, num_classes, num_queries, aux_loss: as `DETR` takes them.
         dim, heads, encoder_layers, decoder_layers, hidden, dropout, pre_norm: as `Transformer` takes them.
 
     Raises:
@@ -197,5 +198,6 @@ def detr(
         hidden=hidden, dropout=dropout, pre_norm=pre_norm,
     )  # fmt: skip
     return DETR(
-        transformer, POSITIONS[position](dim), channels=channels, classes=classes, queries=queries, aux_loss=aux_loss
-    )
+        transformer, POSITIONS[position](dim), channels=channels, num_classes=num_classes, num_queries=num_queries,
+        aux_loss=aux_loss,
+    )  # fmt: skip

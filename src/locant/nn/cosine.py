@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from locant.masks import Mask
 from locant.nn.arguments import check_heads
 from locant.nn.window import WindowAttention
 from locant.positions.field import LogCPB
-from locant.positions.position import Embedding
+from locant.positions.position import Embedding, Position
 
 LARGEST = math.log(100)
 
@@ -41,6 +42,8 @@ class CosineWindowAttention(WindowAttention):
         ValueError: as `WindowAttention`.
     """
 
+    _named: ClassVar[str] = "log-cpb"
+
     q_bias: nn.Parameter | None
     v_bias: nn.Parameter | None
 
@@ -61,13 +64,6 @@ class CosineWindowAttention(WindowAttention):
         kernel: str = "auto",
     ) -> None:
         check_heads("CosineWindowAttention", dim, heads)
-        if isinstance(position, str):
-            if position != "log-cpb":
-                raise ValueError(
-                    f'CosineWindowAttention knows one `position` by name, "log-cpb"; got {position!r}. '
-                    "Build another scheme first and pass it, or None."
-                )
-            position = LogCPB(Grid(*((window,) if isinstance(window, int) else window)), heads)
         super().__init__(
             dim, heads, window, grid=grid, shift=shift, position=position, border=border, small=small,
             qkv_bias=False, scale=1.0, dropout=dropout, proj_dropout=proj_dropout, kernel=kernel,
@@ -75,6 +71,9 @@ class CosineWindowAttention(WindowAttention):
         for name in ("q_bias", "v_bias"):
             self.register_parameter(name, nn.Parameter(torch.zeros(dim)) if qkv_bias else None)
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+
+    def _scheme(self, window: Grid, heads: int) -> Position:
+        return LogCPB(window, heads)
 
     def _project(
         self, x: Float[Tensor, "batch tokens dim"], embedding: Embedding | None, grid: Grid, mask: Mask | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -14,6 +15,7 @@ from locant.grid import Grid
 from locant.masks import Mask, Segments, Windows
 from locant.nn.arguments import parted, placed
 from locant.nn.self_attention import Attention
+from locant.positions.position import Position
 from locant.positions.table import RelativeTable
 
 BORDERS = ("cells", "pad-roll", "roll-pad")
@@ -59,6 +61,8 @@ class WindowAttention(Attention):
         ValueError: for unknown names, and a window, shift or grid of different numbers of axes.
     """
 
+    _named: ClassVar[str] = "table"  # what `position` builds by name
+
     def __init__(
         self,
         dim: int,
@@ -86,12 +90,12 @@ class WindowAttention(Attention):
         if grid is not None:
             windows.bound(grid, grid)
         if isinstance(position, str):
-            if position != "table":
+            if position != self._named:
                 raise ValueError(
-                    f'WindowAttention knows one `position` by name, "table"; got {position!r}. '
+                    f'{type(self).__name__} knows one `position` by name, "{self._named}"; got {position!r}. '
                     "Build another scheme first and pass it, or None."
                 )
-            position = RelativeTable(Grid(*window), heads)
+            position = self._scheme(Grid(*window), heads)
         super().__init__(
             dim, heads, grid=grid, position=position, qkv_bias=qkv_bias, scale=scale,
             dropout=dropout, proj_dropout=proj_dropout, kernel=kernel,
@@ -131,6 +135,9 @@ class WindowAttention(Attention):
         out = _merged(out, len(x), window, sizes)
         out = _rolled(_cut(out, grid.shape), shift) if rolled_first else _cut(_rolled(out, shift), grid.shape)
         return out.flatten(1, -2)
+
+    def _scheme(self, window: Grid, heads: int) -> Position:
+        return RelativeTable(window, heads)
 
     def _check_regrouping(self, grid: Grid, position: Positions, mask: Mask | None) -> None:
         """Filling and rolling move tokens: what speaks of their true places does not fit."""

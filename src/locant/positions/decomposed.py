@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.cells import reach
+from locant.cells import reach_of
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -54,18 +54,7 @@ class Decomposed(Content):
             nn.init.trunc_normal_(table, std=init_std) if init_std > 0 else nn.init.zeros_(table)
 
     def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
-        if grid.axes != self.grid.axes:
-            raise ValueError(
-                f"Decomposed on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
-                "Add axes of size 1, or build the tables for this kind of grid."
-            )
-        needed = reach(grid, key_grid, mask)
-        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
-            raise ValueError(
-                f"this attention needs offsets up to {needed}; Decomposed on {self.grid} reaches "
-                f"{tuple(size - 1 for size in self.grid.shape)}. "
-                f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
-            )
+        needed = reach_of("Decomposed", self.grid, grid, key_grid, mask)
         return AxialTerms(self.heads, needed)
 
     def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:

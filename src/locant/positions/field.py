@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import nn
 
-from locant.cells import reach
+from locant.cells import reach_of
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -58,18 +58,7 @@ class LogCPB(Bias):
             nn.init.trunc_normal_(layer.weight, std=init_std)
 
     def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
-        if grid.axes != self.grid.axes:
-            raise ValueError(
-                f"LogCPB on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
-                "Add axes of size 1, or build it for this kind of grid."
-            )
-        needed = reach(grid, key_grid, mask)
-        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
-            raise ValueError(
-                f"this attention needs offsets up to {needed}; LogCPB on {self.grid} reaches "
-                f"{tuple(size - 1 for size in self.grid.shape)}. "
-                f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
-            )
+        needed = reach_of("LogCPB", self.grid, grid, key_grid, mask)
         return OffsetTable(self.heads, needed)
 
     def values(self, form: OffsetTable) -> OffsetValues:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from locant.cells import reach
+from locant.cells import reach_of
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -51,19 +51,7 @@ class RelativeTable(Bias):
             nn.init.trunc_normal_(parameter, std=init_std) if init_std > 0 else nn.init.zeros_(parameter)
 
     def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
-        if grid.axes != self.grid.axes:
-            raise ValueError(
-                f"RelativeTable on {self.grid} needs a grid of {self.grid.axes} axes; got {grid}. "
-                "Add axes of size 1, or build the table for this kind of grid."
-            )
-        needed = reach(grid, key_grid, mask)
-        if any(n >= size for n, size in zip(needed, self.grid.shape, strict=True)):
-            size = ", ".join(str(n + 1) for n in needed)
-            raise ValueError(
-                f"this attention needs offsets up to {needed}; the RelativeTable on {self.grid} reaches "
-                f"{tuple(size - 1 for size in self.grid.shape)}. "
-                f"Use position.resized(Grid({size})), or a smaller window."
-            )
+        needed = reach_of("RelativeTable", self.grid, grid, key_grid, mask)
         return OffsetTable(self.heads, needed, self.query_prefix is not None)
 
     def values(self, form: OffsetTable) -> OffsetValues:
