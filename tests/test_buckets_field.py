@@ -43,9 +43,8 @@ def test_log_cpb_by_hand():
     close(wide(Grid(1, 9))[0, :5, 0], found)
     far = 16 / (1 + math.exp(-math.log2(1 + 8 * 8 / 4) / 3))
     close(wide(Grid(1, 9))[0, 8, :1], torch.tensor([far], dtype=torch.float64))
-    with pytest.raises(
-        ValueError, match=r"offsets up to \(0, 8\); the LogCPB on Grid\(1, 5\) reaches \(0, 4\).*resized\(Grid\(1, 9\)\)"
-    ):
+    beyond = r"offsets up to \(0, 8\); the LogCPB on Grid\(1, 5\) reaches \(0, 4\).*resized\(Grid\(1, 9\)\)"
+    with pytest.raises(ValueError, match=beyond):
         scheme(Grid(1, 9))
 
 
