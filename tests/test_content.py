@@ -228,7 +228,7 @@ def test_decomposed_resized():
     for axis, (table, size) in enumerate(zip(new.tables, (9, 13), strict=True)):
         close(table[:, 0], (1.0 + axis) * torch.linspace(-1, 1, size, dtype=torch.float64), 1e-6)  # as drawn
     q, _, _ = heads(Grid(5, 7))
-    with pytest.raises(ValueError, match=r"needs offsets up to \(4, 6\); Decomposed .*resized\(Grid\(5, 7\)\)"):
+    with pytest.raises(ValueError, match=r"needs offsets up to \(4, 6\); the Decomposed .*resized\(Grid\(5, 7\)\)"):
         scheme(q, Grid(5, 7))
     assert new(q, Grid(5, 7)).shape == (2, HEADS, 35, 35)
     small, part = heads(Grid(2, 2))[0], awake(Decomposed(Grid(2, 2), HEADS, HEAD_DIM))
