@@ -163,7 +163,10 @@ def test_the_command_refuses_in_one_line_with_exit_code_two(tmp_path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_with_one_line_and_it_can_go_on(number, tmp_path) -> None:
     command = [sys.executable, "-m", "locant", "compare", *FLAGS, "--epochs", "500", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"},
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # what runs in the background may ignore SIGINT
+    )  # fmt: skip
     while not list((tmp_path).glob("run/trials/*.part.safetensors")):
         time.sleep(0.2)
         assert process.poll() is None
