@@ -15,7 +15,8 @@ figures of a machine that was not quiet bear a star. A contender is timed after 
 dense definition in float64, the others with ours. All calls go through the public verbs and allocate what they return.
 Operands are as the other contenders left the caches, mostly cold. q, k and v lie in memory as a projection leaves them,
 token by token; "heads apart" means that each head is contiguous. N is the number of tokens, d channels per head.
-Why a target is not met on this machine, by profile, and what was tried: [LOG.md](../LOG.md).
+Targets were set for two threads. Why one is not met on this machine, by profile, and what was tried:
+[LOG.md](../LOG.md).
 
 """
 
