@@ -37,8 +37,3 @@ def padded(garbage: float = 0.0) -> tuple[list[Tensor], Tensor, Tensor]:
         whole[i, :, :rows, :columns] = picture
         valid[i, :rows, :columns] = True
     return pictures, whole, valid
-
-
-def close(found: Tensor, expected: Tensor, most: float = 1e-10) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).detach().abs().max()) <= most

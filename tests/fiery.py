@@ -78,11 +78,6 @@ def shaken(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     return module.eval()
 
 
-def off(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).detach().abs().max())
-
-
 def under(at: str, module: nn.Module) -> Names:
     """The state dict with gradients, its names below `at`."""
     return {f"{at}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}

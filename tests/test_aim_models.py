@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor, nn
 
 from locant import Causal, Padding, Windows
@@ -39,11 +40,6 @@ def awake(module: nn.Module) -> nn.Module:
 
 def clips(model: AIM, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, model.frames, 16, 24, dtype=torch.float64)
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
 
 
 # --- the whole models

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor, nn
 
 from locant import Padding
@@ -34,11 +35,6 @@ def ids() -> tuple[Tensor, Tensor]:
 
 def mask() -> Padding:
     return Padding.from_lengths(LENGTHS, 6)
-
-
-def worst(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
 
 
 def gru(rnn: nn.GRU, x: Tensor, state: list[Tensor]) -> list[Tensor]:
@@ -78,14 +74,14 @@ def test_every_step_is_its_formula_and_a_padded_batch_is_each_sentence_alone(par
     logits, weights = model(source, target, mask=mask(), need_weights=True)
     for row, length in enumerate(LENGTHS.tolist()):
         golden, p = by_hand(model, source[row, :length].tolist(), target[row].tolist())
-        parity(43, "d2l's decoder step by step, logits", worst(logits[row], golden), 1e-10)
+        parity(43, "d2l's decoder step by step, logits", apart(logits[row], golden), 1e-10)
         if length:
-            parity(43, "d2l's decoder step by step, weights", worst(weights[row, :, :length], p), 1e-10)
+            parity(43, "d2l's decoder step by step, weights", apart(weights[row, :, :length], p), 1e-10)
         assert not weights[row, :, length:].any()
-    assert worst(weights.sum(-1), (LENGTHS > 0).double()[:, None].expand(3, 7)) < 1e-12
+    assert apart(weights.sum(-1), (LENGTHS > 0).double()[:, None].expand(3, 7)) < 1e-12
     whole, all_weights = model(source, target, need_weights=True)
     golden, p = by_hand(model, source[1].tolist(), target[1].tolist())
-    parity(43, "without a mask", max(worst(whole[1], golden), worst(all_weights[1], p)), 1e-10)
+    parity(43, "without a mask", max(apart(whole[1], golden), apart(all_weights[1], p)), 1e-10)
     assert model(source, target)[1] is None
 
 
@@ -116,7 +112,7 @@ def test_step_by_step_it_is_the_whole(parts: list[int], parity: Callable) -> Non
         found.append((one[0], p))
         state = one[1]
     steps, looked = (torch.cat(x, 1) for x in zip(*found, strict=True))
-    parity(43, "stepwise = full", max(worst(steps, logits), worst(looked, weights)), 1e-10)
+    parity(43, "stepwise = full", max(apart(steps, logits), apart(looked, weights)), 1e-10)
 
 
 @pytest.mark.row(43)
@@ -125,12 +121,12 @@ def test_padding_is_never_read() -> None:
     model, (source, target) = small(), ids()
     together, _ = model(source, target, mask=mask())
     other = source.masked_fill(~mask().valid, 1)
-    assert worst(model(other, target, mask=mask())[0], together) == 0
+    assert apart(model(other, target, mask=mask())[0], together) == 0
     _, ours = model.encoder(source, mask=mask())
     _, published = model.encoder(source)
     _, alone = model.encoder(source[1:2, :3])
-    assert worst(ours[:, 1:2], alone) < 1e-12
-    assert worst(published[:, 1:2], alone) > 1e-3
+    assert apart(ours[:, 1:2], alone) < 1e-12
+    assert apart(published[:, 1:2], alone) > 1e-3
     memory, state = model.encoder(source, mask=mask())
     assert not memory[~mask().valid].any()
     assert not state[:, 2].any()
@@ -152,11 +148,11 @@ def test_greedy_takes_the_likeliest() -> None:
 @pytest.mark.row(43)
 def test_dropout_acts_in_training_alone_and_never_on_the_weights_returned() -> None:
     model, (source, target) = small(dropout=0.4), ids()
-    assert worst(model(source, target)[0], model(source, target)[0]) == 0
+    assert apart(model(source, target)[0], model(source, target)[0]) == 0
     model.train()
     first, p = model(source, target, need_weights=True)
-    assert worst(first, model(source, target)[0]) > 1e-3
-    assert worst(p.sum(-1), torch.ones(3, 7, dtype=DOUBLE)) < 1e-12
+    assert apart(first, model(source, target)[0]) > 1e-3
+    assert apart(p.sum(-1), torch.ones(3, 7, dtype=DOUBLE)) < 1e-12
 
 
 @pytest.mark.row(53)
@@ -188,11 +184,11 @@ def test_copies_files_and_dtypes() -> None:
         out, p = copy.deepcopy(calm).to(dtype)(source, target, mask=mask(), need_weights=True)
         assert out.dtype == p.dtype == dtype
         # numbers below 1 through 13 steps that contract: some forty roundings
-        assert worst(out.double(), exact) <= 64 * torch.finfo(dtype).eps
+        assert apart(out.double(), exact) <= 64 * torch.finfo(dtype).eps
     with torch.autocast("cpu", torch.bfloat16):
         out, _ = calm(source, target, mask=mask())
         out.float().square().sum().backward()
-    assert worst(out.double(), exact) <= 64 * torch.finfo(torch.bfloat16).eps
+    assert apart(out.double(), exact) <= 64 * torch.finfo(torch.bfloat16).eps
     assert all(bool(p.grad.isfinite().all()) for p in calm.parameters())
 
 
@@ -203,7 +199,7 @@ def test_compiled_it_is_the_same() -> None:
     model, (source, target) = small(torch.float32), ids()
     compiled = torch.compile(model, backend="aot_eager")
     target = target[:, :2]
-    assert worst(compiled(source, target, mask=mask())[0], model(source, target, mask=mask())[0]) <= 1e-5
+    assert apart(compiled(source, target, mask=mask())[0], model(source, target, mask=mask())[0]) <= 1e-5
 
 
 @pytest.mark.plain

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor
 
 from locant import Grid
@@ -32,10 +33,6 @@ def by_hand(module: BertEmbeddings, word: int, kind: int, place: int) -> Tensor:
     return (x - mean) / spread * module.norm.weight + module.norm.bias
 
 
-def worst(a: Tensor, b: Tensor) -> float:
-    return float((a - b).detach().abs().max())
-
-
 @pytest.mark.row(41)
 def test_the_sum_is_its_formula() -> None:
     module, ids = small(), torch.randint(0, WORDS, (2, 5))
@@ -44,10 +41,10 @@ def test_the_sum_is_its_formula() -> None:
     for b in range(2):
         for t in range(5):
             word = int(ids[b, t])
-            assert worst(plain[b, t], by_hand(module, word, 0, t)) < 1e-10
+            assert apart(plain[b, t], by_hand(module, word, 0, t)) < 1e-10
             golden = by_hand(module, word, int(kinds[b, t]), int(places[b, t]))
-            assert worst(chosen[b, t], golden) < 1e-10
-    assert worst(module(ids[:, 2:], grid=Grid(5)[2:]), plain[:, 2:]) < 1e-12  # behind others: a slice knows its place
+            assert apart(chosen[b, t], golden) < 1e-10
+    assert apart(module(ids[:, 2:], grid=Grid(5)[2:]), plain[:, 2:]) < 1e-12  # behind others: a slice knows its place
 
 
 @pytest.mark.row(41)
@@ -56,9 +53,9 @@ def test_padding_on_the_left_needs_places() -> None:
     valid = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
     places = (valid.cumsum(1) - 1).clamp(min=0)
     alone = module(ids[:1, 2:])
-    assert worst(module(ids, places=places)[:1, 2:], alone) < 1e-12
-    assert worst(module(ids)[:1, 2:], alone) > 1e-2
-    assert worst(module(ids, places=places)[1], module(ids)[1]) < 1e-12
+    assert apart(module(ids, places=places)[:1, 2:], alone) < 1e-12
+    assert apart(module(ids)[:1, 2:], alone) > 1e-2
+    assert apart(module(ids, places=places)[1], module(ids)[1]) < 1e-12
 
 
 @pytest.mark.row(41)
@@ -76,8 +73,8 @@ def test_longer_text_by_resized_positions() -> None:
     module, ids = small(), torch.randint(0, WORDS, (1, 17))
     module.position = module.position.resized(Grid(17))
     assert module(ids).shape == (1, 17, DIM)
-    assert worst(module(ids)[0, 16], by_hand(module, int(ids[0, 16]), 0, 16)) < 1e-10
-    assert worst(module(ids[:, 16:], places=torch.tensor([[16]])), module(ids)[:, 16:]) < 1e-12
+    assert apart(module(ids)[0, 16], by_hand(module, int(ids[0, 16]), 0, 16)) < 1e-10
+    assert apart(module(ids[:, 16:], places=torch.tensor([[16]])), module(ids)[:, 16:]) < 1e-12
     assert {n: tuple(p.shape) for n, p in module.named_parameters()} == {
         "word_embeddings.weight": (WORDS, DIM), "token_type_embeddings.weight": (2, DIM),
         "position.table": (17, DIM), "norm.weight": (DIM,), "norm.bias": (DIM,),
@@ -109,9 +106,9 @@ def test_copies_files_and_dtypes() -> None:
         exact = copy.deepcopy(half).double()(ids)
         # a norm divides by the spread, which is at least 1/4 here: some ten roundings of numbers up to 4
         assert half(ids).dtype == dtype
-        assert worst(half(ids).double(), exact) <= 64 * torch.finfo(dtype).eps
+        assert apart(half(ids).double(), exact) <= 64 * torch.finfo(dtype).eps
     with torch.autocast("cpu", torch.bfloat16):
-        assert worst(module(ids).float(), expected) <= 64 * torch.finfo(torch.bfloat16).eps
+        assert apart(module(ids).float(), expected) <= 64 * torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.compiled
@@ -121,7 +118,7 @@ def test_one_graph() -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     places = torch.tensor([[0, 0, 0, 1, 2], [4, 3, 2, 1, 0]])
     for options in ({}, {"places": places}):
-        assert worst(compiled(ids, **options), module(ids, **options)) <= 1e-6
+        assert apart(compiled(ids, **options), module(ids, **options)) <= 1e-6
 
 
 @pytest.mark.plain

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fiery import MAP, Published, frames, off, shaken, under
+from fiery import MAP, Published, frames, shaken, under
+from near import apart
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,7 +50,7 @@ def test_a_convolution_by_its_formula(kernel: tuple[int, int, int], dilation: tu
     by_channel = [v[:, None, None, None] for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
     mean, var, scale, bias = by_channel
     expected = torch.relu((out - mean) / torch.sqrt(var + 1e-5) * scale + bias)
-    parity(31, "torch conv2d, frame by frame", off(module(x), expected), 1e-10)
+    parity(31, "torch conv2d, frame by frame", apart(module(x), expected), 1e-10)
 
 
 @pytest.mark.row(31)
@@ -103,7 +104,7 @@ def test_the_pyramid_takes_space_as_a_whole() -> None:
     for b, c, t in ((0, 0, 0), (1, 2, 3), (0, 1, 4)):
         seen = x[b, c, max(0, t - 1) : t + 1]
         mean = sum(float(n) for n in seen.flatten()) / seen.numel()
-        assert off(out[b, c, t], torch.full_like(out[b, c, t], mean)) <= 1e-12
+        assert apart(out[b, c, t], torch.full_like(out[b, c, t], mean)) <= 1e-12
 
 
 @pytest.mark.row(33)
@@ -117,7 +118,7 @@ def test_larger_maps_mean_what_was_named() -> None:
     same = torch.rand(1, 1, 3, *MAP, dtype=torch.float64)
     assert torch.equal(plain_pyramid(1, "whole")(same), plain_pyramid(1)(same))
     smaller = torch.rand(1, 1, 1, 3, 3, dtype=torch.float64)
-    assert off(plain_pyramid(1, "whole")(smaller), smaller.mean().expand_as(smaller)) <= 1e-12
+    assert apart(plain_pyramid(1, "whole")(smaller), smaller.mean().expand_as(smaller)) <= 1e-12
 
 
 @pytest.mark.row(33)
@@ -128,7 +129,7 @@ def test_the_pyramid_is_torchs_pooling(size: tuple[int, int], parity) -> None:
     for training in (False, True):
         module.train(training)
         expected = Published(under("p", module), training).pyramid("p", x, MAP)
-        parity(33, "torch AvgPool3d, padding not counted", off(module(x), expected), 1e-10)
+        parity(33, "torch AvgPool3d, padding not counted", apart(module(x), expected), 1e-10)
 
 
 @pytest.mark.row(33)
@@ -181,12 +182,12 @@ def test_a_block_is_its_composition(out_channels: int, shape: tuple[int, int] | 
     wanted = torch.autograd.grad((expected * target).sum(), list(named.values()))
     found = block(x)
     gradients = torch.autograd.grad((found * target).sum(), list(named.values()))
-    parity(32, "torch Conv3d, BatchNorm3d, AvgPool3d in the published order", off(found, expected), 1e-10)
+    parity(32, "torch Conv3d, BatchNorm3d, AvgPool3d in the published order", apart(found, expected), 1e-10)
     assert len(published.after) == 2 * sum(isinstance(module, nn.BatchNorm3d) for module in block.modules())
     for name, statistic in published.after.items():
-        assert off(block.state_dict()[name.removeprefix("b.")], statistic) <= 1e-12, name
+        assert apart(block.state_dict()[name.removeprefix("b.")], statistic) <= 1e-12, name
     for name, mine, theirs in zip(named, gradients, wanted, strict=True):
-        assert off(mine, theirs) <= 1e-10 * max(1.0, float(theirs.abs().max())), name
+        assert apart(mine, theirs) <= 1e-10 * max(1.0, float(theirs.abs().max())), name
 
 
 @pytest.mark.row(32)
@@ -196,7 +197,7 @@ def test_a_bottleneck_is_its_composition(kernel: tuple[int, int, int], out_chann
     block = shaken(Bottleneck3D(8, out_channels, kernel))
     x = frames(2, 8, 4, *MAP)
     expected = Published(under("b", block)).bottleneck("b", x)
-    parity(32, "torch Conv3d and BatchNorm3d", off(block(x), expected), 1e-10)
+    parity(32, "torch Conv3d and BatchNorm3d", apart(block(x), expected), 1e-10)
 
 
 @pytest.mark.row(32)

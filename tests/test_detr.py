@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from detrs import SIZES, SMALL, awake, close, padded, small
+from detrs import SIZES, SMALL, awake, padded, small
+from near import close
 from torch import Tensor, nn
 
 from locant import Grid, MaskedSine, Padding

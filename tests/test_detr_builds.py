@@ -9,7 +9,8 @@ import pickle
 
 import pytest
 import torch
-from detrs import SMALL, close, padded, small
+from detrs import SMALL, padded, small
+from near import close
 from torch import Tensor, nn
 
 from locant import Grid, Learned, MaskedSine, Padding

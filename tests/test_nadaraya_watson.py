@@ -7,17 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 
 from locant import Pairs
 from locant.nn.nadaraya_watson import KERNELS, NadarayaWatson
 
 DOUBLE = torch.float64
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 @pytest.mark.row(37)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 
 from locant import (
@@ -42,11 +43,6 @@ def slow(module: Attention, x: Tensor, e: Tensor | None = None, bias: Tensor | N
                 powers = [torch.exp(value - top) for value in logits]
                 out[b, i, h * WIDTH : (h + 1) * WIDTH] = sum(p * v[j] for j, p in enumerate(powers)) / sum(powers)
     return out @ module.proj.weight.T + module.proj.bias
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def tokens(grid: Grid, batch: int = 2) -> Tensor:

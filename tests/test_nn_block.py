@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 
 from locant import Causal, Grid, RelativeTable, Windows
@@ -26,11 +27,6 @@ def branches(block: Block, x: Tensor, **given: object) -> tuple[Tensor, Tensor]:
     hidden = normed(x, block.norm2) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     return x, hidden @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def shaken(block: Block) -> Block:

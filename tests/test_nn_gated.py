@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 
 from locant import ALiBi, Causal, GatedPosition, Grid, Padding, Rotary, Sinusoid, Windows
@@ -34,11 +35,6 @@ def published(module: GatedAttention, x: Tensor, rows: int, columns: int) -> Ten
                 mixed = (1 - g) * content + g * torch.softmax(torch.stack(place), 0)
                 out[b, i, channels] = (mixed / mixed.sum()) @ v
     return out @ module.proj.weight.T + module.proj.bias
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def built(grid: Grid | None = None, **given: object) -> GatedAttention:

@@ -7,17 +7,13 @@ import pickle
 
 import pytest
 import torch
+from near import close
 from torch import Tensor, nn
 
 from locant import ALiBi, Causal, Grid, Learned, MaskedSine, Padding, Pairs, RelativeTable, Sinusoid
 from locant.nn import MultiHeadAttention
 
 DIM, HEADS = 12, 3
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def torchs(module: MultiHeadAttention) -> nn.MultiheadAttention:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor, nn
 
 from locant import Causal, Grid, Padding, RelativeTable, Windows
@@ -24,11 +25,6 @@ def awake(module: nn.Module) -> nn.Module:
         for p in module.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return module.double().eval()
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
 
 
 def attention(**given: object) -> SpaceTimeAttention:

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 
 from locant import Grid, Padding, RelativeTable, Rotary, Sinusoid, Windows
@@ -13,11 +14,6 @@ from locant.nn import WindowAttention
 from locant.nn.window import _merged, _partitioned, _regions, fitted
 
 DIM, HEADS, WIDTH = 6, 2, 3
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def table_for(size: tuple[int, ...]) -> RelativeTable:

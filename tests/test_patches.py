@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from near import close
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,11 +16,6 @@ from locant import Grid
 from locant.nn.patches import PatchEmbedding, PatchMerging
 
 square, merge = functools.partial(PatchEmbedding, 8, (4, 4)), functools.partial(PatchMerging, 8)
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 def embedded(module: PatchEmbedding, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import close
 from torch import Tensor, nn
 
 from locant import Causal, Grid, Padding, Pairs
@@ -32,11 +33,6 @@ def rows(scores: Tensor, seen: Tensor) -> Tensor:
         for j, one in enumerate(e):
             p[b, i, j] = one / math.fsum(e)
     return p
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most
 
 
 @pytest.mark.row(36)

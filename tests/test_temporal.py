@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fiery import MAP, Published, frames, off, shaken
+from fiery import MAP, Published, frames, shaken
+from near import apart
 from torch import nn
 
 from locant.nn.temporal import TemporalModel
@@ -51,7 +52,7 @@ def test_the_model_is_its_composition(name: str, training: bool, parity) -> None
     shape = None if name == "no-pyramid" else MAP
     expected = Published(dict(model.state_dict()), training).model(x, model.receptive_field, shape)
     limit = 1e-10 * max(1.0, float(expected.abs().max()))
-    parity(34, "torch Conv3d, BatchNorm3d, AvgPool3d in the published order", off(model(x), expected), limit)
+    parity(34, "torch Conv3d, BatchNorm3d, AvgPool3d in the published order", apart(model(x), expected), limit)
 
 
 def published_names(blocks: list[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
@@ -188,11 +189,11 @@ def test_other_dtypes_stay_near_the_exact_result(dtype: torch.dtype) -> None:
     out = model(x)
     assert out.dtype == dtype
     assert bool(out.isfinite().all())
-    low = off(Published(dict(model.state_dict())).model(x, 3, MAP).double(), exact)
+    low = apart(Published(dict(model.state_dict())).model(x, 3, MAP).double(), exact)
     rounded = exact.to(dtype)
-    beside = 2 * off((rounded + 0.3 - 0.3).double(), rounded.double())
+    beside = 2 * apart((rounded + 0.3 - 0.3).double(), rounded.double())
     limit = max(2 * low, 1e-5 * float(exact.detach().abs().max())) if dtype == torch.float32 else 2 * low + beside
-    assert off(out.double(), exact) <= limit
+    assert apart(out.double(), exact) <= limit
 
 
 @pytest.mark.row(54)
@@ -206,7 +207,7 @@ def test_copies_and_files_compute_the_same() -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     other = MODELS["spatial"]().double().eval()
-    assert off(other(x), expected) > 0.01
+    assert apart(other(x), expected) > 0.01
     other.load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert torch.equal(other(x), expected)
 
@@ -231,4 +232,4 @@ def test_compiled_it_is_the_same(training: bool) -> None:
         target = torch.randn_like(out) if target is None else target
         results.append((out, torch.autograd.grad((out * target).sum(), x)[0]))
     for found, expected in zip(*results, strict=True):
-        assert off(found, expected) <= 1e-10 * max(1.0, float(expected.detach().abs().max()))
+        assert apart(found, expected) <= 1e-10 * max(1.0, float(expected.detach().abs().max()))

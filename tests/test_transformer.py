@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -40,11 +41,6 @@ def mask() -> Padding:
     return Padding.from_lengths(LENGTHS, 6)
 
 
-def worst(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max())
-
-
 def stepwise(model: Transformer, source: Tensor, target: Tensor, parts: list[int], mask: Padding | None) -> Tensor:
     state, logits = model.start(source, mask=mask), []
     for part in target.split(parts, dim=1):
@@ -60,10 +56,10 @@ def test_step_by_step_it_is_the_whole(pre_norm: bool, parts: list[int], parity: 
     source, target = ids()
     model = small(pre_norm=pre_norm)
     whole = model(source, target, mask=mask())
-    parity(42, "stepwise = full, float64", worst(stepwise(model, source, target, parts, mask()), whole), 1e-10)
+    parity(42, "stepwise = full, float64", apart(stepwise(model, source, target, parts, mask()), whole), 1e-10)
     model = model.float()
     whole = model(source, target, mask=mask())
-    error = worst(stepwise(model, source, target, parts, mask()), whole)
+    error = apart(stepwise(model, source, target, parts, mask()), whole)
     parity(42, "stepwise = full, float32", error, 1e-5 * float(whole.detach().abs().max()))
 
 
@@ -87,13 +83,13 @@ def test_a_token_knows_how_many_came_before_it() -> None:
     twice = torch.full((1, 2), 4)
     decoder = model.decoder
     here, next_ = decoder.embed(twice), decoder.embed(twice[:, :1], 1)
-    assert worst(next_[:, 0], here[:, 1]) == 0
-    assert worst(here[:, 1], here[:, 0]) > 0.1
+    assert apart(next_[:, 0], here[:, 1]) == 0
+    assert apart(here[:, 1], here[:, 0]) > 0.1
     state = model.start(torch.tensor([[1, 2]]))
     _, state = model.decode(twice[:, :1], state)
     assert state.seen == 1
     forgetful = decoder.embed(twice[:, :1])
-    assert worst(forgetful, next_) > 0.1
+    assert apart(forgetful, next_) > 0.1
 
 
 @pytest.mark.row(40)
@@ -119,17 +115,17 @@ def test_a_state_keeps_keys_and_values() -> None:
     memory = model.encoder(source, mask=mask())
     for block, (k, v) in zip(model.decoder.blocks, state.source, strict=True):
         heads = block.cross_attention
-        assert worst(k.transpose(1, 2).flatten(2), heads.k(memory)) == 0
-        assert worst(v.transpose(1, 2).flatten(2), heads.v(memory)) == 0
+        assert apart(k.transpose(1, 2).flatten(2), heads.k(memory)) == 0
+        assert apart(v.transpose(1, 2).flatten(2), heads.v(memory)) == 0
     _, state = model.decode(target[:, :4], state)
     assert state.seen == 4
     first = model.decoder.blocks[0].attention
     x = model.decoder.embed(target[:, :4])
-    assert worst(state.own[0][0].transpose(1, 2).flatten(2), first.k(x)) < 1e-12
+    assert apart(state.own[0][0].transpose(1, 2).flatten(2), first.k(x)) < 1e-12
     assert [tuple(k.shape) for k, _ in state.own] == [(3, HEADS, 4, DIM // HEADS)] * 2
     again, later = model.decode(target[:, 4:], state)
     assert (state.seen, later.seen) == (4, 7)  # the old state still stands: beams may part here
-    assert worst(model.decode(target[:, 4:], state)[0], again) == 0
+    assert apart(model.decode(target[:, 4:], state)[0], again) == 0
 
 
 @pytest.mark.row(42)
@@ -140,7 +136,7 @@ def test_rows_of_a_state_may_be_chosen() -> None:
     order = torch.tensor([1, 1, 0])
     chosen: State = _pytree.tree_map(lambda x: x[order], state)
     found, _ = model.decode(target[order, 3:], chosen)
-    assert worst(found, model(source, target, mask=mask())[order, 3:]) < 1e-12
+    assert apart(found, model(source, target, mask=mask())[order, 3:]) < 1e-12
 
 
 @pytest.mark.row(42)
@@ -150,12 +146,12 @@ def test_a_padded_batch_is_each_sentence_alone(pre_norm: bool) -> None:
     model, (source, target) = small(pre_norm=pre_norm), ids()
     together = model(source, target, mask=mask())
     other = source.masked_fill(~mask().valid, 1)
-    assert worst(model(other, target, mask=mask()), together) == 0
+    assert apart(model(other, target, mask=mask()), together) == 0
     for row in (0, 1):
         alone = model(source[row : row + 1, : LENGTHS[row]], target[row : row + 1])
-        assert worst(together[row : row + 1], alone) < 1e-10
+        assert apart(together[row : row + 1], alone) < 1e-10
     assert bool(together[2].isfinite().all())  # nothing to read: the decoder goes by its own words
-    assert worst(model(source, target), together) > 1e-3
+    assert apart(model(source, target), together) > 1e-3
 
 
 @pytest.mark.row(42)
@@ -180,16 +176,16 @@ def test_greedy_takes_the_likeliest_and_stops_at_the_end() -> None:
 @pytest.mark.row(42)
 def test_dropout_acts_in_training_alone() -> None:
     model, (source, target) = small(dropout=0.3), ids()
-    assert worst(model(source, target), model(source, target)) == 0
+    assert apart(model(source, target), model(source, target)) == 0
     model.train()
-    assert worst(model(source, target), model(source, target)) > 1e-3
+    assert apart(model(source, target), model(source, target)) > 1e-3
     norm = AddNorm(4, dropout=0.5).double()
     x, y = torch.randn(1, 2000, 4, dtype=DOUBLE), torch.ones(1, 2000, 4, dtype=DOUBLE)
     with torch.no_grad():
         norm.pre_norm = True
         assert sorted((norm.after(x, y) - x).round(decimals=9).unique().tolist()) == [0.0, 2.0]
         norm.pre_norm = False
-        assert worst(norm.eval().after(x, y), torch.nn.functional.layer_norm(x + y, (4,))) < 1e-12
+        assert apart(norm.eval().after(x, y), torch.nn.functional.layer_norm(x + y, (4,))) < 1e-12
 
 
 @pytest.mark.row(53)
@@ -220,11 +216,11 @@ def test_copies_files_and_dtypes() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         out = copy.deepcopy(calm).to(dtype)(source, target, mask=mask())
         assert out.dtype == dtype
-        assert worst(out.double(), exact) <= most * torch.finfo(dtype).eps
+        assert apart(out.double(), exact) <= most * torch.finfo(dtype).eps
     with torch.autocast("cpu", torch.bfloat16):
         out = calm(source, target, mask=mask())
         out.float().square().sum().backward()
-    assert worst(out.double(), exact) <= 64 * torch.finfo(torch.bfloat16).eps * max(
+    assert apart(out.double(), exact) <= 64 * torch.finfo(torch.bfloat16).eps * max(
         1.0, float(exact.detach().abs().max())
     )
     assert all(bool(p.grad.isfinite().all()) for p in calm.parameters())
@@ -235,10 +231,10 @@ def test_copies_files_and_dtypes() -> None:
 def test_one_graph_for_the_whole_and_for_a_step() -> None:
     model, (source, target) = small(dtype=torch.float32, depth=1), ids()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert worst(compiled(source, target, mask=mask()), model(source, target, mask=mask())) <= 1e-5
+    assert apart(compiled(source, target, mask=mask()), model(source, target, mask=mask())) <= 1e-5
     step = torch.compile(model.decode, fullgraph=True, backend="aot_eager")
     _, state = model.decode(target[:, :2], model.start(source, mask=mask()))
-    assert worst(step(target[:, 2:], state)[0], model(source, target, mask=mask())[:, 2:]) <= 1e-5
+    assert apart(step(target[:, 2:], state)[0], model(source, target, mask=mask())[:, 2:]) <= 1e-5
 
 
 @pytest.mark.plain

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor
 
 from locant.attend import attention
@@ -38,11 +39,6 @@ def built(attn_type: int = 0, **given: object) -> MemTransformerLM:
 
 def drawn(length: int, batch: int = 2) -> Tensor:
     return torch.randint(0, WORDS, (batch, length), generator=torch.Generator().manual_seed(3))
-
-
-def off(found: Tensor, golden: Tensor) -> float:
-    assert found.shape == golden.shape
-    return (found - golden).abs().max().item()
 
 
 def waves(distances: Tensor) -> Tensor:
@@ -140,9 +136,9 @@ def test_three_segments_are_the_published_ones(attn_type, options, parity):
     for tokens in drawn(13).split((4, 6, 3), dim=1):
         logits, ours = model(tokens, ours)
         golden, theirs = published(model, tokens, theirs)
-        worst = max(worst, off(logits, golden))
+        worst = max(worst, apart(logits, golden))
         for memory, expected in zip(ours, theirs, strict=True):
-            worst = max(worst, off(memory, expected.transpose(0, 1)))
+            worst = max(worst, apart(memory, expected.transpose(0, 1)))
     parity(48 if attn_type else 44, f"published algorithm, attn_type {attn_type}", worst, MOST)
     parity(47, f"published algorithm with memory, attn_type {attn_type}", worst, MOST)
 
@@ -158,7 +154,7 @@ def test_segments_with_memory_are_one_shot(attn_type, options, cuts, parity):
     for segment in tokens.split(cuts, dim=1):
         logits, memory = model(segment, memory)
         parts.append(logits)
-    parity(47, f"one shot, {len(cuts)} segments", off(torch.cat(parts, 1), whole), MOST)
+    parity(47, f"one shot, {len(cuts)} segments", apart(torch.cat(parts, 1), whole), MOST)
 
 
 @pytest.mark.row(47)
@@ -201,9 +197,9 @@ def test_clamped_distances_are_alike():
     _, memory = built()(drawn(5))
     memory = memory[:2]
     swapped = [m[:, [1, 0, 2, 3, 4]] for m in memory]
-    assert off(model(tokens, memory)[0], model(tokens, swapped)[0]) <= MOST
+    assert apart(model(tokens, memory)[0], model(tokens, swapped)[0]) <= MOST
     model.reset_length(mem_len=9)
-    assert off(model(tokens, memory)[0], model(tokens, swapped)[0]) > 1e-3
+    assert apart(model(tokens, memory)[0], model(tokens, swapped)[0]) > 1e-3
 
 
 @pytest.mark.row(48)
@@ -217,7 +213,7 @@ def test_absolute_positions_do_not_pile_up(attn_type):
     assert torch.equal(once, twice)
     assert all(torch.equal(m, old) for m, old in zip(memory, before, strict=True))
     plain = model.word_emb(drawn(4)) * DIM**0.5
-    assert off(memory[0], plain) <= MOST, "what is kept has no positions in it"
+    assert apart(memory[0], plain) <= MOST, "what is kept has no positions in it"
 
 
 @pytest.mark.row(56)
@@ -236,9 +232,9 @@ def test_absolute_positions_repeat_by_segment():
 
     coded = last(one, two, torch.cat([one + code, two + code], 2), None)
     other = last(two, one, torch.cat([two + code, one + code], 2), None)
-    assert off(coded, other) <= MOST, "two segments in the other order: the same"
+    assert apart(coded, other) <= MOST, "two segments in the other order: the same"
     by_distance = last(one, two, torch.cat([one, two], 2), xl)
-    assert off(by_distance, last(two, one, torch.cat([two, one], 2), xl)) > 1e-3
+    assert apart(by_distance, last(two, one, torch.cat([two, one], 2), xl)) > 1e-3
 
 
 @pytest.mark.row(45)
@@ -250,8 +246,8 @@ def test_both_ways():
     (leans,) = torch.autograd.grad(out[0, 0].square().sum(), x)
     assert (leans[0].abs().amax(-1) > 0).all()
     logits, memory = model(tokens)
-    assert off(model(tokens.flip(1))[0].flip(1), logits) > 1e-3
-    assert off(model(tokens, memory)[0], logits) > 1e-3, "the memory is seen"
+    assert apart(model(tokens.flip(1))[0].flip(1), logits) > 1e-3
+    assert apart(model(tokens, memory)[0], logits) > 1e-3, "the memory is seen"
 
 
 @pytest.mark.row(44)
@@ -291,7 +287,7 @@ def test_one_training_step(attn_type):
     assert idle == set()
     unread = set(range(WORDS)) - set(second.unique().tolist())
     assert all(model.word_emb.weight.grad[word].abs().max() == 0 for word in unread)
-    assert off(model(second, memory)[0], model(second, memory)[0]) > 1e-3, "dropout in training"
+    assert apart(model(second, memory)[0], model(second, memory)[0]) > 1e-3, "dropout in training"
 
 
 @pytest.mark.row(53)
@@ -322,10 +318,10 @@ def test_survival(attn_type):
     for dtype in (torch.float16, torch.bfloat16):
         low = out(copy.deepcopy(model).to(dtype))
         assert low.dtype == dtype
-        assert off(low.double(), golden) <= 0.1 * golden.abs().max()
+        assert apart(low.double(), golden) <= 0.1 * golden.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
         low = out(copy.deepcopy(model).float())
-    assert off(low.double(), golden) <= 0.1 * golden.abs().max()
+    assert apart(low.double(), golden) <= 0.1 * golden.abs().max()
 
 
 @pytest.mark.compiled
@@ -336,11 +332,11 @@ def test_compiled_and_exported():
     _, memory = model(drawn(4))
     golden, later = model(tokens, memory)
     found, kept = torch.compile(model, fullgraph=True, backend="aot_eager")(tokens, memory)
-    assert off(found, golden) <= MOST
-    assert max(off(a, b) for a, b in zip(kept, later, strict=True)) <= MOST
+    assert apart(found, golden) <= MOST
+    assert max(apart(a, b) for a, b in zip(kept, later, strict=True)) <= MOST
     with torch.no_grad():
         program = torch.export.export(model, (tokens, memory), strict=False)
-        assert off(program.module()(tokens, memory)[0], golden) <= MOST
+        assert apart(program.module()(tokens, memory)[0], golden) <= MOST
 
 
 @pytest.mark.plain

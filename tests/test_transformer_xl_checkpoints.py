@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_transformer_xl import DIM, HEADS, HIDDEN, LAYERS, MOST, WORDS, built, drawn, off
+from near import apart
+from test_transformer_xl import DIM, HEADS, HIDDEN, LAYERS, MOST, WORDS, built, drawn
 from test_transformer_xl import published as published_algorithm
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def test_loaded_numbers_give_what_the_original_gives(attn_type, parity):
     empty = [torch.zeros(0, 2, DIM, dtype=torch.float64)] * (LAYERS + 1)
     golden, _ = published_algorithm(model, drawn(8), empty)
     row = 48 if attn_type else 44
-    parity(row, f"a file of the original, attn_type {attn_type}", off(model(drawn(8))[0], golden), MOST)
+    parity(row, f"a file of the original, attn_type {attn_type}", apart(model(drawn(8))[0], golden), MOST)
 
 
 @pytest.mark.row(54)

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from near import apart
 from torch import Tensor, nn
 
 from locant.attend import attention, weights
@@ -27,11 +28,6 @@ def drawn(module: nn.Module, std: float = 0.5) -> nn.Module:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=std)
     return module
-
-
-def off(found: Tensor, golden: Tensor) -> float:
-    assert found.shape == golden.shape
-    return (found - golden).abs().max().item()
 
 
 def parted(x: Tensor) -> Tensor:
@@ -72,11 +68,11 @@ def test_conformer_relative(transformers, parity, family):
 
     exact = ours.distances(LENGTH - 1).flip(0)  # theirs begin with the farthest key before the query, in float32
     laid_out = exact.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)[None]
-    assert off(laid_out, codes) <= 1e-5
+    assert apart(laid_out, codes) <= 1e-5
     golden = theirs(wide, relative_position_embeddings=laid_out)[0]
-    parity(45, f"transformers {name}SelfAttention, relative", off(found(), golden), MOST)
+    parity(45, f"transformers {name}SelfAttention, relative", apart(found(), golden), MOST)
     golden = theirs(wide, relative_position_embeddings=codes)[0]
-    parity(45, "the same with its own float32 sinusoids", off(found(), golden), 1e-5 * golden.abs().max().item())
+    parity(45, "the same with its own float32 sinusoids", apart(found(), golden), 1e-5 * golden.abs().max().item())
 
 
 @pytest.mark.row(44)
@@ -111,7 +107,7 @@ def test_xlnet(transformers, parity, memory, clamp, causal):
         steps = torch.arange(keys, -LENGTH, -1).clamp(-clamp, clamp)
         codes = ours.distances(keys)[steps + keys, None].expand(-1, 2, -1)
     single = model.relative_positional_encoding(LENGTH, keys, bsz=2)
-    assert off(single.double(), codes) <= 1e-5
+    assert apart(single.double(), codes) <= 1e-5
     mask = blocked.double()[:, :, None, None].expand(-1, -1, 2, HEADS)
     golden, _ = theirs(x, None, mask, None, codes, None, mems=past if memory else None)
     whole = torch.cat([past, x])
@@ -121,8 +117,8 @@ def test_xlnet(transformers, parity, memory, clamp, causal):
     for sense in (Pairs.from_blocked(blocked), Causal() if causal else None):
         found = attention(q, k, v, grid=grid[memory:], key_grid=grid, position=ours, mask=sense)
         found = theirs.post_attention(x, found.permute(2, 0, 1, 3))
-        parity(45, "transformers XLNetRelativeAttention", off(found, golden), MOST)
-        parity(44, "transformers XLNetRelativeAttention with memory", off(found, golden), MOST)
+        parity(45, "transformers XLNetRelativeAttention", apart(found, golden), MOST)
+        parity(44, "transformers XLNetRelativeAttention with memory", apart(found, golden), MOST)
 
 
 @pytest.mark.row(48)
@@ -140,7 +136,7 @@ def test_shaw(transformers, parity, distance):
     x = torch.randn(2, LENGTH, DIM, dtype=torch.float64)
     q, k, v = (parted(layer(x)) for layer in (theirs.linear_q, theirs.linear_k, theirs.linear_v))
     found = theirs.linear_out(joined(attention(q, k, v, grid=Grid(LENGTH), position=ours)))
-    parity(48, "transformers Wav2Vec2BertSelfAttention, relative_key", off(found, theirs(x)[0]), MOST)
+    parity(48, "transformers Wav2Vec2BertSelfAttention, relative_key", apart(found, theirs(x)[0]), MOST)
 
 
 @pytest.mark.parametrize("sides", [(5, 5), (3, 6)])
@@ -157,11 +153,11 @@ def test_sam(transformers, sides):
     trained = Decomposed(Grid(5, 5), HEADS, WIDTH).double()
     trained.load_state_dict({"tables.0": theirs.rel_pos_h, "tables.1": theirs.rel_pos_w})
     for table, resized in zip(ours.tables, trained.resized(grid, method="bilinear").tables, strict=True):
-        assert off(resized, table) <= MOST
+        assert apart(resized, table) <= MOST
     x = torch.randn(2, rows, columns, DIM, dtype=torch.float64)
     q, k, v = theirs.qkv(x).flatten(1, 2).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
     found = theirs.proj(joined(attention(q, k, v, grid=grid, position=ours)).unflatten(1, sides))
-    assert off(found, theirs(x)[0]) <= MOST
+    assert apart(found, theirs(x)[0]) <= MOST
 
 
 @pytest.mark.parametrize("pooled", [1, 2, 4])
@@ -176,7 +172,7 @@ def test_mvit(timm, pooled, cls):
     logits = q * WIDTH**-0.5 @ k.mT
     theirs = [table.roll(1 - pooled, 0) for table in ours.tables]
     golden = published(logits, q, cls, list(grid.shape), list(keys.shape), *theirs).softmax(-1)
-    assert off(weights(q, k, grid=grid, key_grid=keys, position=ours), golden) <= MOST
+    assert apart(weights(q, k, grid=grid, key_grid=keys, position=ours), golden) <= MOST
 
 
 def test_video_mvit(timm):
@@ -188,7 +184,7 @@ def test_video_mvit(timm):
     time, row, column = ours.tables
     logits = q * WIDTH**-0.5 @ k.mT
     golden = published(logits, q, (4, 6, 6), (4, 3, 3), row.roll(-1, 0), column.roll(-1, 0), time).softmax(-1)
-    assert off(weights(q, k, grid=grid, key_grid=keys, position=ours), golden) <= MOST
+    assert apart(weights(q, k, grid=grid, key_grid=keys, position=ours), golden) <= MOST
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -213,7 +209,7 @@ def test_t5(transformers, decoder, buckets, most):
     golden = theirs(x, mask=hidden[None, None].expand(2, 1, -1, -1))[0]
     q, k, v = (parted(layer(x)) for layer in (theirs.q, theirs.k, theirs.v))
     found = theirs.o(joined(attention(q, k, v, grid=Grid(LENGTH), position=ours, mask=mask, scale=1.0)))
-    assert off(found, golden) <= MOST
+    assert apart(found, golden) <= MOST
 
 
 @pytest.mark.row(14)
@@ -241,4 +237,4 @@ def test_swin_v2(timm, parity, window, pretrained):
     found = theirs.proj(joined(attention(q, k, v, grid=grid, position=ours, scale=1.0)))
     golden = theirs(x)
     limit = 1e-5 * golden.abs().max().item()  # their coordinates are float32
-    parity(14, "timm swin_transformer_v2 WindowAttention", off(found, golden), limit)
+    parity(14, "timm swin_transformer_v2 WindowAttention", apart(found, golden), limit)

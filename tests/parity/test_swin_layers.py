@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from near import apart
 from sharpened import sharpened
-from torch import Tensor, nn
+from torch import nn
 
 from locant import Grid, Pairs, RelativeTable, Windows, checkpoints
 from locant.checkpoints import swin as names
@@ -42,11 +43,6 @@ def drawn(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def worst(found: Tensor, golden: Tensor) -> float:
-    assert found.shape == golden.shape
-    return float((found - golden).detach().abs().max())
-
-
 @pytest.mark.row(2)
 @pytest.mark.parametrize("window", [(2, 2), (2, 3), (3, 2), (7, 7)])
 def test_index(timm: ModuleType, transformers: ModuleType, window: tuple[int, int], parity: Parity) -> None:
@@ -55,10 +51,10 @@ def test_index(timm: ModuleType, transformers: ModuleType, window: tuple[int, in
         table.table.copy_(torch.arange(table.table.numel()).reshape(table.table.shape))
     index = table(Grid(*window))[0]
     golden = import_module("timm.models.swin_transformer").get_relative_position_index(*window)
-    parity(2, "timm get_relative_position_index", worst(index, golden), 0)
+    parity(2, "timm get_relative_position_index", apart(index, golden), 0)
     theirs = import_module("transformers.models.swin.modeling_swin").SwinRelativePositionBias(1, window)
     flat = theirs.relative_position_index.reshape(golden.shape)
-    parity(2, "transformers SwinRelativePositionBias", worst(index, flat), 0)
+    parity(2, "transformers SwinRelativePositionBias", apart(index, flat), 0)
 
 
 @pytest.mark.row(9)
@@ -68,9 +64,9 @@ def test_partition_and_reverse(
 ) -> None:
     swin, x = import_module("timm.models.swin_transformer"), torch.randn(2, *sizes, 5)
     cut = _partitioned(x, window)
-    parity(9, "timm window_partition", worst(cut, swin.window_partition(x, window).flatten(1, 2)), 0)
+    parity(9, "timm window_partition", apart(cut, swin.window_partition(x, window).flatten(1, 2)), 0)
     found = _merged(cut, 2, window, sizes)
-    parity(9, "timm window_reverse", worst(found, swin.window_reverse(cut.unflatten(1, window), window, *sizes)), 0)
+    parity(9, "timm window_reverse", apart(found, swin.window_reverse(cut.unflatten(1, window), window, *sizes)), 0)
 
 
 @pytest.mark.row(10)
@@ -90,11 +86,11 @@ def test_shift_mask(
     block = import_module("timm.models.swin_transformer").SwinTransformerBlock(
         8, sizes, 2, window_size=window, shift_size=shift
     )
-    parity(10, "timm attn_mask", worst(ours, block.attn_mask), 0)
+    parity(10, "timm attn_mask", apart(ours, block.attn_mask), 0)
     swin = import_module("transformers.models.swin.modeling_swin")
     layer = swin.SwinLayer(transformers.SwinConfig(window_size=window), 8, sizes, 2, shift_size=shift)
     golden = layer.get_attn_mask(*sizes, dtype=torch.float32, device=torch.device("cpu"))
-    parity(10, "transformers get_attn_mask", worst(ours, golden), 0)
+    parity(10, "transformers get_attn_mask", apart(ours, golden), 0)
 
 
 @pytest.mark.row(3)
@@ -115,7 +111,7 @@ def test_window_attention_with_a_mask(
     table = state.pop("relative_position_bias_table").T.reshape(ours.position.table.shape)
     ours.load_state_dict({**state, "position.table": table})
     added = None if added is None else added.double()
-    parity(3, "timm WindowAttention, float64", worst(ours(x, mask=mask), theirs(x, mask=added)), EXACT)
+    parity(3, "timm WindowAttention, float64", apart(ours(x, mask=mask), theirs(x, mask=added)), EXACT)
     if window[0] == window[1]:
         config = transformers.SwinConfig()
         config._attn_implementation = "eager"
@@ -127,7 +123,7 @@ def test_window_attention_with_a_mask(
             qkv | {f"proj.{kind}": state[f"o_proj.{kind}"] for kind in ("weight", "bias")} | {"position.table": table}
         )
         # its softmax rounds to float32
-        parity(3, "transformers SwinAttention", worst(ours(x, mask=mask), other(x, added)[0]), 1e-5)
+        parity(3, "transformers SwinAttention", apart(ours(x, mask=mask), other(x, added)[0]), 1e-5)
 
 
 @pytest.mark.row(13)
@@ -139,11 +135,11 @@ def test_merging(timm: ModuleType, transformers: ModuleType, sizes: tuple[int, i
         ours = PatchMerging(6, norm_first=norm_first).double()
         ours.load_state_dict(theirs.state_dict())
         found, grid = ours(x.flatten(1, 2), Grid(*sizes))
-        parity(13, f"timm {module} PatchMerging", worst(found.unflatten(1, grid.shape), theirs(x)), EXACT)
+        parity(13, f"timm {module} PatchMerging", apart(found.unflatten(1, grid.shape), theirs(x)), EXACT)
     theirs = drawn(import_module("transformers.models.swin.modeling_swin").SwinPatchMerging(6))
     ours = PatchMerging(6).double()
     ours.load_state_dict(theirs.state_dict())
-    error = worst(ours(x.flatten(1, 2), Grid(*sizes))[0], theirs(x.flatten(1, 2), sizes))
+    error = apart(ours(x.flatten(1, 2), Grid(*sizes))[0], theirs(x.flatten(1, 2), sizes))
     parity(13, "transformers SwinPatchMerging", error, EXACT)
 
 
@@ -173,14 +169,14 @@ def test_cosine_attention(timm: ModuleType, transformers: ModuleType, torchvisio
     theirs = drawn(import_module("timm.models.swin_transformer_v2").WindowAttention(DIM, (4, 4), HEADS))
     with torch.no_grad():
         theirs.logit_scale[1:, 0, 0] = torch.tensor([math.log(100), 7.0])
-    parity(14, "timm v2 WindowAttention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)), EXACT)
+    parity(14, "timm v2 WindowAttention", apart(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)), EXACT)
     swin = import_module("transformers.models.swinv2.modeling_swinv2")
     theirs = drawn(swin.Swinv2Attention(transformers.Swinv2Config(), DIM, HEADS, 4))
-    parity(14, "transformers Swinv2Attention", worst(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)[0]), EXACT)
+    parity(14, "transformers Swinv2Attention", apart(cosine(theirs, (4, 4))(x, grid=grid), theirs(x)[0]), EXACT)
     theirs = drawn(torchvision.ShiftedWindowAttentionV2(DIM, [3, 4], [1, 2], HEADS))
     picture = torch.randn(2, 7, 10, DIM, dtype=torch.float64)
     found = cosine(theirs, (3, 4), (1, 2))(picture.flatten(1, 2), grid=Grid(7, 10)).unflatten(1, (7, 10))
-    parity(14, "torchvision ShiftedWindowAttentionV2, 7 × 10", worst(found, theirs(picture)), EXACT)
+    parity(14, "torchvision ShiftedWindowAttentionV2, 7 × 10", apart(found, theirs(picture)), EXACT)
 
 
 @pytest.mark.row(14)
@@ -205,10 +201,10 @@ def test_a_finite_mask_leaks_at_the_cap(timm: ModuleType, transformers: ModuleTy
             part.weight.copy_(sign * eye)
         for module in (theirs, twice):
             module.logit_scale.fill_(7.0)
-    assert worst(theirs(x, mask=mask), -x) < 1e-12  # the other one's value
-    assert worst(twice(x, mask)[0], 0 * x) < 1e-12  # the mean of both
+    assert apart(theirs(x, mask=mask), -x) < 1e-12  # the other one's value
+    assert apart(twice(x, mask)[0], 0 * x) < 1e-12  # the mean of both
     one = Pairs.from_window_mask(mask, batch=1)
-    assert worst(Attention.forward(cosine(theirs, (1, 2)), x, grid=Grid(1, 2), mask=one), x) < 1e-12
+    assert apart(Attention.forward(cosine(theirs, (1, 2)), x, grid=Grid(1, 2), mask=one), x) < 1e-12
 
 
 @pytest.mark.row(15)
@@ -221,14 +217,14 @@ def test_class_token(timm: ModuleType, transformers: ModuleType, window: tuple[i
     rows = {name: flat[row - 3] for row, name in enumerate(("query_prefix", "key_prefix", "both"))}
     table.load_state_dict({"table": flat[:-3].T.reshape(table.table.shape), **rows})
     index = import_module("timm.layers.pos_embed_rel").gen_relative_position_index(window, class_token=True)
-    parity(15, "timm gen_relative_position_index", worst(table(grid), flat[index].permute(2, 0, 1)), 0)
+    parity(15, "timm gen_relative_position_index", apart(table(grid), flat[index].permute(2, 0, 1)), 0)
     if window[0] == window[1]:  # theirs swaps the sides of a rectangle
         config = transformers.BeitConfig(image_size=64, patch_size=16, hidden_size=DIM, num_attention_heads=HEADS)
         theirs = import_module("transformers.models.beit.modeling_beit").BeitRelativePositionBias(config)
         with torch.no_grad():
             theirs.relative_position_bias_table.copy_(flat)
         golden = theirs(window).reshape(table(grid).shape)
-        parity(15, "transformers BeitRelativePositionBias", worst(table(grid), golden), 1e-6)
+        parity(15, "transformers BeitRelativePositionBias", apart(table(grid), golden), 1e-6)
 
 
 KINDS = pytest.mark.parametrize("kind", [Swin, SwinV2])
