@@ -88,7 +88,7 @@ class BertEmbeddings(nn.Module):
             rows = self.position(Grid(ids.shape[1]) if grid is None else grid)
         else:
             self._check_places(places, grid)
-            rows = F.embedding(places, self.position.table)
+            rows = F.embedding(places, self.position())
         x = self.word_embeddings(ids) + self.token_type_embeddings(types) + rows
         return F.dropout(self.norm(x), self.dropout, self.training)
 

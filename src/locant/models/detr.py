@@ -118,7 +118,8 @@ class DETR(nn.Module):
         mask = None if mask is None else on_cells(mask, features)
         # added to zeros for the checks and the dtype that come with it
         rows = embedded(torch.zeros_like(tokens), self.position, grid, mask)
-        return self.transformer(tokens, self.query_embed.weight, rows, mask)
+        queries = self.query_embed(torch.arange(self.query_embed.num_embeddings, device=features.device))
+        return self.transformer(tokens, queries, rows, mask)
 
     def _grid(self, features: Tensor) -> Grid:
         channels = self.input_proj.in_channels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from locant.attend import weights
 from locant.grid import Grid
@@ -59,7 +58,6 @@ def attention_map(
     embedding, position = parted(None, module.position)
     x = embedded(x, embedding, grid, module.mask)
     projection, scale = (module.qk, None) if isinstance(module, GatedAttention) else (module.qkv, module.scale)
-    rows, bias = slice(2 * module.dim), projection.bias  # q and k come first in both
-    qk = F.linear(x, projection.weight[rows], None if bias is None else bias[rows])
+    qk = projection(x)[..., : 2 * module.dim]  # q and k come first in both
     q, k = qk.unflatten(-1, (2, module.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return weights(q, k, grid=grid, position=position, mask=module.mask, scale=scale)

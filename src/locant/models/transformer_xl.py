@@ -68,7 +68,8 @@ class MemTransformerLM(nn.Module):
         same_length: whether a query sees mem_len keys at most, itself included.
         causal: whether a token sees no later one.
         pre_norm: whether norms stand in front of both branches.
-        tie_weight: whether the head's matrix is E; else it is one of its own.
+        tie_weight: whether the head's matrix is E, read as a parameter: hooks and adapters of the look-up do not act on
+            it. Else it is a layer of its own.
         untie_r: whether each layer has its own u and v.
         dropout: on embeddings, distances, projections, perceptrons and the output, in training only.
         dropatt: on the weights of attention, in training only.
@@ -167,8 +168,9 @@ class MemTransformerLM(nn.Module):
         """
         check_ids("MemTransformerLM", "tokens", tokens)
         x, memory = self.forward_features(self.word_emb(tokens) * self.dim**0.5, memory)
-        weight = self.word_emb.weight if self.head is None else self.head.weight
-        return F.linear(x, weight, self.head_bias), memory
+        if self.head is not None:
+            return self.head(x) + self.head_bias, memory
+        return F.linear(x, self.word_emb.weight, self.head_bias), memory  # tied: E itself, which is no look-up here
 
     def forward_features(
         self, x: Float[Tensor, "batch tokens dim"], memory: Sequence[Tensor] | None = None
@@ -196,7 +198,7 @@ class MemTransformerLM(nn.Module):
         if isinstance(scheme, Sinusoid):
             return scheme(Grid(length))[back if self.clamp_len is None else back.clamp(max=self.clamp_len)]
         assert isinstance(scheme, Learned), "attn_type 3"
-        return scheme.table[(len(scheme.table) - 1 - back).clamp(min=0)]
+        return scheme()[(scheme.grid.cells - 1 - back).clamp(min=0)]
 
     def _mask(self, earlier: int, tokens: int, device: torch.device) -> Mask | None:
         if not self.causal:

@@ -60,9 +60,9 @@ class MemoryAttention(nn.Module):
         """Attend to the memory and to each other, as far as `mask` allows."""
         whole = x if memory is None else torch.cat([memory, x], dim=1)
         keys = placed(whole, self.dim, self.qkv.weight, None)
-        width = self.heads * self.head_dim
-        q = self._heads(F.linear(x, self.qkv.weight[:width]))
-        k, v = (self._heads(y) for y in F.linear(whole, self.qkv.weight[width:]).chunk(2, dim=-1))
+        # one call of the module, as published: hooks, LoRA and quantised weights act; the memory's queries are not used
+        q, k, v = (self._heads(y) for y in self.qkv(whole).chunk(3, dim=-1))
+        q = q[:, :, keys.tokens - x.shape[1] :]
         out = attention(
             q, k, v,
             grid=keys[keys.tokens - x.shape[1] :], key_grid=keys, position=parted(None, self.position)[1], mask=mask,
