@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from locant.compare.task import Task
+    from locant.tasks.task import Task
 
 
 def picture(seed: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> np.ndarray:

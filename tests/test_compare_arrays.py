@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from datasets import everything, reads, sizes
 
-from locant.compare import arrays
-from locant.compare.sources import open_task
-from locant.compare.task import Refusal
+from locant.tasks import arrays
+from locant.tasks.sources import open_task
+from locant.tasks.task import Refusal
 
 
 def save_npz(path: Path, compressed: bool = False, **named: np.ndarray) -> Path:

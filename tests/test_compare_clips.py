@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from datasets import clip_folder, reads, reason, sizes, write_video
 
-from locant.compare import stills
-from locant.compare.films import natural, read_clip, spaced
-from locant.compare.sources import open_task
+from locant.tasks import stills
+from locant.tasks.films import natural, read_clip, spaced
+from locant.tasks.sources import open_task
 
 
 def test_folders_of_frames_in_natural_order(tmp_path: Path) -> None:
@@ -96,5 +96,5 @@ def test_a_container_that_promises_more_frames_than_it_holds(tmp_path: Path, mon
     path = tmp_path / "few.avi"
     write_video(path, list(range(0, 220, 20)), "mjpeg", "yuvj420p")
     whole = read_clip(path, (8, 8), 3).pixels
-    monkeypatch.setattr("locant.compare.films._count", lambda path: 50)
+    monkeypatch.setattr("locant.tasks.films._count", lambda path: 50)
     assert (read_clip(path, (8, 8), 3).pixels == whole).all()

@@ -12,10 +12,10 @@ import pytest
 from datasets import everything, picture, plain_folder, reads, reason, save, sizes
 from PIL import Image
 
-from locant.compare import stills
-from locant.compare.folders import shown
-from locant.compare.sources import open_task
-from locant.compare.task import ArrayExamples, Refusal, two_sides
+from locant.tasks import stills
+from locant.tasks.folders import shown
+from locant.tasks.sources import open_task
+from locant.tasks.task import ArrayExamples, Refusal, two_sides
 
 
 def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from locant.compare import digits
-from locant.compare.task import Refusal, Task
+from locant.tasks import digits
+from locant.tasks.task import Refusal, Task
 
 OPPOSITE = {label: label ^ 1 for label in range(8)}
 

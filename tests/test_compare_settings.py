@@ -6,7 +6,7 @@ import pytest
 
 from locant.compare import settings
 from locant.compare.settings import DEFAULTS, Settings, resolve
-from locant.compare.task import Refusal
+from locant.tasks.task import Refusal
 
 
 def test_defaults_are_both_picture_tasks_with_three_seeds() -> None:

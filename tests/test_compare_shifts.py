@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from locant.compare import shifts
-from locant.compare.task import ArrayExamples
+from locant.tasks import shifts
+from locant.tasks.task import ArrayExamples
 
 RNG = np.random.default_rng(0)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from datasets import everything, picture, plain_folder, reads, reason, save, sizes
 
-from locant.compare import splits, stills
-from locant.compare.inspection import Store
-from locant.compare.sources import open_task
-from locant.compare.task import ArrayExamples, Refusal
+from locant.tasks import splits, stills
+from locant.tasks.inspection import Store
+from locant.tasks.sources import open_task
+from locant.tasks.task import ArrayExamples, Refusal
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])

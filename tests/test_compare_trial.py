@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from locant.compare import checkpoint, digits, splits
+from locant.compare import checkpoint
 from locant.compare.settings import DEFAULTS
-from locant.compare.task import ArrayExamples, Refusal, Task
 from locant.compare.trial import Job, _Run, digest, pace, train
 from locant.compare.world import World
+from locant.tasks import digits, splits
+from locant.tasks.task import ArrayExamples, Refusal, Task
 
 RECIPE = replace(DEFAULTS["images"], epochs=3, dim=16, depth=1, heads=2)
 
@@ -158,7 +159,7 @@ SHARDED = """
 import json, sys
 from dataclasses import replace
 import torch
-from locant.compare import digits
+from locant.tasks import digits
 from locant.compare.settings import DEFAULTS
 from locant.compare.trial import Job, _Run, correct
 from locant.compare.world import World

@@ -8,6 +8,6 @@ from __future__ import annotations
 from locant.compare.result import Result
 from locant.compare.run import run
 from locant.compare.summary import load
-from locant.compare.task import Refusal
+from locant.tasks.task import Refusal
 
 __all__ = ["Refusal", "Result", "load", "run"]

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from locant import atomic
-from locant.compare.task import Refusal
+from locant.tasks.task import Refusal
 
 
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

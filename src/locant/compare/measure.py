@@ -23,8 +23,8 @@ from torch import nn
 
 from locant.compare.model import Classifier, grid_of
 from locant.compare.settings import Recipe
-from locant.compare.task import Task
 from locant.compare.trial import Job, build
+from locant.tasks.task import Task
 
 ROUNDS = 5  # at the trained size
 GROWING = 3  # at larger ones

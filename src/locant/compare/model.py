@@ -22,12 +22,12 @@ from locant.attend import plan
 from locant.compare.layers import Layer, OverTime
 from locant.compare.schemes import Scheme, Shape, mask_of
 from locant.compare.settings import Recipe
-from locant.compare.task import two_sides
 from locant.grid import Grid
 from locant.planner import Plan
 from locant.positions.learned import Learned
 from locant.positions.position import Position
 from locant.positions.table import RelativeTable
+from locant.tasks.task import two_sides
 
 
 class Classifier(nn.Module):

@@ -17,15 +17,15 @@ import torch
 
 from locant import __version__
 from locant.compare import checkpoint, finding, measure, report, settings, summary
+from locant.compare.opening import open_tasks
 from locant.compare.result import Result
 from locant.compare.schemes import DEFAULT, QUICK, SCHEMES, Scheme, find
 from locant.compare.settings import Settings
-from locant.compare.task import Refusal, Task
-from locant.compare.tasks import open_tasks
 from locant.compare.terminal import Progress, estimate
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
 from locant.compare.world import World
+from locant.tasks.task import Refusal, Task
 
 Tell = Callable[[dict[str, Any]], None]
 

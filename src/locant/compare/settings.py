@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from locant.compare.task import Refusal
+from locant.tasks.task import Refusal
 
 KINDS = ("images", "clips", "sequences")
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from locant.compare import checkpoint, finding, splits, statistics
+from locant.compare import checkpoint, finding, statistics
 from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patch_of
 from locant.compare.schemes import Scheme, find
 from locant.compare.settings import Recipe, Settings
-from locant.compare.task import Examples, Task
 from locant.compare.trial import Job
+from locant.tasks import splits
+from locant.tasks.task import Examples, Task
 
 
 def of_task(

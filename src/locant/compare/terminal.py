@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from locant.compare import splits
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
-from locant.compare.task import Task
 from locant.compare.trial import Job, build, load
+from locant.tasks import splits
+from locant.tasks.task import Task
 
 Tell = Callable[[dict[str, Any]], None]
 MEASURING = 15.0  # seconds per task for costs and report, roughly

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from locant.compare import checkpoint, splits
+from locant.compare import checkpoint
 from locant.compare.model import Classifier, patch_of
 from locant.compare.schemes import find
 from locant.compare.settings import Recipe
-from locant.compare.task import Examples, Task
 from locant.compare.world import World
+from locant.tasks import splits
+from locant.tasks.task import Examples, Task
 
 SAVE_EVERY = 50  # steps; an epoch's end is saved too
 EVALUATED = 256  # examples at once in evaluation

@@ -20,7 +20,7 @@ from threading import Thread
 from typing import Any
 
 from locant.compare.settings import Settings
-from locant.compare.task import Refusal
+from locant.tasks.task import Refusal
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -124,7 +124,7 @@ def _end_with(parent: int) -> None:
 def _serve(tell: Tell) -> None:
     import torch
 
-    from locant.compare.tasks import open_tasks
+    from locant.compare.opening import open_tasks
     from locant.compare.trial import Job, train
     from locant.compare.world import World
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from locant.compare import films, stills
-from locant.compare.films import natural
-from locant.compare.task import Refusal, Skipped
+from locant.tasks import films, stills
+from locant.tasks.films import natural
+from locant.tasks.task import Refusal, Skipped
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "icon\r"})

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
-from locant.compare import films
-from locant.compare.folders import Item, Listing, shown
-from locant.compare.stills import REMARKS, Decoded, Unusable, reason_of, require_file
-from locant.compare.task import Examples, Refusal
+from locant.tasks import films
+from locant.tasks.folders import Item, Listing, shown
+from locant.tasks.stills import REMARKS, Decoded, Unusable, reason_of, require_file
+from locant.tasks.task import Examples, Refusal
 
 CACHE = 256 << 20
 BLOCK = 1 << 20  # bytes of a file hashed at once

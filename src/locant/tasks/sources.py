@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from locant.compare import arrays, films, folders, splits, stills
-from locant.compare.folders import Listing, shown
-from locant.compare.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
-from locant.compare.splits import NAMES
-from locant.compare.stills import Decoded
-from locant.compare.task import KINDS, Refusal, Task, two_sides
+from locant.tasks import arrays, films, folders, splits, stills
+from locant.tasks.folders import Listing, shown
+from locant.tasks.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
+from locant.tasks.splits import NAMES
+from locant.tasks.stills import Decoded
+from locant.tasks.task import KINDS, Refusal, Task, two_sides
 
 SIZE, FRAMES = 32, 8
 QUESTION = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
-from locant.compare.task import Examples, Shift
+from locant.tasks.task import Examples, Shift
 
 SEED = 0
 GROWTH = 1.25  # of each side, in whole patches and at least by one: more blank tokens would drown the others

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from locant.compare import stills
-from locant.compare.stills import PIXEL_LIMIT, Decoded, Unusable, fitted, read_still, reason_of, require_file
+from locant.tasks import stills
+from locant.tasks.stills import PIXEL_LIMIT, Decoded, Unusable, fitted, read_still, reason_of, require_file
 
 if TYPE_CHECKING:
     import av

@@ -21,8 +21,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from locant.compare.splits import NAMES, divide
-from locant.compare.task import ArrayExamples, Refusal, Task, fingerprint, two_sides
+from locant.tasks.splits import NAMES, divide
+from locant.tasks.task import ArrayExamples, Refusal, Task, fingerprint, two_sides
 
 SIDE = 8  # pixels of a scan, each way
 DIGITS = tuple(str(digit) for digit in range(10))

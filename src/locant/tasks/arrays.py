@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
-from locant.compare.task import Examples, Refusal
+from locant.tasks.task import Examples, Refusal
 
 CHUNK = 16 << 20  # bytes of x looked at together
 COLOURS = (1, 3, 4)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
-from locant.compare.task import Examples, Refusal
+from locant.tasks.task import Examples, Refusal
 
 NAMES = ("train", "validation", "test")
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}

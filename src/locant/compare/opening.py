@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from locant.compare import shifts, splits
 from locant.compare.model import patch_of
 from locant.compare.settings import Recipe, Settings
-from locant.compare.task import Task
+from locant.tasks import shifts, splits
+from locant.tasks.task import Task
 
 
 def open_tasks(settings: Settings) -> dict[str, Task]:
     """Every task of the settings, by kind. Raises Refusal for data that can't be used."""
     if settings.data is not None:
-        from locant.compare.sources import open_task
+        from locant.tasks.sources import open_task
 
         asked = settings.task[0] if settings.task else None
         recipe = next(iter(settings.recipes.values()))
@@ -37,7 +37,7 @@ def _shifted(task: Task, recipe: Recipe) -> Task:
 
 
 def _built_in(kind: str, recipe: Recipe) -> Task:
-    from locant.compare import digits
+    from locant.tasks import digits
 
     if kind == "images":
         return digits.images(size=recipe.size)
