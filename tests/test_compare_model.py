@@ -1,13 +1,18 @@
 """The small transformer: what a scheme can and cannot tell is a law of the model, before any training."""
 
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patch_of, patches
-from locant.compare.schemes import DEFAULT, SCHEMES, find
+from locant.compare.schemes import DEFAULT, SCHEMES, TABLE_STD, Shape, find
 from locant.compare.settings import DEFAULTS
+from locant.grid import Grid
 
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
 
@@ -172,3 +177,24 @@ def _reorder(x: torch.Tensor, patch: tuple[int, ...], order) -> torch.Tensor:
     mixed = torch.empty(len(x), x[0].numel())
     mixed[:, places.flatten()] = cut[:, index].flatten(1)
     return mixed.reshape(len(x), *item)
+
+
+def test_tables_start_as_wide_as_the_docs_say() -> None:
+    """A normal of s cut at ±2 has the variance s² (1 - 2 a φ(a) / (2 Φ(a) - 1)), a = 2 / s."""
+    a = 2 / TABLE_STD
+    inside = math.erf(a / math.sqrt(2))
+    spread = TABLE_STD * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
+    torch.manual_seed(0)
+    (_, table), *_ = find("images", ("relative",))[0].passes(Shape(Grid(64, 64), 32, 8))
+    drawn = torch.cat([p.flatten() for p in table.parameters()])
+    # the sample standard deviation of n bounded numbers is off by less than spread / sqrt(2 n) per sigma
+    assert abs(drawn.std().item() - spread) < 5 * spread / math.sqrt(2 * drawn.numel())
+    docs = Path(__file__).parents[1] / "docs"
+    said = re.search(
+        r"normal distribution of ([\d.]+), cut at ±2 \(a standard deviation of ([\d.]+)\)",
+        (docs / "compare.md").read_text().replace("\n  ", " "),
+    )
+    assert said is not None
+    assert said.groups() == (f"{TABLE_STD:g}", f"{spread:.2f}")
+    for page in ("architecture.md", "schemes/relative-table.md"):
+        assert f"normal of {TABLE_STD:g}" in (docs / page).read_text()
