@@ -27,11 +27,11 @@ Make = Callable[[torch.dtype], Workload]
 HEAD = '''"""How long each part of a kernel's work takes, for comparing kernels (locant.speed).
 
 Written by benchmarks/costs.py, not by hand. In seconds per call, item, FLOP, score, query byte, key byte and copied
-byte; by kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (the same, and a bias learns).
+byte; by device, kernel, dtype and mode: "forward", "train" (forward and backward), "learned" (and a bias learns).
 Measured on {processor} ({instructions}), {threads}, torch {torch}, commit {commit}, {date}.
 """
 
-SECONDS: dict[tuple[str, str, str], tuple[float, ...]] = {{
+SECONDS: dict[tuple[str, str, str, str], tuple[float, ...]] = {{
 '''
 
 
@@ -164,7 +164,9 @@ def measured(seconds: float, gate: Gate) -> dict[tuple[str, str, str], list[floa
 def written(constants: dict[tuple[str, str, str], list[float]]) -> str:
     about = machine.described()
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
-    lines = [f'    ("{k}", "{d}", "{m}"): ({", ".join(map(repr, row))}),' for (k, d, m), row in constants.items()]
+    lines = [
+        f'    ("cpu", "{k}", "{d}", "{m}"): ({", ".join(map(repr, row))}),' for (k, d, m), row in constants.items()
+    ]
     return HEAD.format(**{**about, "threads": threads}) + "\n".join(lines) + "\n}\n"
 
 
@@ -180,7 +182,7 @@ def checked(seconds: float, gate: Gate, dtype: str) -> None:
             times = interleaved({k: (lambda k=k, call=call: call(k)) for k in KERNELS}, seconds, gate)
             ratio = times.ratio("sdpa", "native")
             problem = work.plan(train=mode != "forward").problem
-            native, sdpa = (speed.seconds(problem, planner.named(k)) for k in KERNELS)
+            native, sdpa = (speed.seconds(problem, planner.named(k)) or 0.0 for k in KERNELS)
             agree = (sdpa > native) == (ratio.median > 1)
             near = ratio.low <= 1 <= ratio.high
             right, count = right + (agree or near), count + 1

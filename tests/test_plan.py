@@ -25,13 +25,14 @@ from locant import (
     operators,
     plan,
     planner,
+    speed,
 )
-from locant.kernels import native
+from locant.kernels import native, reference, sdpa
+from locant.kernels.kernel import Work
 from locant.masks import Structure
 from locant.positions.position import Content
 from locant.problem import Problem
 
-ABSENT = {name for name in planner.KNOWN if name not in {k.name for k in planner.FAMILY}}
 COMPILED = not isinstance(operators.built(), str)
 
 
@@ -85,15 +86,6 @@ def test_log_sum_exp_is_refused_by_sdpa():
         attention(q, k, v, return_lse=True, kernel="sdpa")
 
 
-@pytest.mark.parametrize("name", sorted(ABSENT))
-def test_kernels_that_this_build_has_not(name):
-    q, k, v = heads(Grid(6))
-    why = dict(plan(q, k, v).passed_over)[name]
-    assert why == f"this build of Locant has no {name} kernel"
-    with pytest.raises(ValueError, match=f"kernel='{name}' was asked for, and it refuses: {why}"):
-        attention(q, k, v, kernel=name)
-
-
 def test_unknown_kernels():
     there = ", ".join(kernel.name for kernel in planner.FAMILY)
     with pytest.raises(ValueError, match=f"there is no kernel of that name; there are {there}"):
@@ -107,7 +99,7 @@ def test_nothing_falls_back_in_silence(scheme, mask):
     q, k, v = heads(scheme.grid)
     arguments = {"grid": scheme.grid, "position": scheme.make(), "mask": MASKS[mask](scheme.grid)}
     found = plan(q, k, v, **arguments)
-    assert {found.kernel, *dict(found.passed_over)} == set(planner.KNOWN)
+    assert {found.kernel, *dict(found.passed_over)} == {kernel.name for kernel in planner.FAMILY}
     assert all(len(why) > 20 for _, why in found.passed_over)
     gated = any(isinstance(p, GatedPosition) for p in parts(arguments["position"]))
     structure = Structure.of(arguments["mask"])
@@ -121,7 +113,7 @@ def test_nothing_falls_back_in_silence(scheme, mask):
     dense = plan(q, k, v, kernel="reference", **arguments)
     assert dense.kernel == "reference"
     for name, why in dense.passed_over:
-        refused = name in ABSENT or planner.named(name).refuses(dense.problem) is not None
+        refused = planner.named(name).refuses(dense.problem) is not None
         assert why == (dict(found.passed_over)[name] if refused else "reference was asked for by name")
 
 
@@ -153,7 +145,7 @@ def test_what_native_refuses(change, sentence):
 
 def test_without_the_compiled_kernels_everything_runs_and_the_plan_says_why(monkeypatch):
     monkeypatch.setattr(operators, "built", lambda: "the compiled kernels are not there (no compiler)")
-    caches = (planner.plan, planner._remembered)
+    caches = (planner._planned, planner._remembered)
     try:
         for cache in caches:
             cache.cache_clear()
@@ -324,14 +316,14 @@ def test_it_reads_no_values():
 
 
 def test_it_is_cached_and_the_cache_is_bounded():
-    caches = (planner.plan, planner._remembered)
+    caches = (planner._planned, planner._remembered)
     assert all(0 < cache.cache_info().maxsize <= 4096 for cache in caches)
     problem = Problem(1, 1, 1, 4, 4, Grid(3), Grid(3))
     assert hash(problem) == hash(Problem(1, 1, 1, 4, 4, Grid(3), Grid(3)))
     assert planner.plan(problem) is planner.plan(Problem(1, 1, 1, 4, 4, Grid(3), Grid(3)))
     for size in range(1100):
         planner.plan(Problem(1, 1, 1, 4, 4, Grid(size), Grid(size)))
-    assert planner.plan.cache_info().currsize <= planner.plan.cache_info().maxsize
+    assert planner._planned.cache_info().currsize <= planner._planned.cache_info().maxsize
 
 
 def test_it_shows_itself():
@@ -342,3 +334,37 @@ def test_it_shows_itself():
     assert "not reference the definition, dense" in str(found)
     assert found._repr_html_().startswith(f"<pre>kernel    {found.kernel}")
     assert "×" in plan(q, k, v, kernel="reference")._repr_html_()
+
+
+class Eager:
+    """A kernel that can do everything at no cost, and that nobody has measured."""
+
+    name = "eager"
+    refuses = staticmethod(lambda problem: None)
+    work = staticmethod(lambda problem: Work(0, 0, 0))
+    run = staticmethod(reference.run)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kernel_without_constants_is_listed_and_never_chosen_by_itself(monkeypatch, first):
+    q, k, v = heads(Grid(6))
+    before = plan(q, k, v), plan(q, k, v, return_lse=True, mask=Pairs(torch.ones(6, 6, dtype=torch.bool)))
+    monkeypatch.setattr(planner, "FAMILY", (Eager(), *planner.FAMILY) if first else (*planner.FAMILY, Eager()))
+    after = plan(q, k, v), plan(q, k, v, return_lse=True, mask=Pairs(torch.ones(6, 6, dtype=torch.bool)))
+    sentence = "exact as well, and never measured on cpu: it runs when asked for by name"
+    for one, other in zip(before, after, strict=True):
+        assert other.kernel == one.kernel
+        assert dict(other.passed_over) == {**dict(one.passed_over), "eager": sentence}
+    golden = attention(q, k, v, kernel="reference")
+    assert torch.equal(attention(q, k, v, kernel="eager"), golden)
+    assert plan(q, k, v, kernel="eager").kernel == "eager"
+
+
+def test_a_device_that_was_never_measured_has_no_seconds_and_runs_torchs_attention():
+    on_gpu = replace(CELLS, device="cuda")
+    assert speed.seconds(on_gpu, sdpa) is None
+    assert speed.seconds(CELLS, sdpa) > 0
+    assert planner.plan(on_gpu).kernel == "sdpa"
+    assert planner.plan(replace(on_gpu, lse=True)).kernel == "reference"
+    assert "planned as on a CPU" in str(planner.plan(replace(CELLS, device="meta")))
+    assert "planned as on a CPU" not in str(planner.plan(CELLS))

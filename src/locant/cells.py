@@ -5,13 +5,15 @@ Plain integers, no tensors: what a planner may read, and a table asks before it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from locant.grid import Grid
-from locant.masks import Mask, Structure, Windows
+from locant.masks import Causal, Mask, Structure, Windows
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Cell:
 
 def cells(windows: tuple[Windows, ...], axis: int, grid: Grid, key_grid: Grid) -> tuple[Cell, ...]:
     """The cells on one axis that hold a query, in order; without windows there is one."""
+    if not windows:
+        return (Cell((0, grid.shape[axis]), (0, key_grid.shape[axis])),) if grid.shape[axis] else ()
     keys = _runs(windows, axis, key_grid)
     return tuple(Cell(run, keys.get(label, (0, 0))) for label, run in _runs(windows, axis, grid).items())
 
@@ -35,6 +39,29 @@ def _runs(windows: tuple[Windows, ...], axis: int, grid: Grid) -> dict[tuple[int
         label = tuple(w.cell_of(axis, coordinate) for w in windows)
         runs[label] = (runs[label][0] if label in runs else index, index + 1)
     return runs
+
+
+def count(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[int, int]:
+    """How many cells hold a query, and how many pairs of a query and a key lie in one cell.
+
+    Prefix keys belong to every cell; prefix queries are one more cell, which sees everything.
+    """
+    lines = [cells(windows, axis, grid, key_grid) for axis in range(grid.axes)]
+    pairs = [sum((c.queries[1] - c.queries[0]) * (c.keys[1] - c.keys[0]) for c in line) for line in lines]
+    total = math.prod(pairs) + grid.cells * key_grid.prefix + grid.prefix * key_grid.tokens
+    if not windows:
+        return int(grid.tokens > 0), total
+    return math.prod(map(len, lines)) + (grid.prefix > 0), total
+
+
+def visible_share(causal: tuple[Causal, ...], grid: Grid, key_grid: Grid) -> float:
+    """The share of pairs that an order leaves, on its first axis: one half of a square, all of one new query."""
+    if not causal or not grid.cells or not key_grid.cells:
+        return 1.0
+    axis = causal[0].axis or 0
+    queries, keys = grid.along(axis), key_grid.along(axis)
+    seen = (np.arange(queries.start, queries.stop, queries.step) - keys.start) // keys.step + 1
+    return float(seen.clip(0, len(keys)).mean() / len(keys))
 
 
 def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
@@ -66,6 +93,8 @@ def reach_of(scheme: str, own: Grid, grid: Grid, key_grid: Grid, mask: Mask | No
 
 
 def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
+    if not grid.cells or not key_grid.cells:
+        return (0,) * grid.axes
     found = []
     for axis in range(grid.axes):
         queries, keys = grid.along(axis), key_grid.along(axis)

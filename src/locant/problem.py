@@ -1,8 +1,8 @@
-"""One attention problem: what is static about it (a planner's key), its tensors (a kernel's input), its cost."""
+"""One attention problem: what is static about it (a planner's key), its tensors (a kernel's input)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +31,7 @@ class Problem:
     content: AxialTerms | None = None
     bias_grad: bool = False  # of the table, or of the content's terms
     gate: Separable | None = None
-    mask: Structure = Structure()
+    mask: Structure = field(default_factory=Structure)  # a default object could not be rebuilt by torch.compile
     dropout: bool = False
     lse: bool = False
     exporting: bool = False
@@ -93,13 +93,3 @@ class Inputs:
                 k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
         groups = self.q.shape[1] // max(k.shape[1], 1)
         return (k, v) if groups == 1 else (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """FLOPs (two per multiply-add) and bytes moved or held, forward only; `held` is the largest extra tensor."""
-
-    flops: int
-    bytes: int
-    held: int
-    notes: tuple[str, ...] = ()

@@ -94,8 +94,8 @@ def _measured(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Call
 def _why_not(kernel: Any, work: Workload, train: bool) -> str | None:
     problem = work.plan(train=train).problem
     why: str | None = kernel.refuses(problem)
-    if why is None and kernel is reference and (1 + train) * kernel.cost(problem).held > HELD:
-        why = f"it would hold {(1 + train) * kernel.cost(problem).held / 1e9:.1f} GB of scores; it is not timed"
+    if why is None and kernel is reference and (1 + train) * kernel.work(problem).held > HELD:
+        why = f"it would hold {(1 + train) * kernel.work(problem).held / 1e9:.1f} GB of scores; it is not timed"
     return why
 
 

@@ -1,2 +1,1 @@
-"""One file per way to execute, each with four names: `name`, `refuses(problem)`, `cost(problem)` and
-`run(problem, inputs)`."""
+"""One file per way to execute; what each must offer stands in `kernels/kernel.py`."""

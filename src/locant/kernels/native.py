@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from locant import operators, separable
-from locant.layout import described, layout
+from locant.cells import count, visible_share
+from locant.kernels.kernel import Output, Work
+from locant.layout import described
 from locant.masks import Mask, Padding, Segments
-from locant.problem import Cost, Inputs, Problem
+from locant.problem import Inputs, Problem
 
 name = "native"
 
@@ -38,9 +40,9 @@ def refuses(problem: Problem) -> str | None:
     return separable.refuses(problem)
 
 
-def cost(problem: Problem) -> Cost:
-    own = layout(_described(problem))
-    scores = problem.batch * problem.heads * own.scores
+def work(problem: Problem) -> Work:
+    windows, copies = problem.mask.windows, problem.batch * problem.heads
+    cells, scores = (copies * number for number in count(windows, problem.grid, problem.key_grid))
     flops = 2 * scores * (problem.head_dim + problem.value_dim)
     held = problem.bias.numbers * max(4, problem.width) if problem.bias is not None else 0
     notes = []
@@ -49,10 +51,11 @@ def cost(problem: Problem) -> Cost:
     if problem.gate is not None:
         flops += separable.flops(problem)
         notes.append(separable.note(problem))
-    return Cost(flops, problem.stream + held, held, tuple(notes))
+    computed = flops * visible_share(problem.mask.causal, problem.grid, problem.key_grid)
+    return Work(flops, problem.stream + held, held, tuple(notes), items=cells, computed=computed)
 
 
-def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run(problem: Problem, inputs: Inputs) -> Output:
     rest = (
         *_bias(inputs), *_masks(problem, inputs.mask), inputs.scale, inputs.dropout,
         torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,

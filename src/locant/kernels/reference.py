@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.problem import Cost, Inputs, Problem
+from locant.kernels.kernel import Output, Work
+from locant.problem import Inputs, Problem
 
 name = "reference"
 
@@ -23,11 +24,11 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-def cost(problem: Problem) -> Cost:
+def work(problem: Problem) -> Work:
     scores = problem.batch * problem.heads * problem.queries * problem.keys
     maps = 2 + (problem.bias is not None) + (problem.content is not None) + 2 * (problem.gate is not None)
     held = (maps * scores + problem.terms) * problem.width
-    return Cost(
+    return Work(
         flops=2 * scores * (problem.head_dim + problem.value_dim) + 2 * problem.terms * problem.head_dim,
         bytes=problem.stream + 2 * held,
         held=held,
@@ -35,7 +36,7 @@ def cost(problem: Problem) -> Cost:
     )
 
 
-def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+def run(problem: Problem, inputs: Inputs) -> Output:
     p, lse = probabilities(problem, inputs)
     if inputs.dropout > 0:
         p = torch.nn.functional.dropout(p, inputs.dropout)

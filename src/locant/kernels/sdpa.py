@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import separable
-from locant.cells import Cell, cells
+from locant.cells import Cell, cells, count, visible_share
 from locant.grid import Grid, Tokens
+from locant.kernels.kernel import Output, Work
 from locant.masks import Every, Structure, Windows
-from locant.problem import Cost, Inputs, Problem
+from locant.problem import Inputs, Problem
 
 name = "sdpa"
 
@@ -32,7 +33,7 @@ def refuses(problem: Problem) -> str | None:
     return separable.refuses(problem)
 
 
-def cost(problem: Problem) -> Cost:
+def work(problem: Problem) -> Work:
     groups = _groups(problem.mask.windows, problem.grid, problem.key_grid)
     scores = problem.batch * problem.heads * sum(g.count * g.scores for g in groups)
     flops = 2 * scores * (problem.head_dim + problem.value_dim)
@@ -60,7 +61,21 @@ def cost(problem: Problem) -> Cost:
     if problem.exporting:
         notes.append("under export these are torch's own operators")
     copies = 3 if problem.mask.windows else 1  # cells are gathered before the call and put back after it
-    return Cost(flops, copies * problem.stream + held, held, tuple(notes))
+    # a mask that is spelled out is a bias to torch: it computes the pairs that the order forbids as well
+    share = 1.0 if held else visible_share(problem.mask.causal, problem.grid, problem.key_grid)
+    cells_in_all = problem.batch * problem.heads * count(problem.mask.windows, problem.grid, problem.key_grid)[0]
+    return Work(
+        flops, copies * problem.stream + held, held, tuple(notes),
+        items=cells_in_all, computed=flops * share, copied=held + _rearranged(problem),
+    )  # fmt: skip
+
+
+def _rearranged(problem: Problem) -> int:
+    """Bytes that are copied before torch's attention: cells gathered and put back, keys repeated or cleared."""
+    rows = problem.batch * problem.keys * (problem.head_dim + problem.value_dim) * problem.width
+    copied = 2 * problem.stream if problem.mask.windows else 0
+    copied += rows * problem.heads if problem.kv_heads != problem.heads else 0
+    return copied + rows * problem.kv_heads * problem.mask.padding
 
 
 def _spelled_out(problem: Problem, scores: int) -> int:
@@ -76,7 +91,7 @@ def _spelled_out(problem: Problem, scores: int) -> int:
     return (problem.batch if by_sample else 1) * (problem.heads if by_head else 1) * scores * width
 
 
-def run(problem: Problem, inputs: Inputs) -> tuple[Tensor, None]:
+def run(problem: Problem, inputs: Inputs) -> Output:
     k, v = inputs.grouped()
     if 0 in (problem.batch, problem.heads, problem.queries, problem.keys, problem.head_dim, problem.value_dim):
         return inputs.q @ k.transpose(-1, -2) @ v, None  # nothing to attend to: zeros, with gradients of zeros
