@@ -173,6 +173,7 @@ def test_strict_refuses_and_loads_nothing(fault):
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     faulty = {*report.missing, *(name for name, *_ in report.unfit), *report.broken}
     assert set(changed) == before.keys() - faulty
+    assert {*report.kept, *(name for ours, _ in report.renamed for name in ours)} == set(changed), "and counted so"
 
 
 def test_a_layout_that_nobody_has():
@@ -296,6 +297,23 @@ def test_numbers_that_are_not_counted_that_way_do_not_fit():
     assert found.absent == {"layers.1.q.w": ("layers.1.qkv.w",)}
     with pytest.raises(ValueError, match=r"needs 0.k.w, 0.v.w beside 0.q.w; got a state without"):
         turned_out({"0.q.w": torch.ones(1)}, Layout("theirs", RULES))
+
+
+def test_what_another_shape_keeps_out_is_counted_as_left_out():
+    """A published head of 1000 classes, read for 5: 2 tensors are not loaded, and the first line says so."""
+    state = published.swin() | {"head.weight": torch.ones(1000, 16), "head.bias": torch.ones(1000)}
+    state["layers.0.blocks.0.attn.qkv.bias"].fill_(math.nan)
+    report = load(swin(), state, strict=False)
+    assert str(report).splitlines()[0] == (
+        "Swin from the layout 'official': 33 kept, 14 renamed, 4 dropped, 0 missing, 0 unexpected, 2 of another shape, "
+        "1 with NaN or infinity"
+    )
+
+
+def test_a_report_is_its_table_wherever_it_is_shown():
+    report = load(swin(), published.swin())
+    assert repr(report) == str(report)
+    assert len(repr(report)) < 1200
 
 
 def test_reports_are_for_people_too():

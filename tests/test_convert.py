@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import published
 import pytest
 import torch
-from small import convit, redrawn, same, swin
+from small import same, swin
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from locant.checkpoints import convert, export, load, read, write
+from locant.checkpoints import export, load, read, write
 from locant.cli import app
 from locant.resizing import resize_table
 
@@ -216,22 +217,54 @@ def test_files_that_are_not_there_or_end_otherwise():
     done = run("in.safetensors", "out.onnx", *SWIN, "--window", "4", "--image-size", "32")
     assert done.exit_code == 2
     assert "is written to .safetensors, .pt or .pth; got 'out.onnx'" in done.stderr
-    done = run("in.safetensors", "no/folder/out.pth", *SWIN, "--window", "4", "--image-size", "32")
-    assert (done.exit_code, "No such file or directory" in done.stderr) == (2, True)
     done = run("in.safetensors", "out.pth", *SWIN, "--set", "border")
     assert done.exit_code == 2
     assert "needs NAME=VALUE" in done.stderr
 
 
-def test_a_file_may_take_its_own_place():
-    model = redrawn(convit())
-    write("in.safetensors", export(model, "timm"))
-    report = convert(
-        "in.safetensors", "in.safetensors", model="ConViT", image_size=32, classes=5,
-        settings={"patch": 8, "dim": 16, "depth": 3, "heads": 4, "local_up_to_layer": 2},
-    )  # fmt: skip
-    assert report.exact
-    assert same(read("in.safetensors"), dict(model.state_dict()))
+def test_the_source_is_never_written_over():
+    """By its own name, a hard link or a symbolic one, its bytes stay; another file may be replaced."""
+    write("in.pth", published.swin_timm())
+    os.link("in.pth", "hard.pth")
+    Path("soft.pth").symlink_to("in.pth")
+    Path("link.pth").symlink_to("soft.pth")
+    before, wanted = Path("in.pth").read_bytes(), (*SWIN, "--window", "4", "--image-size", "32")
+    pairs = (("in.pth", "in.pth"), ("in.pth", "./in.pth"), ("in.pth", "hard.pth"), ("in.pth", "soft.pth"))
+    for source, target in (*pairs, ("link.pth", "hard.pth")):
+        done = run(source, target, *wanted)
+        assert (done.exit_code, done.stdout) == (2, ""), (source, target)
+        assert re.search(r"needs to be another one than .* which is read and would be lost\. Name another", done.stderr)
+        assert Path("in.pth").read_bytes() == before
+    write("old.pth", {"a": torch.ones(1)})
+    assert run("in.pth", "old.pth", *wanted).exit_code == 0
+    assert len(read("old.pth")) == 50
+
+
+def test_the_target_is_looked_at_before_any_work():
+    """A source that nothing could read: the sentence is about the target."""
+    Path("in.pth").write_text("no checkpoint")
+    Path("folder.pth").mkdir()
+    for target, words in {
+        "out.onnx": "is written to .safetensors, .pt or .pth; got 'out.onnx'",
+        "no/folder/out.pth": "No such file or directory: no/folder/out.pth",
+        "folder.pth": "Is a directory: folder.pth",
+    }.items():
+        done = run("in.pth", target, *SWIN)
+        assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
+
+
+def test_no_error_names_a_temporary_file(monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write("in.pth", published.swin_timm())
+    monkeypatch.setattr(os, "fsync", full)
+    done = run("in.pth", "out.pth", *SWIN, "--window", "4", "--image-size", "32")
+    assert (done.exit_code, done.stderr) == (2, "locant: No space left on device: out.pth\n")
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError) as raised:
+        write("no/folder/out.pth", {"a": torch.ones(1)})
+    assert raised.value.filename == "no/folder/out.pth"
 
 
 def test_the_daily_job_at_full_size():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from locant.checkpoints.families import family, recognised
-from locant.checkpoints.files import opened, write
+from locant.checkpoints.files import check_target, opened, write
 from locant.checkpoints.loading import exported, prepared
 from locant.checkpoints.names import fits
 from locant.checkpoints.report import Report
@@ -58,7 +58,7 @@ def convert(
 
     Args:
         source: a .safetensors, .pt or .pth file.
-        target: a file with one of these endings.
+        target: a file with one of these endings, and another one than `source`.
         model: its published name, "swin_tiny", "convit_base", "detr", or its class, "Swin", all of it by `settings`.
         to: the layout to write, "locant" or one of the model's family.
         layout, method, fresh, top, strict: as `checkpoints.load` takes them.
@@ -68,9 +68,11 @@ def convert(
         from_window, from_grid: `window` and `grid` of `checkpoints.load`.
 
     Raises:
-        ValueError: for a model, layout or argument that there is not, and whatever `load` refuses.
+        ValueError: for a model, layout or argument that there is not, a target that is the source, and whatever `load`
+            refuses.
         OSError: if a file cannot be read or written.
     """
+    check_target(Path(target), [Path(source)])
     held = opened(source)  # before a model is built for it
     wanted = {"image_size": image_size, "window": window, "frames": frames, "classes": classes}
     arguments = _arguments(model, {name: value for name, value in wanted.items() if value is not None}, settings or {})

@@ -11,6 +11,7 @@ Source: the safetensors format (github.com/huggingface/safetensors, "Format").
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from locant.atomic import write_bytes
 from locant.checkpoints.pickles import MAGIC, Damage, walked
 
+ENDINGS = (".safetensors", ".pt", ".pth")  # that are written
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 SAVE = "Save a state dict: torch.save(model.state_dict(), path)."
 CHUNK, UNKNOWN, SUM = 2**20, b"0" * 8, re.compile(rb'"locant.crc32":"([0-9a-f]{8})"')
@@ -287,6 +289,7 @@ def write(
         OSError: if it cannot be written; what was there before is whole.
     """
     path = Path(path)
+    check_ending(path)
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
@@ -295,12 +298,35 @@ def write(
         found = SUM.search(content)
         assert found is not None, "safetensors writes its metadata without spaces"
         content = content[: found.start(1)] + b"%08x" % zlib.crc32(content) + content[found.end(1) :]
-    elif path.suffix in (".pt", ".pth"):
+    else:
         buffer = io.BytesIO()
         torch.save({top: plain} if top else plain, buffer)
         content = buffer.getvalue()
-    else:
+    write_bytes(path, content)
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a name whose ending says no format that is written."""
+    if path.suffix not in ENDINGS:
         raise ValueError(
             f"a checkpoint is written to .safetensors, .pt or .pth; got {str(path)!r}. Give it one of these endings."
         )
-    write_bytes(path, content)
+
+
+def check_target(target: Path, sources: Iterable[Path]) -> None:
+    """Refuse, before any work, a place where nothing can be written, and one that holds what is to be read.
+
+    Raises:
+        ValueError: for another ending, and for one of `sources`, whatever links lead to it.
+        OSError: if there is no folder to write to, or a source is not there.
+    """
+    check_ending(target)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and any(os.path.samefile(source, target) for source in sources):
+        raise ValueError(
+            f"the file to write needs to be another one than the file that is read; got {str(target)!r}, which is "
+            "read and would be lost. Name another file."
+        )

@@ -135,16 +135,16 @@ def prepared(
     ours, resized = brought(ours, model, chosen, method=method, grid=grid)
     report = _sorted(found, chosen, wanted, fresh, type(model).__name__)
     report.resized = resized
-    for name in [name for name, tensor in ours.items() if tuple(tensor.shape) != shapes[name]]:
-        report.unfit.append((name, tuple(ours.pop(name).shape), shapes[name]))
-    report.broken = [name for name, tensor in ours.items() if not torch.isfinite(tensor).all()]
+    unfit = [name for name, tensor in ours.items() if tuple(tensor.shape) != shapes[name]]
+    broken = [name for name, tensor in ours.items() if name not in unfit and not torch.isfinite(tensor).all()]
+    report.leave_out([(name, tuple(ours[name].shape), shapes[name]) for name in unfit], broken)
     if strict and not report.exact:
         raise ValueError(
             f"a checkpoint needs to fit the {report.model} tensor by tensor; got, read in the layout "
             f"{report.layout!r}, {report.faults()}. Build the model that it was made for, name what is to stay as it "
             "is (fresh), or load what fits (strict=False)."
         )
-    return {name: tensor for name, tensor in ours.items() if name not in report.broken}, report
+    return {name: tensor for name, tensor in ours.items() if name not in (*unfit, *broken)}, report
 
 
 def _unwrapped(source: Source, held: Any, layouts: Sequence[Layout], top: str | None) -> dict[str, Tensor]:

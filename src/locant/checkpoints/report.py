@@ -17,23 +17,23 @@ class Resized:
     method: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """What was done with which tensor. `print(report)` is for people; the lists are for programs.
+    """What was done with which tensor. `print(report)` and `report` are for people; the lists are for programs.
 
     Args:
         model: its class.
         layout: the names that the file has.
-        kept: tensors that have the same name in the file and in the model.
-        renamed: (our names, their names), where they differ or one is made of several.
+        kept: tensors that have the same name in the file and in the model, and were loaded.
+        renamed: (our names, their names) of what was loaded, where they differ or one is made of several.
         resized: what had another size.
         dropped: names in the file of what the model recomputes.
         left: names of what was left alone: in the file, of parts that the model does not have; in the model, of tensors
             that were asked to stay as they are.
         missing: names in the model that the file has nothing for.
         unexpected: names in the file that the model has nothing for.
-        unfit: (our name, shape in the file, shape in the model), where no resizing helps.
-        broken: our names of tensors that hold NaN or infinity.
+        unfit: (our name, shape in the file, shape in the model), where no resizing helps: not loaded.
+        broken: our names of tensors that hold NaN or infinity: not loaded.
     """
 
     model: str
@@ -64,6 +64,15 @@ class Report:
         }
         return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names)
 
+    def leave_out(self, unfit: list[tuple[str, tuple[int, ...], tuple[int, ...]]], broken: list[str]) -> None:
+        """Count these among `unfit` and `broken`, and no longer among what was loaded."""
+        self.unfit, self.broken = unfit, broken
+        gone = {name for name, *_ in unfit} | set(broken)
+        self.kept = [name for name in self.kept if name not in gone]
+        stays = [(tuple(name for name in ours if name not in gone), theirs) for ours, theirs in self.renamed]
+        self.renamed = [(ours, theirs) for ours, theirs in stays if ours]
+        self.resized = [line for line in self.resized if line.name not in gone]
+
     def __str__(self) -> str:
         chapters: dict[str, list[str]] = {
             "renamed": folded(f"{' + '.join(theirs)} → {' + '.join(ours)}" for ours, theirs in self.renamed),
@@ -83,6 +92,8 @@ class Report:
                 lines += [f"  {title}", *(f"    {name}" for name in names)]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _counts(self) -> str:
         counts = {
             "kept": len(self.kept),
@@ -92,6 +103,8 @@ class Report:
             "left alone": len(self.left),
             "missing": len(self.missing),
             "unexpected": len(self.unexpected),
+            "of another shape": len(self.unfit),
+            "with NaN or infinity": len(self.broken),
         }
         return ", ".join(
             f"{count} {what}" for what, count in counts.items() if count or what in ("missing", "unexpected")
