@@ -20,7 +20,7 @@ LAYERS = (
     {"planner", "speed"},
     {"attend"},
     {"flops", "multiply_adds", "nn"},
-    {"tasks"},  # what models are tried on; it knows no model
+    {"tasks", "page"},  # what models are tried on, and what pages are made of; they know no model
     {"models", "checkpoints", "explain", "compare", "bench"},
     {"cli", "options"},
     {"__main__"},

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from results import make_results
 
-from locant.compare import markup, pictures, report
-from locant.compare.charts import Scale
+from locant.compare import report
+from locant.page import markup, pictures
+from locant.page.charts import Scale
 
 CHROMIUM = "/usr/bin/chromium"
 VOID = {"meta", "link", "br", "img", "input", "hr"}

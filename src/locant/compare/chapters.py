@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locant.compare import charts, markup, pictures
-from locant.compare.charts import Line, Mark
-from locant.compare.markup import NOTHING, listed, percent, points, probability, sizes, text, user, whole
+from locant.page import charts, markup, pictures
+from locant.page.charts import Line, Mark
+from locant.page.markup import NOTHING, listed, percent, points, probability, sizes, text, user, whole
 
 FEW = 12  # classes named in the sentence; the rest stand in the table of classes
 LONG = 32  # letters of a class in that sentence
@@ -370,16 +370,11 @@ def _maps(task: Json, number: int, cards: str) -> str:
         for s in task["schemes"]
         if s not in drawn
     )
-    query = next(iter(drawn))["picture"]["query"]
-    axes = {1: ("token",), 2: ("row", "column"), 3: ("frame", "row", "column")}[len(query)]
-    where = ", ".join(f"{axis} {at + 1}" for axis, at in zip(axes, query, strict=True))
+    query = drawn[0]["picture"]["query"]
     frames = " Frames stand side by side, first to last." if len(query) == 3 else ""
     return (
         "<h3>What each trained scheme looks like</h3>"
         "<p>Each cell is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
         f"centred at zero and share one scale per scheme.{frames}</p>"
-        f'<p data-static="{number}">Shown for the query at {where}.</p>'
-        f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'
-        "<small>Click a cell, here or on any map.</small></p><div data-board></div></div>"
-        f'<div class="cards">{cards}</div>{bare}'
+        f'{pictures.picker(number, query)}<div class="cards">{cards}</div>{bare}'
     )

@@ -1,27 +1,23 @@
 """The page that `locant compare` leaves behind: one self-contained HTML file, made from results.json alone.
 
-It loads nothing, and its Content-Security-Policy lets it load nothing: the one style sheet and the one script are
-named by their hashes. Without scripts it shows the same charts and the maps of one query. What a clock or an allocator
-said is read from the `measured` block and shown as such; nothing else on the page depends on it.
+What a clock or an allocator said is read from the `measured` block and shown as such; nothing else on the page depends
+on it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from locant.atomic import write_bytes
-from locant.compare import chapters, pictures
-from locant.compare.markup import NOTHING, code, listed, text, user, whole
+from locant.compare import chapters
+from locant.page import pictures, shell
+from locant.page.markup import NOTHING, code, listed, text, user, whole
 
 FORMAT = 1
-COLOURS = 10  # `s0` is grey and belongs to "none"; `s1` … `s10` go round
 MOST_FILES = 200  # skipped files on the page; results.json has all
+CLOSING = (("limits", "What this cannot tell"), ("data", "Data"), ("settings", "Settings"), ("model", "Best model"))
 Json = Mapping[str, Any]
 
 
@@ -43,51 +39,52 @@ def render(results: Json) -> str:
             "Make them with this version: run `locant compare` again."
         )
     tasks = results.get("tasks") or []
-    styles = _styles(tasks)
+    styles = shell.styles(scheme["name"] for task in tasks for scheme in task["schemes"])
     measured = (results.get("measured") or {}).get("tasks") or {}
     shown, carried = [], {}
     for number, task in enumerate(tasks):
-        cards, maps = pictures.gallery(task, number, styles)
+        cards, maps = _gallery(task, number, styles)
         batch = ((results.get("settings") or {}).get(task["kind"]) or {}).get("batch")
         said = [line for line in task.get("finding") or [] if line not in (results.get("finding") or [])]
         task = {**task, "finding": said}  # what the page opens with is not said twice
         shown.append(chapters.chapter(task, number, measured.get(task["kind"]) or {}, styles, cards, batch))
         carried.update(maps)
-    style, script = _file("report.css"), _file("report.js")
-    return Template(_file("report.html")).substitute(
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
-        title=f"Locant compare: {text(listed([task['kind'] for task in tasks]))}",
-        style=style,
-        script=script,
-        gradients=pictures.gradients(),
+    links = [(f"task-{i}", str(task["kind"]).capitalize()) for i, task in enumerate(tasks)]
+    return shell.fill(
+        title=f"Locant compare: {listed([task['kind'] for task in tasks])}",
+        kicker="Locant compare",
+        heading="Which position scheme should this model use?",
         finding=_finding(results, tasks),
-        contents=_contents(tasks),
-        tasks="".join(shown),
-        closing=_closing(results, tasks),
-        maps=pictures.script_data(carried),
+        links=[*links, *CLOSING],
+        body=f"{''.join(shown)}\n{_closing(results, tasks)}",
+        author="locant compare",
+        maps=carried,
     )
 
 
-def _styles(tasks: Sequence[Json]) -> dict[str, str]:
-    """One colour per scheme on the whole page, in order of appearance."""
-    names = dict.fromkeys(scheme["name"] for task in tasks for scheme in task["schemes"])
-    names.pop("none", None)
-    return {"none": "s0", **{name: f"s{1 + i % COLOURS}" for i, name in enumerate(names)}}
+def _gallery(task: Json, number: int, styles: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The cards of a task's schemes, and what the script needs to redraw them for another query."""
+    cards, carried = [], {}
+    for index, scheme in enumerate(task["schemes"]):
+        picture = scheme.get("picture") or {}
+        if not pictures.drawable(picture):
+            continue
+        key, words = f"{number}.{index}", picture.get("what") or scheme.get("sentence") or ""
+        card, maps = pictures.card(
+            picture, label=scheme["label"], words=words, key=key, style=styles[scheme["name"]], picker=number
+        )
+        cards.append(card)
+        if maps:
+            carried[key] = maps
+    return "".join(cards), carried
 
 
-def _finding(results: Json, tasks: Sequence[Json]) -> str:
+def _finding(results: Json, tasks: Sequence[Json]) -> list[str]:
     lines = list(results.get("finding") or ["There is no finding."])
     seeds = max((len(s.get("trials") or []) for task in tasks for s in task["schemes"]), default=0)
     if seeds == 1 and not any("no ranking" in line for line in lines):
         lines.append("One seed: no ranking.")
-    return "".join(f"<p>{text(line)}</p>" for line in lines)
-
-
-def _contents(tasks: Sequence[Json]) -> str:
-    links = [(f"task-{i}", text(task["kind"]).capitalize()) for i, task in enumerate(tasks)]
-    links += [("limits", "What this cannot tell"), ("data", "Data"), ("settings", "Settings"), ("model", "Best model")]
-    return "".join(f'<a href="#{target}">{name}</a>' for target, name in links)
+    return lines
 
 
 def _closing(results: Json, tasks: Sequence[Json]) -> str:
@@ -181,11 +178,3 @@ def _flat(values: Json) -> list[tuple[str, object]]:
         inner = [(f"{key}.{name}", v) for name, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
         flat += inner
     return flat
-
-
-def _file(name: str) -> str:
-    return resources.files("locant.compare").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(source: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The charts of the report: plain SVG beside real text, coloured by the page's style sheet.
+"""Charts: plain SVG beside real text, coloured by the page's style sheet.
 
 Along the page every place is a percentage and down the page a number of pixels, so a chart takes any width while its
 text keeps its size; curves stand in a stretched inner drawing whose strokes do not stretch. One class (`s0`, `s1`, …)
@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from locant.compare import markup
-from locant.compare.markup import Number, percent, points, text
+from locant.page import markup
+from locant.page.markup import Number, percent, points, text
 
 WIDE = 1000  # width of the stretched inner drawing of curves, in its own units
 

@@ -84,7 +84,7 @@
 
   // The picker: an empty grid of the task's shape. Pointer: click a cell, here or on any map. Keys: the arrows.
   for (const place of document.querySelectorAll("[data-picker]")) {
-    const mine = [...cards.values()].filter((card) => String(card.task) === place.dataset.picker);
+    const mine = [...cards.values()].filter((card) => String(card.picker) === place.dataset.picker);
     if (!mine.length) continue;
     const { grid } = mine[0];
     mine.splice(0, mine.length, ...mine.filter((card) => String(card.grid) === String(grid)));

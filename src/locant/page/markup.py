@@ -1,4 +1,4 @@
-"""Words and numbers as they stand in the report: what users named is escaped and isolated, numbers have one style."""
+"""Words and numbers as they stand on a page: what users named is escaped and isolated, numbers have one style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each trained scheme looks like: for one query, the map over all keys, per layer and head.
+"""Maps of positions: for one query, what position does to every key, per layer and head.
 
 The page carries every map once, as one signed byte per query and key on the scheme's own scale (0 stays exactly 0),
 and a picture of the default query for readers without scripts. Both are coloured by the same stops.
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
-from locant.compare.markup import sizes, text
+from locant.page.markup import sizes, text
 
 # blue to warm through a light grey, equally light on both sides; safe for the common forms of colour blindness
 STOPS = ((11, 60, 108), (46, 116, 175), (146, 190, 219), (242, 240, 235), (240, 182, 134), (205, 98, 40), (120, 42, 10))
 LEVELS = 127
-MOST_BYTES = 600_000  # of one scheme's maps; beyond it the page carries the default query alone
+MOST_BYTES = 600_000  # of one card's maps; beyond it the page carries the default query alone
 GAP = 0.5  # between the frames of a clip, in cells
 KINDS = {
     "bias": "bias",
@@ -33,28 +33,45 @@ KINDS = {
 Maps = Float[np.ndarray, "layers heads queries keys"]
 
 
-def gallery(task: Mapping[str, Any], number: int, styles: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The cards of a task, and what the script needs to redraw them for another query."""
-    cards, carried = [], {}
-    for index, scheme in enumerate(task["schemes"]):
-        picture = scheme.get("picture") or {}
-        maps = _maps(picture)
-        if maps is None:
-            continue
-        scale = float(np.abs(maps).max()) or 1.0
-        levels = np.rint(maps * (LEVELS / scale)).astype(np.int8)
-        key = f"{number}.{index}"
-        whole = levels.size <= MOST_BYTES
-        if whole:
-            carried[key] = {
-                "task": number,
-                "grid": picture["grid"],
-                "query": picture["query"],
-                "scale": scale,
-                "maps": [[_packed(head) for head in layer] for layer in levels],
-            }
-        cards.append(_card(scheme, picture, levels, scale, key, styles[scheme["name"]], whole))
-    return "".join(cards), carried
+def card(
+    picture: Mapping[str, Any], *, label: str, words: str, key: str, style: str, picker: int
+) -> tuple[str, dict[str, Any]]:
+    """A card with the maps of one scheme as HTML, and what the script needs to redraw them: {} if it would be too much.
+
+    Args:
+        picture: `kind` (a key of `KINDS`), `grid`, `query`, and `layers`, each with its number `layer` and its `heads`,
+            matrices [queries][keys]; None in them is a key that the query does not see.
+        label, words: the heading of the card, and the sentence below it.
+        key: a name of the card that no other card of the page has.
+        style: the style class of its colour (`shell.styles`).
+        picker: the number of the picker that chooses its query.
+    """
+    maps = _maps(picture)
+    scale = float(np.abs(maps).max()) or 1.0
+    levels = np.rint(maps * (LEVELS / scale)).astype(np.int8)
+    carried = {}
+    if levels.size <= MOST_BYTES:
+        carried = {
+            "picker": picker, "grid": picture["grid"], "query": picture["query"], "scale": scale,
+            "maps": [[_packed(head) for head in layer] for layer in levels],
+        }  # fmt: skip
+    note = "" if carried else '<p class="note">Too large to carry for every query; the page shows one.</p>'
+    return (
+        f'<article class="card axes{len(picture["grid"])} {style}" data-card="{key}"><h5><i class="mark"></i>'
+        f"{text(label)}</h5><p>{text(words)}</p>"
+        f"{_rows(picture, levels, key)}{_legend(picture['kind'], scale)}{note}</article>"
+    ), carried
+
+
+def picker(number: int, query: Sequence[int]) -> str:
+    """Where a reader chooses the query of all cards with this number; without scripts, which query they show."""
+    axes = {1: ("token",), 2: ("row", "column"), 3: ("frame", "row", "column")}[len(query)]
+    where = ", ".join(f"{axis} {at + 1}" for axis, at in zip(axes, query, strict=True))
+    return (
+        f'<p data-static="{number}">Shown for the query at {where}.</p>'
+        f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'
+        "<small>Click a cell, here or on any map.</small></p><div data-board></div></div>"
+    )
 
 
 def script_data(carried: Mapping[str, Any]) -> str:
@@ -79,20 +96,15 @@ def drawable(picture: Mapping[str, Any]) -> bool:
     return picture.get("kind") not in (None, "none") and bool(picture.get("layers"))
 
 
-def _maps(picture: Mapping[str, Any]) -> Maps | None:
-    """All maps of a scheme, or None where there is nothing to draw."""
-    if not drawable(picture):
-        return None
+def _maps(picture: Mapping[str, Any]) -> Maps:
     maps = np.array(
         [layer["heads"] for layer in picture["layers"]], dtype=np.float64
     )  # null, from a blocked key, becomes nan
     return np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _card(
-    scheme: Mapping[str, Any], picture: Mapping[str, Any], levels: Int8[np.ndarray, "layers heads queries keys"],
-    scale: float, key: str, style: str, whole: bool,
-) -> str:  # fmt: skip
+def _rows(picture: Mapping[str, Any], levels: Int8[np.ndarray, "layers heads queries keys"], key: str) -> str:
+    """A row of maps per layer, a map per head."""
     grid, query = picture["grid"], picture["query"]
     place = int(np.ravel_multi_index(tuple(query), tuple(grid)))
     rows = []
@@ -104,12 +116,7 @@ def _card(
         )
         title = f'<p class="layer">layer {layer["layer"]}</p>' if len(levels) > 1 else ""
         rows.append(f'<div class="layer-row">{title}<div class="heads">{shown}</div></div>')
-    note = "" if whole else '<p class="note">Too large to carry for every query; the page shows one.</p>'
-    return (
-        f'<article class="card axes{len(grid)} {style}" data-card="{key}"><h5><i class="mark"></i>'
-        f"{text(scheme['label'])}</h5><p>{text(picture.get('what') or scheme.get('sentence') or '')}</p>"
-        f"{''.join(rows)}{_legend(picture['kind'], scale)}{note}</article>"
-    )
+    return "".join(rows)
 
 
 def _words(layer: Mapping[str, Any], head: int, heads: int) -> str:

@@ -1,0 +1,65 @@
+"""The frame of a page: one HTML file that is complete in itself, with the style sheet and the script that all share.
+
+It loads nothing, and its Content-Security-Policy lets it load nothing: the one style sheet and the one script are
+named by their hashes. Without scripts it shows the same charts and the maps of one query.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+from locant.page import pictures
+from locant.page.markup import text
+
+COLOURS = 10  # the classes s1 … s10 of page.css go round; s0 is grey
+
+
+def fill(
+    *, title: str, kicker: str, heading: str, finding: Sequence[str], links: Sequence[tuple[str, str]], body: str,
+    author: str, maps: Mapping[str, Any],
+) -> str:  # fmt: skip
+    """The whole page as text; the same arguments give the same bytes.
+
+    Args:
+        title, kicker, heading: what the browser's tab says, the small line above the heading, and the heading.
+        finding: the sentences that the page opens with.
+        links: (id of a section, its name) of the table of contents.
+        body: the sections, as HTML.
+        author: the command that wrote the page.
+        maps: what the script needs to redraw maps for another query (`pictures.card`), by key.
+    """
+    style, script = _read("page.css"), _read("page.js")
+    return Template(_read("page.html")).substitute(
+        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        title=text(title),
+        style=style,
+        script=script,
+        gradients=pictures.gradients(),
+        kicker=text(kicker),
+        heading=text(heading),
+        finding="".join(f"<p>{text(line)}</p>" for line in finding),
+        contents="".join(f'<a href="#{target}">{text(name)}</a>' for target, name in links),
+        body=body,
+        author=text(author),
+        maps=pictures.script_data(maps),
+    )
+
+
+def styles(names: Iterable[str], grey: str = "none") -> dict[str, str]:
+    """The style class of each name, in order of appearance: one colour per name on the whole page."""
+    coloured = [name for name in dict.fromkeys(names) if name != grey]
+    return {grey: "s0", **{name: f"s{1 + i % COLOURS}" for i, name in enumerate(coloured)}}
+
+
+def _read(name: str) -> str:
+    return resources.files("locant.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
