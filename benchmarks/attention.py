@@ -4,9 +4,9 @@
     python benchmarks/attention.py --read FILE FILE FILE --write PAGE       # runs apart in time, as one page
 
 A row is a median of ratios over rounds, with quartiles: in a round each contender is timed once, and a sample counts
-only if a small matrix product just before and just after it ran at full speed (locant.bench.clock). A contender whose
-results are wrong ends the run of its family: exit code 1, no speed. Rows that need denormal numbers flushed before
-anything is parallel, and rows of memory, run in processes of their own.
+only if a small matrix product just before and just after it ran at full speed (locant.measuring.clock). A contender
+whose results are wrong ends the run of its family: exit code 1, no speed. Rows that need denormal numbers flushed
+before anything is parallel, and rows of memory, run in processes of their own.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def child(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(int(arguments.threads))
     from rows.row import Setting
 
-    from locant.bench import machine
-    from locant.bench.clock import Gate
+    from locant.measuring import machine
+    from locant.measuring.clock import Gate
 
-    print(json.dumps({"machine": machine.described("timm")}), flush=True)
+    print(json.dumps({"machine": machine.description("timm")}), flush=True)
     gate = Gate()
     if arguments.process in ("default", "flushed"):
         gate.settle()

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Windows, planner, speed
-from locant.bench import machine
-from locant.bench.clock import Gate, interleaved
-from locant.bench.workload import Workload
+from locant.measuring import machine
+from locant.measuring.clock import Gate, interleaved
+from locant.measuring.workload import Workload
 
 TARGET = Path(__file__).parents[1] / "src" / "locant" / "costs.py"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -162,7 +162,7 @@ def measured(seconds: float, gate: Gate) -> dict[tuple[str, str, str], list[floa
 
 
 def written(constants: dict[tuple[str, str, str], list[float]]) -> str:
-    about = machine.described()
+    about = machine.description()
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     lines = [
         f'    ("cpu", "{k}", "{d}", "{m}"): ({", ".join(map(repr, row))}),' for (k, d, m), row in constants.items()

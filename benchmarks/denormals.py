@@ -4,8 +4,8 @@
 
 Batch 8, 56 × 56 tokens, 3 heads, windows of 7 × 7 shifted by 3, float32, one thread. The same logits are softmaxed with
 -100 and with -inf where a pair is blocked; both products are timed in turn in one process while the machine is quiet
-(locant.bench.clock), and the ratio of a round's times is taken. Whether denormal numbers are flushed is a setting of a
-thread that must come first, so each setting runs in a process of its own.
+(locant.measuring.clock), and the ratio of a round's times is taken. Whether denormal numbers are flushed is a setting
+of a thread that must come first, so each setting runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measured(flush: bool, rounds: int) -> tuple[float, float, float]:
     import torch
 
     from locant import Grid, Windows
-    from locant.bench.clock import Gate, interleaved
+    from locant.measuring.clock import Gate, interleaved
 
     if flush and not torch.set_flush_denormal(True):
         raise SystemExit("this processor cannot flush denormal numbers: nothing was measured")

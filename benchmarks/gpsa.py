@@ -4,7 +4,7 @@
 
 Same weights, same tokens, float32, no gradients; heads and width of convit_small. Both are timed in turn in one
 process, and a round's times are divided: what is shown is the median of those ratios and their quartiles, with a star
-where the machine was not quiet (locant.bench.clock). Results that are more than 1e-5 apart stop everything before a
+where the machine was not quiet (locant.measuring.clock). Results that are more than 1e-5 apart stop everything before a
 time is taken.
 
 The positional softmax has weights so small that they are denormal numbers, which CPUs compute slowly. That is a
@@ -23,8 +23,8 @@ from functools import partial
 
 from rows.mend import mend_torchvision
 
-from locant.bench import machine
-from locant.bench.clock import Gate, Times, interleaved
+from locant.measuring import machine
+from locant.measuring.clock import Gate, Times, interleaved
 
 DIM, HEADS = 432, 9  # convit_small
 CASES = ((14, 8), (28, 4), (56, 1))  # side of the map, batch
@@ -44,7 +44,7 @@ def main() -> int:
         if done.returncode:
             return done.returncode
         rows += json.loads(done.stdout)
-    result = {"machine": {**machine.described("timm"), "threads": rows[0]["threads"]}, "rows": rows}
+    result = {"machine": {**machine.description("timm"), "threads": rows[0]["threads"]}, "rows": rows}
     print(json.dumps(result, indent=2) if arguments.json else table(result))
     return 0
 

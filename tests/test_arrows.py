@@ -20,7 +20,7 @@ LAYERS = (
     {"planner", "speed"},
     {"attend"},
     {"flops", "multiply_adds", "nn"},
-    {"tasks", "page"},  # what models are tried on, and what pages are made of; they know no model
+    {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"models", "checkpoints", "explain", "compare", "bench"},
     {"cli", "options"},
     {"__main__"},

@@ -17,13 +17,14 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from locant.bench import clock, exactness, memory, run
-from locant.bench.exactness import Truth
-from locant.bench.workload import Workload
+from locant.bench import run
 from locant.cli import app
 from locant.grid import Grid
 from locant.kernels import sdpa
 from locant.masks import Windows
+from locant.measuring import clock, exactness, memory
+from locant.measuring.exactness import Truth
+from locant.measuring.workload import Workload
 from locant.positions.table import RelativeTable
 
 ROOT = Path(__file__).parents[1]

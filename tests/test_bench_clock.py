@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from locant.bench import clock
-from locant.bench.clock import Gate, Sample, Times
 from locant.bench.result import Entry, Mode
+from locant.measuring import clock
+from locant.measuring.clock import Gate, Sample, Times
 
 QUIET, LOUD = 1.0, 2.0  # what a probe takes
 

@@ -59,7 +59,7 @@ def test_the_best_model_is_rebuilt_and_answers_as_it_did(whole) -> None:
     best = result.data["best"]
     model, about = compare.load(result.folder / best["file"])
     assert (about["job"]["scheme"], about["job"]["seed"]) == (best["scheme"], best["seed"])
-    task = compare.tasks.open_tasks(compare.settings.resolve(SMALL, None))["images"]
+    task = compare.opening.open_tasks(compare.settings.resolve(SMALL, None))["images"]
     x = torch.from_numpy(task.test.read(np.arange(len(task.test))))
     with torch.no_grad():
         right = (model(x).argmax(1).numpy() == task.test.labels).mean()

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable, attention
-from locant.bench.memory import extra, peak
-from locant.bench.workload import Workload
+from locant.measuring.memory import extra, peak
+from locant.measuring.workload import Workload
 from rows.row import Row, Setting, exact, fresh
 from rows.whole import biased, drawn, flat_index
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locant.bench.clock import Gate, Ratio, Times, interleaved
-from locant.bench.exactness import Truth
-from locant.bench.workload import Workload
+from locant.measuring.clock import Gate, Ratio, Times, interleaved
+from locant.measuring.exactness import Truth
+from locant.measuring.workload import Workload
 
 SEED = 0
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable
-from locant.bench.workload import Workload
+from locant.measuring.workload import Workload
 from rows.row import Row, Setting, exact, fresh, near, of_ratio
 
 SHAPES = ((16, 12, 14), (2, 12, 28), (1, 8, 56))  # batch, heads, side of the map

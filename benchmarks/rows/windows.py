@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import Grid, RelativeTable, Windows, attention_packed
-from locant.bench.clock import Times
-from locant.bench.workload import Workload
+from locant.measuring.clock import Times
+from locant.measuring.workload import Workload
 from rows.mend import mend_torchvision
 from rows.row import Row, Setting, exact, fresh, near, of_ratio
 from rows.whole import eager

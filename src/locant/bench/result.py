@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from locant.bench.clock import Ratio, Sample, Times
-from locant.bench.exactness import Finding
 from locant.bench.settings import Settings
+from locant.measuring.clock import Ratio, Sample, Times
+from locant.measuring.exactness import Finding
 
 if TYPE_CHECKING:
     from rich.table import Table

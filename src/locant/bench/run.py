@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from locant import planner
-from locant.bench import machine, memory
-from locant.bench.clock import Gate, Times, interleaved
-from locant.bench.exactness import Truth
 from locant.bench.result import Entry, Mode, Result
 from locant.bench.settings import Settings, Sides, resolve
-from locant.bench.workload import Workload
 from locant.kernels import reference
+from locant.measuring import machine, memory
+from locant.measuring.clock import Gate, Times, interleaved
+from locant.measuring.exactness import Truth
+from locant.measuring.workload import Workload
 
 HELD = 1_000_000_000  # bytes: over this the dense definition is not timed
 
@@ -69,7 +69,7 @@ def run(
         gate = Gate()
         gate.settle()
         modes = tuple(_measured(mode, work, chosen, gate, say) for mode in chosen.modes)
-        return Result(chosen, machine.described(), modes, gate.best, gate.quiet_probes / gate.probes)
+        return Result(chosen, machine.description(), modes, gate.best, gate.quiet_probes / gate.probes)
 
 
 def _measured(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Callable[[str], object]) -> Mode:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from locant.bench.workload import Workload
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows
+from locant.measuring.workload import Workload
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Position
 from locant.positions.rotary import Rotary

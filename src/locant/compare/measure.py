@@ -7,15 +7,9 @@ These figures are the only ones that differ from run to run, and stand in a bloc
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +18,7 @@ from torch import nn
 from locant.compare.model import Classifier, grid_of
 from locant.compare.settings import Recipe
 from locant.compare.trial import Job, build
+from locant.measuring import memory
 from locant.tasks.task import Task
 
 ROUNDS = 5  # at the trained size
@@ -32,15 +27,6 @@ GROWTH = (1, 2, 4, 8)  # each axis of the grid this many times as long (sequence
 MOST_TOKENS = 1024  # growth ends here, so that its cost stays small beside the training's
 TOKENS_AT_ONCE = 1024  # examples × tokens of one call while growing
 CEILING = 1 << 30  # bytes: a call that would hold more scores than this is not made, and says so
-
-
-def machine() -> str:
-    """The processor, the cores and the memory in words."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], device: str) -> dict[str, Any]:
@@ -76,9 +62,8 @@ def _in_turn(
     x = torch.rand(batch, *item, device=device)
     calls = {name: (_forward(model, x), _step(model, x)) for name, model in models.items()}
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
-    gc.collect()
     # the first call of each, which warms up too: later ones reuse its memory and would show less
-    bytes_ = {name: tuple(_extra_bytes(call, device) for call in calls[name]) for name in models}
+    bytes_ = {name: tuple(memory.extra(call, device) for call in calls[name]) for name in models}
     for _ in range(rounds):
         for name in models:
             for call, seen in zip(calls[name], times[name], strict=True):
@@ -123,28 +108,6 @@ def _milliseconds(call: Callable[[], None], device: str) -> float:
 def _settle(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-
-
-def _extra_bytes(call: Callable[[], None], device: str) -> int | None:
-    """The rise of resident memory during a call; None where the system does not tell."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return int(torch.cuda.max_memory_allocated() - before)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls freed, or this one's use of it stays unseen
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
-    except (OSError, AttributeError, StopIteration):
-        return None
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _summary(times: list[float]) -> dict[str, float]:

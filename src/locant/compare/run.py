@@ -25,6 +25,7 @@ from locant.compare.terminal import Progress, estimate
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
 from locant.compare.world import World
+from locant.measuring import machine
 from locant.tasks.task import Refusal, Task
 
 Tell = Callable[[dict[str, Any]], None]
@@ -248,7 +249,7 @@ def _assemble(
         "best": summary.best(found),
         "measured": {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": measure.machine(),
+            "machine": machine.summary(),
             "threads": chosen.threads,
             "tasks": costs,
         },

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from locant.attend import attention
-from locant.bench.workload import Workload
+from locant.measuring.workload import Workload
 
 WORK = 30_000_000  # scores that are compared at most
 HELD = 4_000_000  # scores that the definition may hold at a time

@@ -14,7 +14,7 @@ import torch
 from locant import __version__
 
 
-def described(*packages: str) -> dict[str, object]:
+def description(*packages: str) -> dict[str, object]:
     """What a figure means nothing without. `packages` are named beside torch."""
     return {
         "processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
@@ -24,13 +24,19 @@ def described(*packages: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def summary() -> str:
+    """The processor, its cores and the system in words."""
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
+
+
 def processor() -> str:
+    """The name that the processor gives itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
+        lines = []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def commit() -> str:
