@@ -139,7 +139,7 @@ MUTANTS = (
     Mutant("shift dropped in a layout", "layout._read", "Windows(_a, _b)", "Windows(_a, (_b, (0,) * axes)[1])", f"{ALONE}/none"),
     Mutant("prefix queries in no cell", "layout._lists", "if grid.prefix: _a", "pass", PREFIX),
     Mutant("prefix keys in no cell", "layout._lists", "np.concatenate([prefix, keys])", "keys", PREFIX),
-    Mutant("cells alike, whatever their offsets", "layout._kind", "_a - _b if _c else 0", "0", POOLED),
+    Mutant("cells alike, whatever their offsets", "cells.offsets_kind", "_a - _b if _c else 0", "0", POOLED),
     Mutant("keys belong to one cell each", "Layout.shared", "len(self.key) != self.keys or _a", "len(self.key) < 0 or self.cells == 0 and _a", f"{TRUTH}/table-2d-prefix-windows"),
     Mutant("earlier is later", "layout._ranks", "q, k = _a + queries[axis] - low, _b + keys[axis] - low", "q, k = _a - queries[axis] - low, _b - keys[axis] - low", CACHE),
     Mutant("last axis decides in ranks", "layout._ranks", "range(grid.axes)", "reversed(range(grid.axes))", f"{TRUTH}/table-2d-prefix-causal"),

@@ -32,6 +32,15 @@ def cells(windows: tuple[Windows, ...], axis: int, grid: Grid, key_grid: Grid) -
     return tuple(Cell(run, keys.get(label, (0, 0))) for label, run in _runs(windows, axis, grid).items())
 
 
+def offsets_kind(cell: Cell, axis: int, grid: Grid, key_grid: Grid) -> tuple[int, int, int]:
+    """How many queries and keys a cell has on this axis, and how far its first query lies from its first key.
+
+    Cells that agree in it are translates of each other: pair by pair they have the same offsets, so the same bias.
+    """
+    (q0, q1), (k0, k1) = cell.queries, cell.keys
+    return q1 - q0, k1 - k0, grid.along(axis)[q0] - key_grid.along(axis)[k0] if k1 > k0 else 0
+
+
 def _runs(windows: tuple[Windows, ...], axis: int, grid: Grid) -> dict[tuple[int, ...], tuple[int, int]]:
     """Which indices lie in each cell of one axis: coordinates rise, so that a cell is one run."""
     runs: dict[tuple[int, ...], tuple[int, int]] = {}

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from locant.cells import Cell, cells
+from locant.cells import cells, offsets_kind
 from locant.grid import Grid
 from locant.masks import Causal, Structure, Windows
 
@@ -37,7 +37,7 @@ class Layout:
     query_start: np.ndarray
     key: np.ndarray
     key_start: np.ndarray
-    kind: np.ndarray  # cells of one kind differ by where they are alone, and follow each other
+    kind: np.ndarray  # cells of one kind are translates of each other and are stored consecutively
     query_place: np.ndarray
     key_place: np.ndarray
     query_rank: np.ndarray
@@ -114,18 +114,12 @@ def _lists(
     for cell in itertools.product(*(cells(windows, axis, grid, key_grid) for axis in range(grid.axes))):
         queries = index[0][tuple(slice(*line.queries) for line in cell)].ravel()
         keys = index[1][tuple(slice(*line.keys) for line in cell)].ravel()
-        kind = tuple(_kind(line, axis, grid, key_grid) for axis, line in enumerate(cell))
+        kind = tuple(offsets_kind(line, axis, grid, key_grid) for axis, line in enumerate(cell))
         found.setdefault(kind, []).append((queries, np.concatenate([prefix, keys])))
     lists = [(*pair, number) for number, alike in enumerate(found.values()) for pair in alike]
     if grid.prefix:
         lists.append((np.arange(grid.prefix), everything[0], len(found)))
     return [q for q, _, _ in lists], [k for _, k, _ in lists], [number for _, _, number in lists]
-
-
-def _kind(cell: Cell, axis: int, grid: Grid, key_grid: Grid) -> tuple[int, ...]:
-    """On one axis, cells with equal numbers of queries and keys, as far apart, have the same offsets."""
-    (q0, q1), (k0, k1) = cell.queries, cell.keys
-    return q1 - q0, k1 - k0, grid.along(axis)[q0] - key_grid.along(axis)[k0] if k1 > k0 else 0
 
 
 def _joined(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import separable
-from locant.cells import Cell, cells, count, visible_share
+from locant.cells import Cell, cells, count, offsets_kind, visible_share
 from locant.grid import Grid, Tokens
 from locant.kernels.kernel import Output, Work
 from locant.masks import Every, Structure, Windows
@@ -239,12 +239,9 @@ def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_
 def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     kinds: list[list[tuple[Cell, ...]]] = []
     for axis in range(grid.axes):
-        queries, keys = grid.along(axis), key_grid.along(axis)
         found: dict[tuple[int, int, int], list[Cell]] = {}
         for cell in cells(windows, axis, grid, key_grid):
-            (q0, q1), (k0, k1) = cell.queries, cell.keys
-            kind = (q1 - q0, k1 - k0, queries[q0] - keys[k0] if k1 > k0 else 0)
-            found.setdefault(kind, []).append(cell)
+            found.setdefault(offsets_kind(cell, axis, grid, key_grid), []).append(cell)
         kinds.append([tuple(line) for line in found.values()])
     groups: list[_Group | _PrefixGroup] = [_Group(axes, key_grid.prefix) for axes in itertools.product(*kinds)]
     return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens, key_grid.shape)] if grid.prefix else []))
