@@ -12,25 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import KERNELS as ALL
 from laws import attention, gradients, same
-from schemes import HEADS, RAGGED, heads, learned, parts
+from refusals import refusal
+from schemes import HEADS, RAGGED, heads, learned
 
-from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, plan, planner
-from locant.positions.position import Content
+from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, plan
 
 KERNELS = tuple(name for name in ALL if name != "reference")
 HALVES = ("free", "causal", "shifted", "shifted+samples")
 
 
 def or_refusal(case: Case, dtype: torch.dtype, kernel: str):
-    """What the kernel gives; None if it refuses, which it may for a gate, and `native` for `Pairs` and content."""
+    """What the kernel gives; None if it refuses, as it may by the table in refusals.py."""
     grid = case.scheme.grid
     arguments = {"grid": grid, "position": case.scheme.make(dtype), "mask": MASKS[case.mask](grid)}
     problem = plan(*heads(grid, kv_heads=1, dtype=dtype), **arguments).problem
-    if planner.named(kernel).refuses(problem) is None:
+    if refusal(kernel, problem) is None:
         return results(case, dtype, kernel)
-    gated = any(isinstance(p, GatedPosition) for p in parts(case.scheme.make()))
-    per_query = case.mask == "pairs" or any(isinstance(p, Content) for p in parts(case.scheme.make()))
-    assert gated or (kernel == "native" and per_query)
     with pytest.raises(ValueError, match=f"kernel='{kernel}' was asked for, and it refuses: "):
         results(case, dtype, kernel)
     return None

@@ -12,10 +12,10 @@ import torch
 from exactness import BY_NAME, Case, results, within_policy
 from laws import gradients, same
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from locant import Causal, Grid, Padding, RelativeTable, Segments, Windows, attend, attention, operators
+from locant import Causal, Grid, Padding, RelativeTable, Segments, Windows, attention, operators
 from locant.attend import attention_packed
-from locant.kernels import native
 
 pytestmark = pytest.mark.native
 
@@ -42,20 +42,33 @@ def table(grid: Grid, heads: int = 2, dtype: torch.dtype = torch.float64) -> Rel
     return made.to(dtype)
 
 
+class Recorder(TorchDispatchMode):
+    """Keeps what torch is given for `locant::attend`: a mode that looks on takes calls through the operator."""
+
+    given: tuple = ()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.locant.attend.default:
+            self.given = args
+        return function(*args, **(kwargs or {}))
+
+
+def recorded(q: Tensor, k: Tensor, v: Tensor, *, seed: int = 7, **arguments) -> tuple:
+    """What a call of `attention` gives the operator, with this seed if it drops weights."""
+    with torch.no_grad(), Recorder() as recorder:
+        attention(q, k, v, kernel="native", **arguments)
+    return (*recorder.given[:-1], torch.tensor([seed]) if arguments.get("dropout") else None)
+
+
 def operands(grid: Grid, position=None, mask=None, dropout: float = 0.0, key_grid: Grid | None = None, kv: int = 2):
     """What `locant::attend` is given, q, k and v first, the table and its rows leaves that learn."""
     torch.manual_seed(2)
     keys = (key_grid or grid).tokens
     shapes = (2, grid.tokens, 4), (kv, keys, 4), (kv, keys, 3)
     q, k, v = (torch.randn(2, *shape, dtype=torch.float64) for shape in shapes)
-    request = attend._Request(q, k, v, grid, key_grid, position, mask, None, dropout, False)
-    problem = request.problem()
-    inputs = request.inputs(problem)
-    learned = [x if x is None else x.detach() for x in native._bias(inputs)]
-    seed = torch.tensor([7]) if dropout else None
-    described = (*native._masks(problem, inputs.mask), inputs.scale, dropout, seed)
-    leaves = [x if x is None else x.contiguous().requires_grad_() for x in (q, k, v, *learned)]
-    return (*leaves, *described)
+    given = recorded(q, k, v, grid=grid, key_grid=key_grid, position=position, mask=mask, dropout=dropout)
+    leaves = [x if x is None else x.detach().contiguous().requires_grad_() for x in given[:5]]
+    return (*leaves, *given[5:])
 
 
 OPERANDS = {
@@ -326,11 +339,7 @@ def dropped(seed: int, tokens: int = 32, p: float = 0.25) -> Tensor:
     """Which weights were dropped, [batch, heads, queries, keys]: values that are rows of the unit matrix show them."""
     q = torch.zeros(2, 3, tokens, 4)
     eye = torch.eye(tokens).expand(2, 3, -1, -1)
-    *_, described, free = native._masks(
-        attend._Request(q, q, q, None, None, None, None, None, p, False).problem(), None
-    )
-    rest = (None, None, None, None, None, described, free, 1.0, p, torch.tensor([seed]))
-    out, _ = torch.ops.locant.attend(q, q, eye, *rest)
+    out, _ = torch.ops.locant.attend(*recorded(q, q, eye, dropout=p, seed=seed))
     kept = out[out != 0]
     assert torch.allclose(kept, torch.full_like(kept, 1 / (tokens * (1 - p))))
     return out == 0

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import MASKS
-from schemes import SCHEMES, heads, parts
+from refusals import REFUSALS, refusal
+from schemes import SCHEMES, heads
 
 from locant import (
     ALiBi,
@@ -27,10 +28,10 @@ from locant import (
     planner,
     speed,
 )
-from locant.kernels import native, reference, sdpa
+from locant.forms import AxialTerms, Separable
+from locant.kernels import reference, sdpa
 from locant.kernels.kernel import Work
 from locant.masks import Structure
-from locant.positions.position import Content
 from locant.problem import Problem
 
 COMPILED = not isinstance(operators.built(), str)
@@ -101,14 +102,7 @@ def test_nothing_falls_back_in_silence(scheme, mask):
     found = plan(q, k, v, **arguments)
     assert {found.kernel, *dict(found.passed_over)} == {kernel.name for kernel in planner.FAMILY}
     assert all(len(why) > 20 for _, why in found.passed_over)
-    gated = any(isinstance(p, GatedPosition) for p in parts(arguments["position"]))
-    structure = Structure.of(arguments["mask"])
-    able = [kernel.name for kernel in planner.FAMILY[:-1] if kernel.refuses(found.problem) is None]
-    if gated and (structure.beyond_windows() or scheme.grid.prefix):
-        assert able == []
-    else:
-        per_query = structure.pairs or any(isinstance(p, Content) for p in parts(arguments["position"]))
-        assert able == ["native"] * (COMPILED and not per_query) + ["sdpa"]
+    able = [kernel.name for kernel in planner.FAMILY[:-1] if refusal(kernel.name, found.problem) is None]
     assert found.kernel in (able or ["reference"])
     dense = plan(q, k, v, kernel="reference", **arguments)
     assert dense.kernel == "reference"
@@ -118,29 +112,33 @@ def test_nothing_falls_back_in_silence(scheme, mask):
 
 
 CELLS = Problem(1, 2, 2, 4, 4, Grid(2, 3), Grid(2, 3))
+REFUSED = [
+    {"device": "cuda"}, {"exporting": True}, {"transformed": True}, {"content": AxialTerms(2, (1, 2))},
+    {"mask": Structure(pairs=True)}, {"mask": Structure(segments=2)}, {"lse": True, "gate": None},
+    {"gate": Separable(2), "mask": Structure(padding=True)}, {"gate": Separable(2), "dropout": True},
+    {"gate": Separable(2), "grid": Grid(2, 3, prefix=1)}, {"gate": Separable(2), "key_grid": Grid(2, 3, prefix=1)},
+]  # fmt: skip
 
 
-@pytest.mark.native
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"device": "cuda"}, "these are kernels for the CPU, and the tensors are on cuda"),
-        (
-            {"exporting": True},
-            "under export the graph is made of torch's own operators, so that it runs without Locant",
-        ),
-        ({"mask": Structure(pairs=True)}, "Pairs is dense by nature, and these kernels never form what is dense"),
-        ({"mask": Structure(segments=2)}, "these kernels know one Segments; two would have to be numbered anew"),
-    ],
-)
-def test_what_native_refuses(change, sentence):
-    assert native.refuses(CELLS) is None
-    assert native.refuses(replace(CELLS, device="meta", mask=Structure(segments=1, padding=True), lse=True)) is None
+@pytest.mark.parametrize("change", REFUSED, ids=str)
+def test_what_is_refused_is_refused_in_these_words(change):
+    """The table of refusals, row by row; what may be alike and is not refused, too."""
     problem = replace(CELLS, **change)
-    assert native.refuses(problem).startswith(sentence)
     found = planner.plan(problem)
-    assert found.kernel == "sdpa"
-    assert dict(found.passed_over)["native"] == native.refuses(problem)
+    for kernel in planner.FAMILY:
+        said = refusal(kernel.name, problem)
+        assert said is None or dict(found.passed_over)[kernel.name] == said
+    for fine in (CELLS, replace(CELLS, device="meta", mask=Structure(segments=1, padding=True)),
+                 replace(CELLS, gate=Separable(2), mask=Structure(windows=(Windows((2, 2)),)))):  # fmt: skip
+        for kernel in planner.FAMILY:
+            refusal(kernel.name, fine)
+
+
+def test_every_row_of_the_table_of_refusals_is_met():
+    problems = [replace(CELLS, **change) for change in REFUSED]
+    for name, rows in REFUSALS.items():
+        for when, sentence in rows:
+            assert sentence == "" or any(when(p) for p in problems), f"{name}: nothing meets {sentence!r}"
 
 
 def test_without_the_compiled_kernels_everything_runs_and_the_plan_says_why(monkeypatch):
