@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from locant.checkpoints.families import family, recognised
+from locant.checkpoints.families import recognised
 from locant.checkpoints.files import check_target, opened, write
 from locant.checkpoints.loading import exported, prepared
 from locant.checkpoints.names import fits
 from locant.checkpoints.report import Report
+from locant.models.registry import builder, family
 
-MODULES = {
-    "models.aim_swin": ("aim_swin_base", "AIMSwin"),
-    "models.aim_vit": ("aim_vit_base", "aim_vit_large", "AIMViT"),
-    "models.convit": ("convit_tiny", "convit_small", "convit_base", "ConViT"),
-    "models.detr": ("detr",),
-    "models.swin": ("swin_tiny", "swin_small", "swin_base", "swin_large", "Swin"),
-    "models.swin_v2": ("swinv2_tiny", "swinv2_small", "swinv2_base", "swinv2_large", "SwinV2"),
-    "models.transformer": ("Transformer",),
-    "models.transformer_xl": (
-        "transformer_xl_enwik8_base", "transformer_xl_enwik8_large", "transformer_xl_wt103_base", "MemTransformerLM"
-    ),
-    "nn.temporal": ("TemporalModel",),
-}  # fmt: skip
-BUILDERS = {name: module for module, names in MODULES.items() for name in names}
 ARGUMENTS = {"image_size": "img_size", "window": "window", "frames": "frames", "classes": "num_classes"}
 
 
@@ -101,12 +87,7 @@ def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]
     Raises:
         ValueError: for an unknown name, or an argument that its builder does not have.
     """
-    if name not in BUILDERS:
-        raise ValueError(
-            f"`model` needs a name out of {', '.join(sorted(BUILDERS))}; got {name!r}. "
-            "Load other models in Python: locant.checkpoints.load(model, file)."
-        )
-    known = inspect.signature(_builder(name)).parameters
+    known = inspect.signature(builder(name)).parameters
     arguments = dict(settings)
     for asked, value in wanted.items():
         if ARGUMENTS[asked] not in known:
@@ -122,11 +103,6 @@ def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]
     return arguments
 
 
-def _builder(name: str) -> Callable[..., nn.Module]:
-    found: Callable[..., nn.Module] = getattr(import_module(f"locant.{BUILDERS[name]}"), name)
-    return found
-
-
 def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The model of a published name, drawn with seed 0.
 
@@ -136,7 +112,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return _builder(name)(**arguments)
+            return builder(name)(**arguments)
         except TypeError as error:  # one that it needs is not there, or of the wrong kind
             raise ValueError(
                 f"{name} needs other settings: {error}; got {dict(arguments) or 'none'}. Set them by name."
