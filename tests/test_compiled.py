@@ -14,6 +14,7 @@ from schemes import HEADS, PLANE, RAGGED, SCHEMES, WHOLE, heads, learned, parts
 
 from locant import Causal, GatedPosition, Grid, Padding, Pairs, RelativeTable, Segments, Windows, attention
 from locant.attend import attention_packed
+from locant.nn import MultiHeadAttention
 
 pytestmark = pytest.mark.compiled
 
@@ -58,6 +59,29 @@ def test_one_graph(scheme, mask):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         equal_to_eager(torch.compile(run, fullgraph=True, backend="aot_eager"), BY_NAME[scheme], mask)
+
+
+@pytest.mark.parametrize("mask", [None, Causal(), Padding(VALID), Padding(VALID) & Causal()], ids=repr)
+def test_one_graph_without_a_grid(mask):
+    """Where the grid is left out, it is made within the graph; so is a mask's description."""
+    q, k, v = heads(Grid(24))
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, mask=mask), fullgraph=True, backend="eager")
+    same(compiled(q, k, v), attention(q, k, v, mask=mask))
+    compiled = torch.compile(lambda q, k, v: attention(q[:, :, :5], k, v), fullgraph=True, backend="eager")
+    same(compiled(q, k, v), attention(q[:, :, :5], k, v))
+
+
+def test_module_with_a_mask_and_no_grid():
+    layer, x = MultiHeadAttention(16, 2).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    same(torch.compile(layer, fullgraph=True, backend="eager")(x, x, x, mask=Causal()), layer(x, x, x, mask=Causal()))
+
+
+@pytest.mark.native
+def test_compiling_is_not_exporting():
+    """The compiled kernels are in compiled graphs, and refuse to be exported."""
+    q, k, v = heads(Grid(24))
+    run = torch.compile(lambda q, k, v: attention(q, k, v, kernel="native"), fullgraph=True, backend="eager")
+    same(run(q, k, v), attention(q, k, v, kernel="native"))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from locant.positions.position import Bias, Content, Embedding, Gate, Position, 
 from locant.problem import BYTES, Inputs, Problem
 
 Positions = Position | tuple[Position, ...] | None
+_MASK_TENSORS = ("valid", "ids", "key_ids", "allowed_pairs")  # named: dynamo of torch 2.10 does not trace vars()
 
 
 def attention(
@@ -177,7 +178,7 @@ class _Request:
             bias_grad=torch.is_grad_enabled() and any(_learns(p, q) for p in positions),
             gate=gates[0] if gates else None,
             mask=structure, dropout=self.dropout > 0, lse=self.lse,
-            exporting=torch.compiler.is_exporting(), transformed=torch._C._are_functorch_transforms_active(),
+            exporting=_exporting(), transformed=torch._C._are_functorch_transforms_active(),
         )  # fmt: skip
 
     def inputs(self, problem: Problem) -> Inputs:
@@ -210,7 +211,9 @@ class _Request:
         grid = Grid(queries) if self.grid is None else self.grid
         key_grid = self.key_grid
         if key_grid is None:
-            free = self.grid is None and self.position is None and not structure.causal and not structure.windows
+            # the lengths are asked: dynamo traces no `not` of a tuple that holds objects
+            placed = len(structure.causal) + len(structure.windows) > 0 or self.position is not None
+            free = self.grid is None and not placed
             key_grid = grid if keys == grid.tokens else Grid(keys) if free else grid
         for name, where, count, one in (("grid", grid, queries, "q"), ("key_grid", key_grid, keys, "k and v")):
             if where.tokens != count:
@@ -251,6 +254,12 @@ class _Request:
                 )
             seen.add(p.entrance)
         return positions
+
+
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    """Asked of Python while a graph is made: dynamo of torch 2.10 takes every compilation for an export."""
+    return torch.compiler.is_exporting()
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
@@ -296,7 +305,8 @@ def _check_mask_batch(mask: Mask | None, q: Tensor) -> None:
                 f"Pairs needs {q.shape[1]} heads (or 1); got {member.allowed_pairs.shape[1]}. "
                 "Lay it out as [batch, heads, queries, keys], or leave the heads out."
             )
-        for value in vars(member).values():
+        for name in _MASK_TENSORS:
+            value = getattr(member, name, None)
             if isinstance(value, Tensor) and (value.shape[0] not in (1, q.shape[0]) or value.device != q.device):
                 raise ValueError(
                     f"{type(member).__name__} needs a batch of {q.shape[0]} (or 1) on {q.device}; "
