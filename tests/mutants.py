@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant("softmax over the queries", "reference.softmax", "e.sum(-1, keepdim=True)", "e.sum(-2, keepdim=True).transpose(-1, -2)", "weights_are_shares"),
     Mutant("rows of cells left as they come", "sdpa._windowed", "_a.index_select(2, torch.argsort(_b))", "_a", ALONE),
     Mutant("order put back the wrong way", "sdpa._windowed", "torch.argsort(_a)", "_a", ALONE),
-    Mutant("one bias for unequal offsets", "sdpa._gathered", "queries[_a] - keys[_b] if _c else 0", "0", POOLED),
+    Mutant("one bias for unequal offsets", "sdpa._gathered", "offsets_kind(...)", "offsets_kind(...)[:2]", POOLED),
     Mutant("mask of the first cell for all", "sdpa._windowed", "_a.expand(problem.batch, group.count, ...)", "_a[:, :1].expand(problem.batch, group.count, ...)", f"{TRUTH}/none-cells"),
     Mutant("prefix keys left out of cells", "sdpa._Group.tokens", "torch.cat([_a, _b], dim=1)", "torch.cat([_a[:, :0], _b], dim=1)", PREFIX),
     Mutant("samples and cells mixed up", "sdpa._gather", "_a.transpose(1, 2).flatten(0, 1)", "_a.permute(2, 0, 1, 3, 4).flatten(0, 1)", "samples_do_not_meet"),

@@ -21,7 +21,7 @@ LAYERS = (
     {"attend"},
     {"flops", "multiply_adds", "nn"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
-    {"models", "checkpoints", "explain", "compare", "bench"},
+    {"models", "checkpoints", "compare", "bench"},
     {"cli", "options"},
     {"__main__"},
 )
@@ -115,6 +115,12 @@ def sources() -> dict[str, str]:
         parts = path.relative_to(SOURCE.parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
     return found
+
+
+def test_layers_and_contracts_name_what_is_there() -> None:
+    modules = sources()
+    assert {name for names in LAYERS for name in names} == {room(module) for module in modules} - {""}
+    assert {f"locant.{family}" for family in CONTRACTS} | set(CONTRACTS.values()) <= set(modules)
 
 
 def test_the_arrows_hold() -> None:

@@ -173,16 +173,6 @@ def test_every_scheme_of_compare_is_told() -> None:
         assert table[scheme.name] == (usual or "on request, " + ", ".join(scheme.kinds))
 
 
-def test_the_layout_names_every_file() -> None:
-    """docs/architecture.md has one line per file, and no line for a file that is gone."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    layout = page[page.index("## Where") : page.index("## Arrows")]
-    listed = set(re.findall(r"\b([a-z0-9_]+\.(?:py|html|css|js|cpp|h))\b", layout))
-    kinds = (".py", ".html", ".css", ".js", ".cpp", ".h")
-    there = {path.name for top in ("src/locant", "csrc") for path in (ROOT / top).rglob("*") if path.suffix in kinds}
-    assert listed == {file for file in there if not file.startswith("__")}
-
-
 def test_every_row_of_parity_is_shown() -> None:
     """docs/parity.md has 56 rows, and names the tests that bear their numbers."""
     marked: dict[int, set[str]] = {}
