@@ -16,7 +16,7 @@ from locant.checkpoints.files import check_target, opened, write
 from locant.checkpoints.loading import exported, prepared
 from locant.checkpoints.names import fits
 from locant.checkpoints.report import Report
-from locant.models.registry import builder, family
+from locant.registry import builder, family
 
 ARGUMENTS = {"image_size": "img_size", "window": "window", "frames": "frames", "classes": "num_classes"}
 

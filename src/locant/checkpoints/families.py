@@ -7,7 +7,7 @@ from importlib import import_module
 from torch import nn
 
 from locant.checkpoints.names import Layout, Rule
-from locant.models.registry import family
+from locant.registry import family
 
 OWN = Layout("locant", (Rule("*", "*"),), table_method="linear", rows_method="linear")
 

@@ -1,7 +1,7 @@
 """Names of one library's checkpoint for those of another, as data that is read in both directions.
 
 A family of models has one file of data beside this one (`swin.py`, `convit.py`, ...) with `LAYOUTS`, a tuple with one
-`Layout` per library and generation of names; `locant.models.registry` says which model is of which family. A layout is
+`Layout` per library and generation of names; `locant.registry` says which model is of which family. A layout is
 a list of rules, and a rule pairs our name with theirs:
 
     from locant.checkpoints.names import Layout, Rule

@@ -9,25 +9,28 @@ Transformer      encoder and decoder, causal always, decoding with a cache
 Bahdanau         recurrent encoder and decoder, additive attention between them
 BertEmbeddings   words, types and learned positions
 
-Which models there are stands in `registry`; the names below are its own, spelt out for type checkers. They are resolved
-when they are first used (PEP 562).
+Which models there are stands in `locant.registry`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from locant.models.registry import BUILDERS, CLASSES
-
-_TOOLS = {
-    "TransformerDecoder": "models.transformer",
-    "TransformerEncoder": "models.transformer",
-    "attention_map": "models.nonlocality",
-    "greedy": "models.tokens",
-    "non_locality": "models.nonlocality",
-}
-_MODULES = {n: module for n, module in {**BUILDERS, **CLASSES, **_TOOLS}.items() if module.startswith("models.")}
+from locant.models.aim_swin import AIMSwin, aim_swin_base
+from locant.models.aim_vit import AIMViT, aim_vit_base, aim_vit_large
+from locant.models.bahdanau import Bahdanau
+from locant.models.bert import BertEmbeddings
+from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
+from locant.models.detr import DETR, detr
+from locant.models.nonlocality import attention_map, non_locality
+from locant.models.swin import Swin, swin_base, swin_large, swin_small, swin_tiny
+from locant.models.swin_v2 import SwinV2, swinv2_base, swinv2_large, swinv2_small, swinv2_tiny
+from locant.models.tokens import greedy
+from locant.models.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from locant.models.transformer_xl import (
+    MemTransformerLM,
+    transformer_xl_enwik8_base,
+    transformer_xl_enwik8_large,
+    transformer_xl_wt103_base,
+)
 
 __all__ = [
     "DETR",
@@ -64,33 +67,3 @@ __all__ = [
     "transformer_xl_enwik8_large",
     "transformer_xl_wt103_base",
 ]
-
-if TYPE_CHECKING:
-    from locant.models.aim_swin import AIMSwin, aim_swin_base
-    from locant.models.aim_vit import AIMViT, aim_vit_base, aim_vit_large
-    from locant.models.bahdanau import Bahdanau
-    from locant.models.bert import BertEmbeddings
-    from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
-    from locant.models.detr import DETR, detr
-    from locant.models.nonlocality import attention_map, non_locality
-    from locant.models.swin import Swin, swin_base, swin_large, swin_small, swin_tiny
-    from locant.models.swin_v2 import SwinV2, swinv2_base, swinv2_large, swinv2_small, swinv2_tiny
-    from locant.models.tokens import greedy
-    from locant.models.transformer import Transformer, TransformerDecoder, TransformerEncoder
-    from locant.models.transformer_xl import (
-        MemTransformerLM,
-        transformer_xl_enwik8_base,
-        transformer_xl_enwik8_large,
-        transformer_xl_wt103_base,
-    )
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'locant.models' has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"locant.{_MODULES[name]}"), name)
-    return found  # and the next look-up finds it at once
-
-
-def __dir__() -> list[str]:
-    return __all__

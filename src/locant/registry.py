@@ -1,7 +1,7 @@
 """Every model by its names: where its class stands, by which names it is built, whose checkpoints it reads.
 
-A line here is all that `locant.models`, `locant convert` and `checkpoints.load` know of a model. Nothing is imported
-before it is asked for.
+A line here is all that `locant convert` and `checkpoints.load` know of a model, and the names of `locant.models` are
+these. Nothing is imported before it is asked for: a file can be refused without a model, and without what models need.
 """
 
 from __future__ import annotations
