@@ -43,6 +43,7 @@ from torch.utils.flop_counter import flop_registry
 
 from locant import attend, multiply_adds
 from locant.multiply_adds import MultiplyAdds, aim_window, published_aim, published_aim_swin, published_swin
+from locant.nn.linears import only_watches
 from locant.positions.position import Bias, Position
 from locant.positions.transformer_xl import TransformerXL
 
@@ -166,8 +167,8 @@ class _Watch(TorchDispatchMode):
         self._outs: dict[Any, Any] = {}
         self._positions = [name for name, module in model.named_modules() if isinstance(module, Position)]
         for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda module, inputs, name=name: self._stack.append(name))
-            module.register_forward_hook(lambda module, inputs, out: self._leave())
+            module.register_forward_pre_hook(only_watches(lambda module, inputs, name=name: self._stack.append(name)))
+            module.register_forward_hook(only_watches(lambda module, inputs, out: self._leave()))
 
     @property
     def where(self) -> str:
@@ -200,7 +201,8 @@ class _Watch(TorchDispatchMode):
             self._add(part, number)
         for position in positions:
             if isinstance(position, TransformerXL):
-                self._add("position", multiply_adds.distances(problem, position.clamp) * position.r_net.weight.numel())
+                weights = position.dim * position.heads * position.head_dim
+                self._add("position", multiply_adds.distances(problem, position.clamp) * weights)
         q = request.q
         kind = torch.float64 if q.dtype == torch.float64 else torch.float32
         return q.new_empty(*q.shape[:-1], problem.value_dim), q.new_empty(q.shape[:-1], dtype=kind)

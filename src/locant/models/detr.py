@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from locant.grid import Grid
 from locant.masks import Padding
 from locant.models.detr_layers import Transformer
-from locant.nn.arguments import embedded, placed
+from locant.nn.arguments import add_embedding, check_tokens
+from locant.nn.linears import bare_weight
 from locant.positions.learned_axes import LearnedAxial
 from locant.positions.masked_sine import MaskedSine
 from locant.positions.position import Embedding
@@ -79,7 +80,7 @@ class DETR(nn.Module):
                 f"channels={channels}, num_classes={num_classes}, num_queries={num_queries}. "
                 "For COCO they are 2048, 91 and 100."
             )
-        self.aux_loss = aux_loss
+        self.channels, self.num_queries, self.aux_loss = channels, num_queries, aux_loss
         self.input_proj = nn.Conv2d(channels, transformer.dim, 1)
         self.position = position
         self.transformer = transformer
@@ -117,19 +118,20 @@ class DETR(nn.Module):
         tokens = self.input_proj(features).flatten(2).transpose(1, 2)
         mask = None if mask is None else on_cells(mask, features)
         # added to zeros for the checks and the dtype that come with it
-        rows = embedded(torch.zeros_like(tokens), self.position, grid, mask)
-        queries = self.query_embed(torch.arange(self.query_embed.num_embeddings, device=features.device))
+        rows = add_embedding(torch.zeros_like(tokens), self.position, grid, mask)
+        queries = self.query_embed(torch.arange(self.num_queries, device=features.device))
         return self.transformer(tokens, queries, rows, mask)
 
     def _grid(self, features: Tensor) -> Grid:
-        channels = self.input_proj.in_channels
+        channels = self.channels
         if features.ndim != 4 or features.shape[1] != channels:
             raise ValueError(
                 f"DETR needs `features` [batch, {channels}, height, width]; got {list(features.shape)}. "
                 "Give the backbone's last feature map, and build the model with its channels=."
             )
         cells = features.detach().flatten(2).transpose(1, 2)
-        return placed(cells, channels, self.input_proj.weight, Grid(*features.shape[2:]), "features")
+        check_tokens(cells, channels, bare_weight(self.input_proj), "features")
+        return Grid(*features.shape[2:])
 
 
 def on_cells(mask: Padding, features: Float[Tensor, "batch channels height width"]) -> Padding:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from locant.attend import weights
 from locant.grid import Grid
-from locant.nn.arguments import embedded, parted, placed
+from locant.nn.arguments import add_embedding, check_tokens, split_embedding, token_grid
 from locant.nn.gated import GatedAttention
+from locant.nn.linears import bare_weight, project_rows
 from locant.nn.self_attention import Attention
 
 
@@ -54,10 +55,11 @@ def attention_map(
             f"attention_map needs an Attention or a GatedAttention; got {type(module).__name__}, whose way to attend "
             "it does not know. Take q and k from its projection, and call locant.weights with its position and mask."
         )
-    grid = placed(x, module.dim, module.proj.weight, grid)
-    embedding, position = parted(None, module.position)
-    x = embedded(x, embedding, grid, module.mask)
     projection, scale = (module.qk, None) if isinstance(module, GatedAttention) else (module.qkv, module.scale)
-    qk = projection(x)[..., : 2 * module.dim]  # q and k come first in both
+    check_tokens(x, module.dim, bare_weight(projection))
+    grid = token_grid(x, grid)
+    embedding, position = split_embedding(None, module.position)
+    x = add_embedding(x, embedding, grid, module.mask)
+    qk = project_rows(projection, x, slice(2 * module.dim))  # q and k come first in both
     q, k = qk.unflatten(-1, (2, module.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return weights(q, k, grid=grid, position=position, mask=module.mask, scale=scale)

@@ -20,7 +20,8 @@ from locant.grid import Grid
 from locant.masks import Causal, Mask, Pairs
 from locant.models.tokens import check_ids
 from locant.models.transformer_xl_layers import DecoderLayer, MemoryAttention
-from locant.nn.arguments import check_probabilities, placed
+from locant.nn.arguments import check_probabilities, check_tokens
+from locant.nn.linears import bare_weight
 from locant.positions.learned import Learned
 from locant.positions.position import Content
 from locant.positions.shaw import Shaw
@@ -194,7 +195,7 @@ class MemTransformerLM(nn.Module):
         if number >= len(self.positions):
             return None
         scheme = self.positions[number]
-        back = torch.arange(length - 1, -1, -1, device=self.word_emb.weight.device)
+        back = torch.arange(length - 1, -1, -1, device=self.head_bias.device)
         if isinstance(scheme, Sinusoid):
             return scheme(Grid(length))[back if self.clamp_len is None else back.clamp(max=self.clamp_len)]
         assert isinstance(scheme, Learned), "attn_type 3"
@@ -217,7 +218,7 @@ class MemTransformerLM(nn.Module):
         return torch.cat([past, now], dim=1)[:, max(0, end - self.mem_len) : end].detach()
 
     def _checked(self, x: Tensor, memory: Sequence[Tensor] | None) -> Memory:
-        placed(x, self.dim, self.word_emb.weight, None)
+        check_tokens(x, self.dim, bare_weight(self.word_emb))
         if memory is None:
             return [x.new_empty(x.shape[0], 0, self.dim)] * (len(self.layers) + 1)
         shapes = [list(m.shape) for m in memory]

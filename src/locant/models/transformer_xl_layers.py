@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from locant.attend import Positions, attention
 from locant.masks import Mask
-from locant.nn.arguments import check_probabilities, parted, placed, registered
+from locant.nn.arguments import check_probabilities, check_tokens, position_module, split_embedding, token_grid
+from locant.nn.linears import bare_weight, project_rows
 
 
 class MemoryAttention(nn.Module):
@@ -48,7 +49,7 @@ class MemoryAttention(nn.Module):
         self.dropout, self.proj_dropout = dropout, proj_dropout
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.proj = nn.Linear(heads * head_dim, dim, bias=False)
-        self.position = registered("MemoryAttention", position)
+        self.position = position_module("MemoryAttention", position)
 
     def forward(
         self,
@@ -59,13 +60,15 @@ class MemoryAttention(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attend to the memory and to each other, as far as `mask` allows."""
         whole = x if memory is None else torch.cat([memory, x], dim=1)
-        keys = placed(whole, self.dim, self.qkv.weight, None)
-        # one call of the module, as published: hooks, LoRA and quantised weights act; the memory's queries are not used
-        q, k, v = (self._heads(y) for y in self.qkv(whole).chunk(3, dim=-1))
-        q = q[:, :, keys.tokens - x.shape[1] :]
+        check_tokens(whole, self.dim, bare_weight(self.qkv))
+        keys = token_grid(whole, None)
+        width = self.heads * self.head_dim
+        q = self._heads(project_rows(self.qkv, x, slice(width)))
+        k, v = (self._heads(y) for y in project_rows(self.qkv, whole, slice(width, None)).chunk(2, dim=-1))
+        _, rest = split_embedding(None, self.position)
         out = attention(
             q, k, v,
-            grid=keys[keys.tokens - x.shape[1] :], key_grid=keys, position=parted(None, self.position)[1], mask=mask,
+            grid=keys[keys.tokens - x.shape[1] :], key_grid=keys, position=rest, mask=mask,
             dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
         assert isinstance(out, torch.Tensor), "only return_lse gives a pair"

@@ -41,7 +41,7 @@ def check_mask(module: str, mask: Mask | None) -> None:
         )
 
 
-def registered(module: str, position: Positions) -> nn.Module | None:
+def position_module(module: str, position: Positions) -> nn.Module | None:
     """`position` as a submodule: itself, or a list of several."""
     members = position if isinstance(position, tuple) else () if position is None else (position,)
     for member in members:
@@ -53,7 +53,7 @@ def registered(module: str, position: Positions) -> nn.Module | None:
     return nn.ModuleList(position) if isinstance(position, tuple) else position
 
 
-def parted(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, Positions]:
+def split_embedding(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, Positions]:
     """The embedding, which acts before projection, and the rest, which acts inside attention.
 
     What was given at the call takes the place of the module's own; an empty tuple means no position at all.
@@ -71,19 +71,25 @@ def parted(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, P
     return (embeddings[0] if embeddings else None), (rest or None)
 
 
-def placed(x: Tensor, dim: int, like: Tensor, grid: Grid | None, name: str = "x", where: str = "grid") -> Grid:
-    """The grid of tokens `x`, which must be `[batch, tokens, dim]` and fit the module's weights `like`."""
+def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") -> None:
+    """`x` must be `[batch, tokens, dim]`, of the dtype and on the device of the `weight` that it meets, where known."""
     if x.ndim != 3 or x.shape[-1] != dim:
         raise ValueError(
             f"`{name}` must be [batch, tokens, {dim}]; got {list(x.shape)}. "
             "Lay the cells of the grid along one axis: x.flatten(1, -2)."
         )
+    if weight is None:
+        return
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    if x.device != like.device or (x.dtype != like.dtype and not autocast):
+    if x.device != weight.device or (x.dtype != weight.dtype and not autocast):
         raise ValueError(
-            f"`{name}` must be {like.dtype} on {like.device}, as the weights are; got {x.dtype} on {x.device}. "
+            f"`{name}` must be {weight.dtype} on {weight.device}, as the weights are; got {x.dtype} on {x.device}. "
             "Move one of them with .to(...), or run under autocast."
         )
+
+
+def token_grid(x: Float[Tensor, "batch tokens dim"], grid: Grid | None, name: str = "x", where: str = "grid") -> Grid:
+    """The grid that tokens `x` lie on: `grid`, which must have as many, or a sequence."""
     grid = Grid(x.shape[1]) if grid is None else grid
     if grid.tokens != x.shape[1]:
         raise ValueError(
@@ -93,7 +99,7 @@ def placed(x: Tensor, dim: int, like: Tensor, grid: Grid | None, name: str = "x"
     return grid
 
 
-def embedded(
+def add_embedding(
     x: Float[Tensor, "batch tokens dim"], embedding: Embedding | None, grid: Grid, mask: Mask | None
 ) -> Float[Tensor, "batch tokens dim"]:
     """x + E: what queries and keys are projected from. Values never are."""

@@ -10,7 +10,17 @@ from torch.nn import functional as F
 from locant.attend import Positions, attention
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.nn.arguments import check_heads, check_mask, check_probabilities, embedded, parted, placed, registered
+from locant.nn.arguments import (
+    add_embedding,
+    check_heads,
+    check_mask,
+    check_probabilities,
+    check_tokens,
+    position_module,
+    split_embedding,
+    token_grid,
+)
+from locant.nn.linears import bare_weight
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Gate
 
@@ -72,8 +82,8 @@ class GatedAttention(nn.Module):
         if position is None:
             axes = 2 if grid is None else grid.axes
             position = GatedPosition(heads, axes=axes, locality=locality, local_init=local_init)
-        self.position = registered("GatedAttention", position)
-        self._check_gate(parted(None, self.position)[1])
+        self.position = position_module("GatedAttention", position)
+        self._check_gate(split_embedding(None, self.position)[1])
 
     def forward(
         self,
@@ -88,12 +98,15 @@ class GatedAttention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `position` has no gate.
         """
-        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        check_tokens(x, self.dim, bare_weight(self.qk))
+        grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask
-        embedding, rest = parted(position, self.position)
+        embedding, rest = split_embedding(position, self.position)
         self._check_gate(rest)
         split = (self.heads, self.dim // self.heads)
-        q, k = self.qk(embedded(x, embedding, grid, mask)).unflatten(-1, (2, *split)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = (
+            self.qk(add_embedding(x, embedding, grid, mask)).unflatten(-1, (2, *split)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         v = self.v(x).unflatten(-1, split).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         out = attention(q, k, v, grid=grid, position=rest, mask=mask, dropout=dropout)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from locant.attend import Positions, attention, weights
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.nn.arguments import check_heads, check_mask, check_probabilities, embedded, parted, placed, registered
+from locant.nn.arguments import (
+    add_embedding,
+    check_heads,
+    check_mask,
+    check_probabilities,
+    check_tokens,
+    position_module,
+    split_embedding,
+    token_grid,
+)
+from locant.nn.linears import bare_weight, input_channels
 
 
 class MultiHeadAttention(nn.Module):
@@ -74,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         self.k = nn.Linear(dim if key_dim is None else key_dim, dim, bias=bias)
         self.v = nn.Linear(dim if value_dim is None else value_dim, dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
-        self.position = registered("MultiHeadAttention", position)
+        self.position = position_module("MultiHeadAttention", position)
 
     @classmethod
     def from_d2l_zh(
@@ -122,7 +131,7 @@ class MultiHeadAttention(nn.Module):
         """
         self._check_channels(query, key, value)
         own = self.grid if grid is None else grid
-        where = placed(query, _channels(self.q, query), self.q.weight, own, "query")
+        where = _locate(self.q, query, own, "query")
         key_where = self.key_grid if key_grid is None else key_grid
         if key_where is None and key.ndim == 3 and key.shape[1] == where.tokens:
             key_where = where
@@ -141,11 +150,11 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
     ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
         """k(K) and v(V) by head: what a cache keeps. An embedding is added to K where `key_grid` says that it lies."""
-        embedding, _ = parted(position, self.position)
+        embedding, _ = split_embedding(position, self.position)
         key_grid = self.key_grid if key_grid is None else key_grid
-        where = placed(key, _channels(self.k, key), self.k.weight, key_grid, "key", "key_grid")
-        placed(value, _channels(self.v, value), self.v.weight, where, "value", "key_grid")
-        k = self.k(embedded(key, embedding, where, self.mask if mask is None else mask))
+        where = _locate(self.k, key, key_grid, "key", "key_grid")
+        _locate(self.v, value, where, "value", "key_grid")
+        k = self.k(add_embedding(key, embedding, where, self.mask if mask is None else mask))
         return self._heads(k), self._heads(self.v(value))
 
     def attend(
@@ -164,11 +173,11 @@ class MultiHeadAttention(nn.Module):
         grid = self.grid if grid is None else grid
         key_grid = self.key_grid if key_grid is None else key_grid
         mask = self.mask if mask is None else mask
-        embedding, rest = parted(position, self.position)
-        where = placed(query, _channels(self.q, query), self.q.weight, grid, "query")
+        embedding, rest = split_embedding(position, self.position)
+        where = _locate(self.q, query, grid, "query")
         same = key_grid == where or (key_grid is None and k.shape[2] == where.tokens)
         asks = mask if same else None  # a padding speaks of keys: of queries only if they are the same
-        q = self._heads(self.q(embedded(query, embedding, where, asks)))
+        q = self._heads(self.q(add_embedding(query, embedding, where, asks)))
         dropout = self.dropout if self.training else 0.0
         # as they were given: `attention` says where it needs a grid that nobody gave
         out = attention(q, k, v, grid=grid, key_grid=key_grid, position=rest, mask=mask, dropout=dropout)
@@ -180,7 +189,7 @@ class MultiHeadAttention(nn.Module):
         """Sizes that would fit in another order are a swap, and said to be one."""
         given = (query.shape[-1], key.shape[-1], value.shape[-1])
         pairs = ((self.q, query), (self.k, key), (self.v, value))
-        wanted = tuple(_channels(linear, x) for linear, x in pairs)
+        wanted = tuple(input_channels(linear, x) for linear, x in pairs)
         if given != wanted and sorted(given) == sorted(wanted):
             raise ValueError(
                 f"MultiHeadAttention needs query, key and value of {', '.join(map(str, wanted))} channels; got "
@@ -198,8 +207,7 @@ class MultiHeadAttention(nn.Module):
         return ", ".join([f"dim={self.dim}, heads={self.heads}", *parts])
 
 
-def _channels(linear: nn.Linear, x: Tensor) -> int:
-    """What `linear` takes; one that takes its size from the data takes the first x whatever it is."""
-    if not isinstance(linear, nn.LazyLinear):
-        return linear.in_features
-    return x.shape[-1] if is_lazy(linear.weight) else linear.weight.shape[-1]
+def _locate(linear: nn.Module, x: Tensor, grid: Grid | None, name: str, where: str = "grid") -> Grid:
+    """The grid of tokens `x`, which must be what `linear` takes."""
+    check_tokens(x, input_channels(linear, x), bare_weight(linear), name)
+    return token_grid(x, grid, name, where)

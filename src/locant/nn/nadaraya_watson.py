@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from locant.kernels.reference import softmax
 from locant.masks import Mask
-from locant.nn.scoring import Pooled, allowed_pairs, check_tokens, seen
+from locant.nn.scoring import Pooled, allowed_pairs, check_pooling, seen
 
 KERNELS = ("gaussian", "boxcar", "constant", "triangular")
 
@@ -76,7 +76,7 @@ class NadarayaWatson(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another; `exclude_self` between unlike numbers.
         """
-        check_tokens("NadarayaWatson", query, key, value, (key.shape[-1], query.shape[-1]), query)
+        check_pooling("NadarayaWatson", query, key, value, (key.shape[-1], query.shape[-1]), query)
         queries, keys = query.shape[1], key.shape[1]
         allowed = allowed_pairs(mask, len(query), queries, keys, query.device)
         if exclude_self:

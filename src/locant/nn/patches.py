@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.grid import AXES, Grid
-from locant.nn.arguments import placed
+from locant.nn.arguments import check_tokens, token_grid
+from locant.nn.linears import bare_weight
 
 BORDERS = ("refuse", "pad", "cut")
 CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -63,13 +64,13 @@ class PatchEmbedding(nn.Module):
                 f"got patch={patch}, dim={dim}, channels={channels}. Write PatchEmbedding(96, (4, 4))."
             )
         _check_border("PatchEmbedding", border)
-        self.patch, self.border = patch, border
+        self.channels, self.patch, self.border = channels, patch, border
         self.proj = CONVOLUTIONS[len(patch) - 1](channels, dim, patch, stride=patch, bias=bias)  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm else None
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         """The tokens, and where they are."""
-        channels, axes = self.proj.in_channels, ("time", "height", "width")[-len(self.patch) :]
+        channels, axes = self.channels, ("time", "height", "width")[-len(self.patch) :]
         for side in x.shape[2:]:
             operator.index(side)  # grids are constants: a graph is made for one size, not for symbols
         if x.ndim != 2 + len(self.patch) or x.shape[1] != channels or 0 in x.shape[2:]:
@@ -77,7 +78,7 @@ class PatchEmbedding(nn.Module):
                 f"PatchEmbedding needs an input [batch, {channels}, {', '.join(axes)}]; got {list(x.shape)}. "
                 "Put the channels second, and a batch first."
             )
-        placed(x.detach().flatten(2).transpose(1, 2), channels, self.proj.weight, Grid(*x.shape[2:]))  # dtype, device
+        check_tokens(x.detach().flatten(2).transpose(1, 2), channels, bare_weight(self.proj))
         x = self.proj(_bordered(x, 2, self.patch, self.border, "PatchEmbedding"))
         grid = Grid(*x.shape[2:])
         x = x.flatten(2).transpose(1, 2)
@@ -136,7 +137,8 @@ class PatchMerging(nn.Module):
                 f"PatchMerging needs a grid with rows and columns and without a prefix; got {grid}. "
                 "Take prefix tokens off before, and put them back after."
             )
-        placed(x, self.dim, self.reduction.weight, grid)
+        check_tokens(x, self.dim, bare_weight(self.reduction))
+        token_grid(x, grid)
         cells = _bordered(x.unflatten(1, grid.shape), grid.axes - 1, (2, 2), self.border, "PatchMerging")
         quadrants = [cells[..., row::2, column::2, :] for column, row in itertools.product(range(2), repeat=2)]
         x = torch.cat(quadrants, dim=-1)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from locant.attend import attention
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.nn.arguments import check_heads, check_probabilities, placed
+from locant.nn.arguments import check_heads, check_probabilities, check_tokens, token_grid
+from locant.nn.linears import bare_weight
 from locant.positions.table import RelativeTable
 
 
@@ -75,7 +76,8 @@ class RelativeAttention(nn.Module):
         Raises:
             ValueError: for another shape, and more tokens than the table serves.
         """
-        grid = placed(x, self.dim, self.position.table, None)
+        check_tokens(x, self.dim, self.position.table if self.qkv is None else bare_weight(self.qkv))
+        grid = token_grid(x, None)
         joined = x.expand(3, *x.shape) if self.qkv is None else self.qkv(x).unflatten(-1, (3, self.dim)).movedim(-2, 0)
         q, k, v = joined.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(2, 3).unbind(0)
         out = attention(

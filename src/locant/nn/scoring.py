@@ -17,6 +17,7 @@ from locant.grid import Grid
 from locant.kernels.reference import softmax
 from locant.masks import Mask, Structure
 from locant.nn.arguments import check_probabilities
+from locant.nn.linears import bare_weight, input_channels
 
 Pooled = tuple[Float[Tensor, "batch queries value_dim"], Float[Tensor, "batch queries keys"] | None]
 
@@ -98,7 +99,7 @@ class DotProductAttention(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another.
         """
-        check_tokens("DotProductAttention", query, key, value, (key.shape[-1], query.shape[-1]), query)
+        check_pooling("DotProductAttention", query, key, value, (key.shape[-1], query.shape[-1]), query)
         q, k, v = query[:, None], key[:, None], value[:, None]
         out = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
@@ -156,8 +157,8 @@ class AdditiveAttention(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another.
         """
-        sizes = (self.W_q.in_features, self.W_k.in_features)
-        check_tokens("AdditiveAttention", query, key, value, sizes, self.W_q.weight)
+        sizes = (input_channels(self.W_q, query), input_channels(self.W_k, key))
+        check_pooling("AdditiveAttention", query, key, value, sizes, bare_weight(self.W_q))
         allowed = allowed_pairs(mask, len(query), query.shape[1], key.shape[1], query.device)
         key, value = seen(key, allowed), seen(value, allowed)
         out, p = self.attend(query, self.W_k(key), value, allowed)
@@ -205,8 +206,10 @@ def seen(x: Tensor, allowed: Tensor | None) -> Tensor:
     return x if allowed is None else x.masked_fill(~allowed.any(1)[..., None], 0.0)
 
 
-def check_tokens(module: str, query: Tensor, key: Tensor, value: Tensor, sizes: tuple[int, int], like: Tensor) -> None:
-    """Tokens [batch, tokens, dim] of one batch, as many values as keys, queries and keys of `sizes`, all as `like`."""
+def check_pooling(
+    module: str, query: Tensor, key: Tensor, value: Tensor, sizes: tuple[int, int], weight: Tensor | None
+) -> None:
+    """Tokens [batch, tokens, dim] of one batch, as many values as keys, queries and keys of `sizes`, of one kind."""
     three = (query, key, value)
     fit = all(x.ndim == 3 and len(x) == len(query) for x in three) and key.shape[1] == value.shape[1]
     if not fit or (query.shape[-1], key.shape[-1]) != sizes:
@@ -215,6 +218,7 @@ def check_tokens(module: str, query: Tensor, key: Tensor, value: Tensor, sizes: 
             f"value_dim]; got {', '.join(str(list(x.shape)) for x in three)}. Make these agree; plain numbers x [n] "
             "are x[None, :, None]."
         )
+    like = query if weight is None else weight
     autocast = query.device.type != "meta" and torch.is_autocast_enabled(query.device.type)
     if any(x.device != like.device or (x.dtype != like.dtype and not autocast) for x in three):
         raise ValueError(

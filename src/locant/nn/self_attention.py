@@ -10,7 +10,17 @@ from torch.nn import functional as F
 from locant.attend import Positions, attention_packed
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.nn.arguments import check_heads, check_mask, check_probabilities, embedded, parted, placed, registered
+from locant.nn.arguments import (
+    add_embedding,
+    check_heads,
+    check_mask,
+    check_probabilities,
+    check_tokens,
+    position_module,
+    split_embedding,
+    token_grid,
+)
+from locant.nn.linears import bare_weight, project_rows
 from locant.positions.position import Embedding
 
 
@@ -71,7 +81,7 @@ class Attention(nn.Module):
         self.dropout, self.proj_dropout, self.kernel = dropout, proj_dropout, kernel
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.position = registered(name, position)
+        self.position = position_module(name, position)
 
     def forward(
         self,
@@ -86,9 +96,10 @@ class Attention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `locant.attention` refuses the rest.
         """
-        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        check_tokens(x, self.dim, bare_weight(self.qkv))
+        grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask
-        embedding, rest = parted(position, self.position)
+        embedding, rest = split_embedding(position, self.position)
         out = attention_packed(
             self._project(x, embedding, grid, mask).unflatten(-1, (3, self.heads, self.dim // self.heads)),
             grid=grid, position=rest, mask=mask, scale=self.scale,
@@ -101,10 +112,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch tokens three_dim"]:
         if embedding is None:
             return self.qkv(x)
-        weight, bias, split = self.qkv.weight, self.qkv.bias, 2 * self.dim
-        qk = F.linear(embedded(x, embedding, grid, mask), weight[:split], None if bias is None else bias[:split])
-        v = F.linear(x, weight[split:], None if bias is None else bias[split:])
-        return torch.cat([qk, v], dim=-1)
+        qk = project_rows(self.qkv, add_embedding(x, embedding, grid, mask), slice(2 * self.dim))
+        return torch.cat([qk, project_rows(self.qkv, x, slice(2 * self.dim, None))], dim=-1)
 
     def extra_repr(self) -> str:
         said = {"grid": self.grid, "mask": self.mask, "scale": self.scale}

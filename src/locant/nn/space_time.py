@@ -11,8 +11,9 @@ from locant.attend import Positions
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows
 from locant.nn.adapter import Adapter
-from locant.nn.arguments import placed
+from locant.nn.arguments import check_tokens, token_grid
 from locant.nn.block import Block
+from locant.nn.linears import bare_weight
 from locant.nn.self_attention import Attention
 from locant.nn.window import fitted
 from locant.positions.table import RelativeTable
@@ -95,7 +96,8 @@ class SpaceTimeAttention(Attention):
         Raises:
             ValueError: if x does not fit the grid, the grid has no axis of time, or the module was built without it.
         """
-        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        check_tokens(x, self.dim, bare_weight(self.qkv))
+        grid = token_grid(x, self.grid if grid is None else grid)
         self._check(grid, temporal)
         if position is None and temporal:
             position = () if self.temporal is None else self.temporal

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from locant.attend import Positions
 from locant.grid import Grid
 from locant.masks import Mask, Segments, Windows
-from locant.nn.arguments import parted, placed
+from locant.nn.arguments import check_tokens, split_embedding, token_grid
+from locant.nn.linears import bare_weight
 from locant.nn.self_attention import Attention
 from locant.positions.position import Position
 from locant.positions.table import RelativeTable
@@ -116,7 +117,8 @@ class WindowAttention(Attention):
             ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
                 slice of a grid.
         """
-        grid = placed(x, self.dim, self.proj.weight, self.grid if grid is None else grid)
+        check_tokens(x, self.dim, bare_weight(self.qkv))
+        grid = token_grid(x, self.grid if grid is None else grid)
         Windows(self.window).bound(grid, grid)
         window, shift = fitted(self.window, self.shift, grid.shape, self.small)
         if self.border == "cells":
@@ -141,7 +143,7 @@ class WindowAttention(Attention):
 
     def _check_regrouping(self, grid: Grid, position: Positions, mask: Mask | None) -> None:
         """Filling and rolling move tokens: what speaks of their true places does not fit."""
-        embedding, _ = parted(position, self.position)
+        embedding, _ = split_embedding(position, self.position)
         wrong = {
             "a mask": mask is not None,
             f"the embedding {type(embedding).__name__}": embedding is not None,

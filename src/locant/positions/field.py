@@ -62,7 +62,9 @@ class LogCPB(Bias):
         return OffsetTable(self.heads, needed)
 
     def values(self, form: OffsetTable) -> OffsetValues:
-        like, lines = next(self.mlp.parameters()), []
+        # a perceptron whose linears were quantised has no parameters, and takes float32 on the CPU
+        weights = (p for p in self.mlp.parameters() if p.is_floating_point())
+        like, lines = next(weights, torch.empty(0, dtype=torch.float32, device="cpu")), []
         for r, size in zip(form.reach, self.pretrained.shape, strict=True):
             offset = torch.arange(-r, r + 1, dtype=torch.float64, device=like.device) * 8 / max(size - 1, 1)
             lines.append(offset.sign() * torch.log2(offset.abs() + 1) / math.log2(8))

@@ -96,12 +96,12 @@ class TransformerXL(Content):
         return u, v
 
     def distances(self, furthest: int) -> Float[Tensor, "offsets dim"]:
-        """R(-furthest) .. R(furthest), in the weights' dtype."""
-        weight = self.r_net.weight
-        steps = torch.arange(-furthest, furthest + 1, dtype=torch.float64, device=weight.device)
-        halves = torch.arange(0, self.dim, 2, dtype=torch.float64, device=weight.device)
+        """R(-furthest) .. R(furthest), in the dtype of u."""
+        u, _ = self.biases()
+        steps = torch.arange(-furthest, furthest + 1, dtype=torch.float64, device=u.device)
+        halves = torch.arange(0, self.dim, 2, dtype=torch.float64, device=u.device)
         angles = steps[:, None] * 10000.0 ** (-halves / self.dim)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(weight.dtype)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(u.dtype)
 
     def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
         if grid.axes != 1:
