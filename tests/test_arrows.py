@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"grid", "costs", "atomic", "registry"},
+    {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem"},
     {"layout", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms

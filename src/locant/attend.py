@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locant import planner
+from locant.checks import check_tensor
 from locant.forms import AxialTerms, OffsetTable, Separable, add_tables, add_values
-from locant.grid import Grid
+from locant.grid import Grid, check_grid
 from locant.kernels import reference
-from locant.masks import Mask, Pairs, Structure
+from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
@@ -155,6 +156,11 @@ class _Request:
 
     def problem(self) -> Problem:
         q, k, v = self.q, self.k, self.v
+        for one, x in (("q", q), ("k", k), ("v", v)):
+            check_tensor("attention", one, x, "a tensor [batch, heads, tokens, head_dim]")
+        check_grid("attention", "grid", self.grid, needed=False)
+        check_grid("attention", "key_grid", self.key_grid, needed=False)
+        check_mask("attention", "mask", self.mask)
         _check_tensors(q, k, v, self.dropout)
         structure = Structure.of(self.mask)
         grid, key_grid = self._grids(structure)

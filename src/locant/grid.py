@@ -16,6 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils import _pytree
 
+from locant.checks import description, is_whole
+
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
 
 
@@ -65,13 +67,17 @@ class Grid:
         stride: tuple[int, ...] | None = None,
     ) -> None:
         axes = len(shape)
+        if axes == 1 and isinstance(shape[0], tuple | list):
+            raise ValueError(
+                f"Grid needs its sizes one by one; got {description(shape[0])}. Write Grid(*sizes), as in Grid(14, 14)."
+            )
         if axes not in AXES:
             raise ValueError(
-                f"Grid needs one, two or three sizes (time, row, column); it got {axes}: {shape}. "
+                f"Grid needs one, two or three sizes (time, row, column); it got {axes}: {description(shape)}. "
                 "Write Grid(196), Grid(14, 14) or Grid(8, 14, 14)."
             )
-        origin = (0,) * axes if origin is None else tuple(origin)
-        stride = (1,) * axes if stride is None else tuple(stride)
+        origin = (0,) * axes if origin is None else tuple(origin) if isinstance(origin, list) else origin
+        stride = (1,) * axes if stride is None else tuple(stride) if isinstance(stride, list) else stride
         _check("sizes", shape, axes, 0)
         _check("prefix", (prefix,), 1, 0)
         _check("origin", origin, axes, None)
@@ -160,14 +166,26 @@ class Grid:
         return f"Grid({', '.join(parts)})"
 
 
+def check_grid(owner: str, name: str, value: object, needed: bool = True) -> None:
+    """A Grid, or None unless it is `needed`. Raises a ValueError that writes the one that was meant."""
+    if isinstance(value, Grid) or (value is None and not needed):
+        return
+    sizes = value if isinstance(value, tuple | list) else (value,)
+    fit = all(map(is_whole, sizes)) and len(sizes) in AXES
+    meant = f"Grid({', '.join(map(str, sizes))})" if fit else "Grid(14, 14)"
+    raise ValueError(
+        f"{owner} needs `{name}` as a Grid{'' if needed else ' or None'}; got {description(value)}. Write {meant}."
+    )
+
+
 def _check(what: str, values: tuple[int, ...], count: int, least: int | None) -> None:
-    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if len(values) == count and whole and (least is None or all(v >= least for v in values)):
+    whole = isinstance(values, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if whole and len(values) == count and (least is None or all(v >= least for v in values)):
         return
     bound = "" if least is None else f" of at least {least}"
     raise ValueError(
         f"the {what} of a Grid must be {count} whole number{'s' * (count > 1)}{bound}; "
-        f"got {values}. Pass plain ints, in the order time, row, column."
+        f"got {description(values)}. Pass plain ints, in the order time, row, column."
     )
 
 

@@ -9,11 +9,11 @@ The planner reads `Structure.of(mask)`, which is static; kernels read `mask.pair
 """
 
 from locant.masks.causal import Causal
-from locant.masks.mask import Every, Mask
+from locant.masks.mask import Every, Mask, check_mask
 from locant.masks.padding import Padding
 from locant.masks.pairs import Pairs
 from locant.masks.segments import Segments
 from locant.masks.structure import Structure
 from locant.masks.windows import Windows
 
-__all__ = ["Causal", "Every", "Mask", "Padding", "Pairs", "Segments", "Structure", "Windows"]
+__all__ = ["Causal", "Every", "Mask", "Padding", "Pairs", "Segments", "Structure", "Windows", "check_mask"]

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils import _pytree
 
+from locant.checks import check_whole
 from locant.grid import Grid, Tokens
 from locant.masks.mask import Mask
 
@@ -23,6 +24,11 @@ class Causal(Mask):
     """
 
     axis: int | None = None
+    example = "Causal()"
+
+    def __post_init__(self) -> None:
+        if self.axis is not None:
+            check_whole("Causal", "axis", self.axis, least=None, advice="Name an axis of the grid, 0 for the first.")
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "1 1 groups queries keys"]:
         axes = range(queries.coordinates.shape[-1]) if self.axis is None else (self.axis,)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
+from locant.checks import description
 from locant.grid import Grid, Tokens
 
 
+def _refused(came: str, instead: str) -> Callable[..., Any]:
+    """An operator of Python that masks do not have."""
+
+    def operator(*_: object) -> NoReturn:
+        raise ValueError(
+            f"masks join by & alone, which keeps the pairs that each of them allows; got {came}. Write {instead}."
+        )
+
+    return operator
+
+
 class Mask(ABC):
-    """Which query may see which key."""
+    """Which query may see which key. Masks join by `&`."""
+
+    example: ClassVar[str]  # how one is written, for errors
 
     @abstractmethod
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "#batch #heads #groups #queries #keys"]:
@@ -39,7 +53,17 @@ class Mask(ABC):
         return pairs.expand(*pairs.shape[:2], grid.tokens, key_grid.tokens)
 
     def __and__(self, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            check_mask("a & b", "b", other, needed=True)
         return Every((*self.members(), *other.members()))
+
+    __rand__ = __and__  # called where the left side is no mask
+    __or__ = __ror__ = _refused("a | b", "Pairs(a.allowed(grid) | b.allowed(grid)) for what either of them allows")
+    __xor__ = __rxor__ = _refused("a ^ b", "Pairs(a.allowed(grid) ^ b.allowed(grid)) for what one of them allows")
+    __sub__ = __rsub__ = _refused("a - b", "a & Pairs(~b.allowed(grid)) for what b does not allow")
+    __add__ = __radd__ = _refused("a + b", "a & b")
+    __invert__ = _refused("~a", "Pairs(~a.allowed(grid)) for what it does not allow")
+    __bool__ = _refused("`and`, `or`, `not` or `if`", "a & b to join them, `mask is None` to ask for one")
 
     def __repr__(self) -> str:
         shapes = [f"{name}={list(t.shape)}" for name, t in vars(self).items() if isinstance(t, Tensor)]
@@ -49,7 +73,13 @@ class Mask(ABC):
 class Every(Mask):
     """Several masks at once: a pair must be allowed by every one. Written `a & b`."""
 
+    example = "a & b"
+
     def __init__(self, masks: tuple[Mask, ...]) -> None:
+        if not isinstance(masks, tuple) or not masks or not all(isinstance(m, Mask) for m in masks):
+            raise ValueError(
+                f"Every needs `masks` as a tuple of masks, one or more; got {description(masks)}. Write a & b."
+            )
         self.masks = masks
 
     def members(self) -> Iterator[Mask]:
@@ -66,6 +96,42 @@ class Every(Mask):
         for mask in self.masks[1:]:
             pairs = pairs & mask.pairs(queries, keys)
         return pairs
+
+
+def check_mask(owner: str, name: str, value: object, needed: bool = False) -> None:
+    """A mask, or None unless it is `needed`. Raises a ValueError that names what was meant."""
+    if isinstance(value, Mask) or (value is None and not needed):
+        return
+    raise ValueError(
+        f"{owner} needs `{name}` as a mask, such as Causal() or Padding.from_lengths(lengths, tokens)"
+        f"{'' if needed else ', or None'}; got {description(value)}. {_meant(value)}"
+    )
+
+
+def _meant(value: object) -> str:
+    """What to write instead of something that is no mask."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        return (
+            "Say what True means: Pairs.from_kept(mask) = may take part, Pairs.from_blocked(mask) = may not; for keys "
+            "[batch, tokens] Padding(mask) = real, Padding.from_key_padding_mask(mask) = ignore."
+        )
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return (
+            "Say what the numbers mean: Pairs.from_additive(mask) = added to logits, Pairs.from_kept(mask) = 1 may "
+            "take part; for keys [batch, tokens] Padding.from_additive(mask), Padding.from_attention_mask(mask)."
+        )
+    if isinstance(value, Tensor):
+        return (
+            "Say what the numbers mean: Pairs.from_kept(mask) = 1 may take part, Padding.from_attention_mask(mask) = 1 "
+            "is a real key, Padding.from_lengths(lengths, tokens), Segments(ids)."
+        )
+    if isinstance(value, tuple | list) and any(isinstance(m, Mask) for m in value):
+        return "Join masks by &: a & b."
+    if isinstance(value, type) and issubclass(value, Mask):
+        return f"Make one: {getattr(value, 'example', value.__name__)}."
+    if isinstance(value, nn.Module):
+        return "A position is passed as position=."
+    return "Make one: Causal(), Windows((7, 7)), or of tensors Padding, Segments or Pairs (see their from_... names)."
 
 
 def lay_by_token(what: str, name: str, value: Tensor, grid: Grid, fill: int) -> tuple[Tensor, bool]:

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from locant.checks import check_tensor
 from locant.grid import Grid, Tokens
 from locant.masks.mask import Mask, lay_by_token, register_node
-from locant.masks.senses import read_additive, read_zeros_and_ones
+from locant.masks.senses import read_additive, read_lengths, read_zeros_and_ones
 
 
 class Padding(Mask):
@@ -19,7 +20,10 @@ class Padding(Mask):
             `[batch, *grid]` over the cells, the prefix then being real.
     """
 
+    example = "Padding.from_lengths(lengths, tokens)"
+
     def __init__(self, valid: Bool[Tensor, "batch *tokens"]) -> None:
+        check_tensor("Padding", "valid", valid, "a bool tensor [batch, tokens] or [batch, *grid]")
         if valid.dtype != torch.bool or valid.ndim < 2:
             raise ValueError(
                 "Padding needs a bool tensor [batch, tokens] or [batch, *grid], True for a real token; "
@@ -31,11 +35,18 @@ class Padding(Mask):
     @classmethod
     def from_lengths(cls, lengths: Int[Tensor, " batch"], tokens: int) -> Padding:
         """The first `lengths[b]` of `tokens` keys are real (d2l's 1-D `valid_lens`)."""
-        return cls(torch.arange(tokens, device=lengths.device) < lengths[:, None])
+        check_tensor("Padding.from_lengths", "lengths", lengths, "whole numbers [batch]")
+        if lengths.ndim != 1:
+            raise ValueError(
+                f"Padding.from_lengths needs one length per sample, `lengths` [batch]; got {list(lengths.shape)}. "
+                "Lengths per query, [batch, queries], are Pairs.from_lengths(lengths, keys)."
+            )
+        return cls(read_lengths("Padding.from_lengths", lengths, tokens, "tokens"))
 
     @classmethod
     def from_key_padding_mask(cls, mask: Bool[Tensor, "batch *tokens"]) -> Padding:
         """True = *ignore* (`nn.MultiheadAttention`, DETR's masks `[batch, rows, columns]`)."""
+        check_tensor("Padding.from_key_padding_mask", "mask", mask, "a bool tensor, True = ignore")
         if mask.dtype != torch.bool:
             raise ValueError(
                 f"from_key_padding_mask needs a bool tensor, True = ignore; got {mask.dtype}. "
@@ -51,12 +62,13 @@ class Padding(Mask):
     @classmethod
     def from_additive(cls, mask: Float[Tensor, "batch ... tokens"]) -> Padding:
         """0 = keep, a large negative number = padding, `[batch, 1, 1, tokens]` (BERT adds (1 - m) * -10000)."""
+        check_tensor("Padding.from_additive", "mask", mask, "a tensor that is added to the logits")
         if mask.ndim < 2 or any(size != 1 for size in mask.shape[1:-1]):
             raise ValueError(
                 "Padding.from_additive needs a mask [batch, tokens] or [batch, 1, 1, tokens]; "
                 f"got {list(mask.shape)}. If it differs by query or head, use Pairs.from_additive."
             )
-        return cls(read_additive(mask).reshape(mask.shape[0], mask.shape[-1]))
+        return cls(read_additive("Padding.from_additive", mask).reshape(mask.shape[0], mask.shape[-1]))
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "batch 1 groups 1 keys"]:
         return self.valid[:, keys.index][:, None, :, None, :]

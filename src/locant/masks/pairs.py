@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from locant.checks import check_tensor, check_whole
 from locant.grid import Grid, Tokens
 from locant.masks.mask import Mask, register_node
-from locant.masks.senses import read_additive, read_zeros_and_ones
+from locant.masks.senses import read_additive, read_lengths, read_zeros_and_ones
 
 
 class Pairs(Mask):
@@ -19,7 +20,10 @@ class Pairs(Mask):
             `[batch, heads, queries, keys]`, sizes of 1 standing for all.
     """
 
+    example = "Pairs.from_kept(mask)"
+
     def __init__(self, allowed: Bool[Tensor, "*batch queries keys"]) -> None:
+        check_tensor("Pairs", "allowed", allowed, "a bool tensor [queries, keys] or of more axes")
         if allowed.dtype != torch.bool or not 2 <= allowed.ndim <= 4:
             raise ValueError(
                 "Pairs needs a bool tensor [queries, keys], [batch, queries, keys] or [batch, heads, queries, keys], "
@@ -41,17 +45,30 @@ class Pairs(Mask):
     @classmethod
     def from_additive(cls, mask: Float[Tensor, "*batch queries keys"]) -> Pairs:
         """0 = free, -100 or less = blocked (BERT, float masks of SDPA). Anything between is a bias: refused."""
-        return cls(read_additive(mask))
+        return cls(read_additive("Pairs.from_additive", mask))
 
     @classmethod
     def from_window_mask(cls, mask: Float[Tensor, "windows queries keys"], batch: int) -> Pairs:
         """Swin's `attn_mask` for `batch` pictures whose windows are laid along the batch, picture by picture."""
-        return cls(read_additive(mask).repeat(batch, 1, 1))
+        check_tensor("Pairs.from_window_mask", "mask", mask, "a tensor [windows, queries, keys]")
+        check_whole("Pairs.from_window_mask", "batch", batch, least=0, advice="Give the number of pictures.")
+        if mask.ndim != 3:
+            raise ValueError(
+                f"Pairs.from_window_mask needs a `mask` [windows, queries, keys]; got {list(mask.shape)}. "
+                "A mask of another layout is Pairs.from_additive(mask)."
+            )
+        return cls(read_additive("Pairs.from_window_mask", mask).repeat(batch, 1, 1))
 
     @classmethod
     def from_lengths(cls, lengths: Int[Tensor, "batch queries"], keys: int) -> Pairs:
         """Query i of sample b sees the first `lengths[b, i]` keys (d2l's 2-D `valid_lens`)."""
-        return cls(torch.arange(keys, device=lengths.device) < lengths[..., None])
+        check_tensor("Pairs.from_lengths", "lengths", lengths, "whole numbers [batch, queries]")
+        if lengths.ndim != 2:
+            raise ValueError(
+                f"Pairs.from_lengths needs a length per query, `lengths` [batch, queries]; got {list(lengths.shape)}. "
+                "One length per sample, [batch], is Padding.from_lengths(lengths, tokens)."
+            )
+        return cls(read_lengths("Pairs.from_lengths", lengths, keys, "keys"))
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "#batch #heads groups queries keys"]:
         q, k = queries.index[..., :, None], keys.index[..., None, :]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from locant.checks import check_tensor
 from locant.grid import Grid, Tokens
 from locant.masks.mask import Mask, lay_by_token, register_node
+from locant.masks.senses import WHOLE
 
 
 class Segments(Mask):
@@ -18,10 +19,13 @@ class Segments(Mask):
         key_ids: the same for keys on a grid of their own; by default the queries' ids.
     """
 
+    example = "Segments(ids)"
+
     def __init__(self, ids: Int[Tensor, "batch *tokens"], key_ids: Int[Tensor, "batch *keys"] | None = None) -> None:
         key_ids = ids if key_ids is None else key_ids
         for name, value in (("ids", ids), ("key_ids", key_ids)):
-            if value.is_floating_point() or value.dtype == torch.bool or value.ndim < 2:
+            check_tensor("Segments", name, value, "whole numbers [batch, tokens] or [batch, *grid]")
+            if value.dtype not in WHOLE or value.ndim < 2:
                 raise ValueError(
                     f"Segments needs whole numbers [batch, tokens] or [batch, *grid] as {name}; "
                     f"got {value.dtype} of shape {tuple(value.shape)}. Number the segments 0, 1, 2, ..."

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils import _pytree
 
+from locant.checks import description, is_whole
 from locant.grid import Grid, Tokens
 from locant.masks.mask import Mask
 
@@ -28,14 +29,15 @@ class Windows(Mask):
 
     size: tuple[int, ...]
     shift: tuple[int, ...]
+    example = "Windows((7, 7))"
 
     def __init__(self, size: int | tuple[int, ...], shift: int | tuple[int, ...] | None = None) -> None:
         size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
         shift = (0,) * len(size) if shift is None else tuple(shift) if isinstance(shift, (tuple, list)) else (shift,)
-        if not all(isinstance(n, int) for n in (*size, *shift)) or len(size) != len(shift) or not size or min(size) < 1:
+        if not all(is_whole(n) for n in (*size, *shift)) or len(size) != len(shift) or not size or min(size) < 1:
             raise ValueError(
                 "Windows needs a size of at least 1 per axis and, if any, a shift per axis, all whole numbers; "
-                f"got size={size}, shift={shift}. Write Windows((7, 7), shift=(3, 3))."
+                f"got size={description(size)}, shift={description(shift)}. Write Windows((7, 7), shift=(3, 3))."
             )
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "shift", tuple(s % n for s, n in zip(shift, size, strict=True)))
