@@ -5,13 +5,14 @@ import torch
 from locant.compare import finding
 from locant.compare.looks import look
 from locant.compare.model import Classifier
-from locant.compare.schemes import DEFAULT, SCHEMES, Shape, find
+from locant.compare.schemes import SCHEMES, Shape, find
 from locant.grid import Grid
 from locant.masks import Windows
 from locant.nn.gated import GatedAttention
 from locant.nn.space_time import SpaceTimeBlock
 from locant.nn.window import WindowAttention
 from locant.positions.gate import GatedPosition
+from locant.tasks.kinds import KINDS
 
 CLOSE = 1e-12  # float64
 DESIGNS = [scheme for scheme in SCHEMES if scheme.beside]
@@ -22,7 +23,9 @@ def design(name: str, depth: int = 2, item: tuple[int, ...] | None = None) -> Cl
     kind = "images" if name in ("swin", "convit") else "clips"
     own, patch = ITEMS[kind]
     torch.manual_seed(0)
-    model = Classifier(find(kind, (name,))[0], own if item is None else item, patch, 5, dim=24, depth=depth, heads=4)
+    model = Classifier(
+        KINDS[kind], find(kind, (name,))[0], own if item is None else item, patch, 5, dim=24, depth=depth, heads=4
+    )
     return model.double().eval()
 
 
@@ -34,7 +37,7 @@ def copied(module: torch.nn.Module, values: dict[str, torch.Tensor]) -> torch.nn
 def test_they_take_part_by_name_alone() -> None:
     """The default run holds all but position fixed, and keeps its time."""
     assert [scheme.name for scheme in DESIGNS] == ["swin", "convit", "aim", "temporal"]
-    assert not {scheme.name for scheme in DESIGNS} & {name for names in DEFAULT.values() for name in names}
+    assert not {scheme.name for scheme in DESIGNS} & {name for kind in KINDS.values() for name in kind.schemes}
 
 
 def test_swin_is_window_attention_moved_in_every_second_layer() -> None:
@@ -157,9 +160,13 @@ def test_what_all_schemes_have_starts_from_the_same_weights() -> None:
     for kind, plain in (("images", "gated"), ("clips", "none")):
         torch.manual_seed(0)
         item, patch = ITEMS[kind]
-        start = Classifier(find(kind, (plain,))[0], item, patch, 5, dim=24, depth=2, heads=4).double().state_dict()
+        start = (
+            Classifier(KINDS[kind], find(kind, (plain,))[0], item, patch, 5, dim=24, depth=2, heads=4)
+            .double()
+            .state_dict()
+        )
         for scheme in DESIGNS:
-            if kind in scheme.kinds:
+            if scheme.fits(KINDS[kind]):
                 own = design(scheme.name).state_dict()
                 for name, value in start.items():
                     if ".positions." not in name and not (scheme.local and name == "layers.0.attention.qkv.weight"):
@@ -171,7 +178,7 @@ def test_parameters_beside_the_plain_models() -> None:
 
     def extra(kind: str, name: str) -> int:
         item, patch = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 24, 24), (1, 8, 8))}[kind]
-        models = (Classifier(find(kind, (n,))[0], item, patch, 8, 48, 2, 4) for n in (name, "none"))
+        models = (Classifier(KINDS[kind], find(kind, (n,))[0], item, patch, 8, 48, 2, 4) for n in (name, "none"))
         own, plain = (sum(p.numel() for p in model.parameters()) for model in models)
         return own - plain
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from locant.compare.looks import look
-from locant.compare.model import Classifier, grid_of, patch_of, patches
-from locant.compare.schemes import DEFAULT, SCHEMES, TABLE_STD, Shape, find
-from locant.compare.settings import DEFAULTS
+from locant.compare.model import Classifier, grid_of, patches
+from locant.compare.schemes import SCHEMES, TABLE_STD, Shape, find
 from locant.grid import Grid
+from locant.tasks.kinds import CLIPS, IMAGES, KINDS
 
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
 
@@ -20,7 +20,7 @@ ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "seq
 def model_of(kind: str, name: str, seed: int = 0) -> Classifier:
     item, patch = ITEMS[kind]
     torch.manual_seed(seed)
-    return Classifier(find(kind, (name,))[0], item, patch, 5, dim=24, depth=2, heads=4).eval()
+    return Classifier(KINDS[kind], find(kind, (name,))[0], item, patch, 5, dim=24, depth=2, heads=4).eval()
 
 
 def loud(model: Classifier) -> Classifier:
@@ -34,25 +34,25 @@ def loud(model: Classifier) -> Classifier:
 
 
 def every() -> list[tuple[str, str]]:
-    return [(kind, s.name) for s in SCHEMES for kind in s.kinds]
+    return [(kind.name, s.name) for s in SCHEMES for kind in KINDS.values() if s.fits(kind)]
 
 
 def test_patches_are_row_major_and_keep_their_pixels() -> None:
     x = torch.arange(2 * 3 * 1 * 4 * 6).float().reshape(2, 3, 1, 4, 6)
-    cut = patches(x, (1, 2, 3))
+    cut = patches(CLIPS, x, (1, 2, 3))
     assert cut.shape == (2, 3 * 2 * 2, 6)
     for t in range(3):
         for row in range(2):
             for column in range(2):
                 expected = x[1, t, 0, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3].flatten()
                 assert torch.equal(cut[1, t * 4 + row * 2 + column], expected)
-    assert torch.equal(patches(x[:, 0], (2, 3)), cut[:, :4])
+    assert torch.equal(patches(IMAGES, x[:, 0], (2, 3)), cut[:, :4])
 
 
 @pytest.mark.parametrize("kind", ITEMS)
 def test_every_scheme_starts_from_the_same_weights(kind) -> None:
     starts = []
-    for name in DEFAULT[kind]:
+    for name in KINDS[kind].schemes:
         model = model_of(kind, name)
         inside = {id(p) for position in model.positions() for p in position.parameters()}
         starts.append(torch.cat([p.flatten() for p in model.parameters() if id(p) not in inside]))
@@ -67,7 +67,7 @@ def test_what_a_scheme_says_it_can_tell_is_what_it_can(kind, name) -> None:
     model, (item, patch) = loud(model_of(kind, name)), ITEMS[kind]
     torch.manual_seed(2)
     x = torch.rand(4, *item)
-    turned = _reorder(x, patch, lambda n: np.arange(n)[::-1].copy())
+    turned = _reorder(kind, x, patch, lambda n: np.arange(n)[::-1].copy())
     changed = (model(x) - model(turned)).abs().max().item()
     assert (changed > 1e-3) == scheme.direction, changed
     if kind == "clips":
@@ -80,7 +80,7 @@ def test_what_a_scheme_says_it_can_tell_is_what_it_can(kind, name) -> None:
 def test_without_position_the_model_sees_a_bag_of_patches(kind) -> None:
     model, (item, patch) = loud(model_of(kind, "none")), ITEMS[kind]
     x = torch.rand(4, *item)
-    shuffled = _reorder(x, patch, lambda n: np.random.default_rng(0).permutation(n))
+    shuffled = _reorder(kind, x, patch, lambda n: np.random.default_rng(0).permutation(n))
     assert (model(x) - model(shuffled)).abs().max() < 1e-5
     assert (model(x) - model(torch.rand(4, *item))).abs().max() > 1e-3
 
@@ -114,16 +114,16 @@ def test_flops_of_a_hand_counted_model() -> None:
 
 @pytest.mark.parametrize(("kind", "item"), [("images", (1, 8, 8)), ("clips", (3, 1, 24, 24)), ("sequences", (16, 4))])
 def test_default_patches_divide_the_built_in_examples(kind, item) -> None:
-    patch = patch_of(kind, item, DEFAULTS[kind])
-    assert grid_of(item, patch).tokens <= 64
+    patch = KINDS[kind].patch(item, KINDS[kind].recipe.patch)
+    assert grid_of(KINDS[kind], item, patch).tokens <= 64
 
 
 def test_patches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"patches of \(3, 3\) must divide examples of \(8, 8\)"):
-        grid_of((1, 8, 8), (3, 3))
+        grid_of(IMAGES, (1, 8, 8), (3, 3))
 
 
-KINDS = {
+PICTURES = {
     "none": "none", "relative": "bias", "alibi": "bias", "rotary": "rotation", "gated": "gate", "convit": "gate",
     **dict.fromkeys(("shared", "swin", "aim", "temporal"), "bias"),
 }  # fmt: skip
@@ -133,7 +133,7 @@ KINDS = {
 def test_every_scheme_has_a_picture_of_its_numbers(kind, name) -> None:
     model = loud(model_of(kind, name))
     picture = look(model)
-    assert picture["kind"] == KINDS.get(name, "embedding")
+    assert picture["kind"] == PICTURES.get(name, "embedding")
     tokens = model.grid.tokens
     for layer in picture["layers"]:
         for head in layer["heads"]:
@@ -167,13 +167,13 @@ def test_unknown_schemes_are_refused_by_name() -> None:
         find("images", ("none", "shared", "tables"))
 
 
-def _reorder(x: torch.Tensor, patch: tuple[int, ...], order) -> torch.Tensor:
+def _reorder(kind: str, x: torch.Tensor, patch: tuple[int, ...], order) -> torch.Tensor:
     """The same patches in another order, as an example of the same shape."""
-    cut = patches(x, patch)
+    cut = patches(KINDS[kind], x, patch)
     index = torch.from_numpy(order(cut.shape[1]))
     item = x.shape[1:]
     numbers = torch.arange(x[0].numel()).reshape(1, *item).float()
-    places = patches(numbers, patch)[0].long()
+    places = patches(KINDS[kind], numbers, patch)[0].long()
     mixed = torch.empty(len(x), x[0].numel())
     mixed[:, places.flatten()] = cut[:, index].flatten(1)
     return mixed.reshape(len(x), *item)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from locant.compare import settings
-from locant.compare.settings import DEFAULTS, Settings, resolve
+from locant.compare.settings import Settings, resolve
+from locant.tasks.kinds import CLIPS, IMAGES
 from locant.tasks.task import Refusal
 
 
@@ -13,7 +14,7 @@ def test_defaults_are_both_picture_tasks_with_three_seeds() -> None:
     chosen = resolve({}, None)
     assert chosen.task == ("images", "clips")
     assert chosen.seeds == (0, 1, 2)
-    assert chosen.recipes["images"] == DEFAULTS["images"]
+    assert chosen.recipes["images"] == IMAGES.recipe
     assert chosen.ranked
 
 
@@ -21,7 +22,7 @@ def test_quick_is_one_seed_and_no_ranking() -> None:
     chosen = resolve({"quick": True}, None)
     assert chosen.seeds == (0,)
     assert not chosen.ranked
-    assert chosen.recipes["clips"].epochs < DEFAULTS["clips"].epochs
+    assert chosen.recipes["clips"].epochs < CLIPS.recipe.epochs
 
 
 def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
@@ -29,7 +30,7 @@ def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
     config.write_text('task = ["images", "clips"]\nepochs = 7\nheads = 2\n[clips]\nepochs = 9\ndim = 24\n')
     chosen = resolve({"heads": 6}, config)
     assert (chosen.recipes["images"].epochs, chosen.recipes["clips"].epochs) == (7, 9)
-    assert (chosen.recipes["images"].dim, chosen.recipes["clips"].dim) == (DEFAULTS["images"].dim, 24)
+    assert (chosen.recipes["images"].dim, chosen.recipes["clips"].dim) == (IMAGES.recipe.dim, 24)
     assert {chosen.recipes[k].heads for k in chosen.task} == {6}
     assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
 

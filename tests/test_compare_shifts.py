@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from locant.tasks import shifts
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import ArrayExamples
 
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ def examples(*shape: int) -> ArrayExamples:
     ],
 )
 def test_names_and_sizes(kind, shape, patch, names, shapes) -> None:
-    made = shifts.of(kind, examples(*shape), patch)
+    made = KINDS[kind].shifts(examples(*shape), patch)
     assert [s.name for s in made] == names
     assert [s.examples.shape for s in made] == shapes
     for shift in made:
@@ -33,7 +34,7 @@ def test_names_and_sizes(kind, shape, patch, names, shapes) -> None:
 
 def test_on_a_larger_canvas_an_example_is_whole_and_in_whole_patches() -> None:
     base = examples(1, 8, 8)
-    (larger, _) = shifts.of("images", base, (2, 2))
+    (larger, _) = shifts.of_images(base, (2, 2))
     places = set()
     for example, canvas in zip(base.x, larger.examples.read(np.arange(50)), strict=True):
         rows, columns = np.nonzero(canvas[0])
@@ -47,7 +48,7 @@ def test_on_a_larger_canvas_an_example_is_whole_and_in_whole_patches() -> None:
 
 def test_off_centre_moves_every_picture_and_says_how_far() -> None:
     base = examples(1, 8, 8)
-    (_, moved) = shifts.of("images", base, (2, 2))
+    (_, moved) = shifts.of_images(base, (2, 2))
     seen = set()
     for example, canvas in zip(base.x, moved.examples.read(np.arange(50)), strict=True):
         fits = [
@@ -67,7 +68,7 @@ def test_off_centre_moves_every_picture_and_says_how_far() -> None:
 
 def test_a_longer_clip_holds_its_ends() -> None:
     base = examples(4, 1, 3, 3)
-    (longer, _) = shifts.of("clips", base, (1, 3, 3))
+    (longer, _) = shifts.of_clips(base, (1, 3, 3))
     held = set()
     for clip, drawn in zip(base.x, longer.examples.read(np.arange(50)), strict=True):
         index = [next(i for i in range(4) if np.array_equal(clip[i], frame)) for frame in drawn]

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from locant.compare import checkpoint
-from locant.compare.settings import DEFAULTS
 from locant.compare.trial import Job, _Run, digest, pace, train
 from locant.compare.world import World
 from locant.tasks import digits, splits
+from locant.tasks.kinds import IMAGES
 from locant.tasks.task import ArrayExamples, Refusal, Task
 
-RECIPE = replace(DEFAULTS["images"], epochs=3, dim=16, depth=1, heads=2)
+RECIPE = replace(IMAGES.recipe, epochs=3, dim=16, depth=1, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +160,14 @@ import json, sys
 from dataclasses import replace
 import torch
 from locant.tasks import digits
-from locant.compare.settings import DEFAULTS
+from locant.tasks.kinds import IMAGES
 from locant.compare.trial import Job, _Run, correct
 from locant.compare.world import World
 
 torch.set_num_threads(1)
 world = World.join("cpu")
 # a batch of 63 makes shares of 32 and 31, and the last batch of the epoch is odd too
-recipe = replace(DEFAULTS["images"], batch=63, epochs=1)
+recipe = replace(IMAGES.recipe, batch=63, epochs=1)
 run = _Run(Job("images", "relative", 0, 0.003), digits.images(), recipe, world)
 clip, gradients, losses = torch.nn.utils.clip_grad_norm_, [], []
 

@@ -164,13 +164,15 @@ def test_every_flag_of_compare_is_told() -> None:
 
 
 def test_every_scheme_of_compare_is_told() -> None:
-    from locant.compare.schemes import DEFAULT, SCHEMES
+    from locant.compare.schemes import SCHEMES
+    from locant.tasks.kinds import KINDS
 
     text = (ROOT / "docs" / "compare.md").read_text()
     table = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE))
     for scheme in SCHEMES:
-        usual = ", ".join(kind for kind in ("images", "clips", "sequences") if scheme.name in DEFAULT[kind])
-        assert table[scheme.name] == (usual or "on request, " + ", ".join(scheme.kinds))
+        usual = ", ".join(kind.name for kind in KINDS.values() if scheme.name in kind.schemes)
+        fitting = ", ".join(kind.name for kind in KINDS.values() if scheme.fits(kind))
+        assert table[scheme.name] == (usual or "on request, " + fitting)
 
 
 def test_every_row_of_parity_is_shown() -> None:

@@ -148,7 +148,7 @@ def _notes(task: Json) -> str:
             f"Mirror-blind: {listed([text(name) for name in mirror])}. An offset and its opposite look alike, so left "
             "cannot be told from right, nor before from after, however long it trains."
         )
-    if timeless and task["kind"] == "clips":
+    if timeless:
         notes.append(f"Blind to the order of frames: {listed([text(name) for name in timeless])}.")
     notes += [
         f"Not position alone in {text(s['label'])}: {text(s['beside'])}." for s in task["schemes"] if s.get("beside")

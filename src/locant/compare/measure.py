@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from locant.compare.model import Classifier, grid_of
-from locant.compare.settings import Recipe
+from locant.compare.model import Classifier
 from locant.compare.trial import Job, build
 from locant.measuring import memory
+from locant.tasks.kind import Kind, Recipe
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import Task
 
 ROUNDS = 5  # at the trained size
@@ -36,8 +37,8 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
     at_size = _in_turn(models, item, recipe.batch, device, ROUNDS)
     found: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
     for factor in GROWTH:
-        larger = _grown(item, models[schemes[0]].patch, factor)
-        tokens = grid_of(larger, models[schemes[0]].patch).tokens
+        larger = _grown(KINDS[kind], item, factor)
+        tokens = models[schemes[0]].grid_of(larger).tokens
         if factor > 1 and tokens > MOST_TOKENS:
             break
         batch = max(1, TOKENS_AT_ONCE // tokens)
@@ -122,11 +123,10 @@ def _per_example(figures: dict[str, Any], batch: int) -> dict[str, Any]:
     return share
 
 
-def _grown(item: tuple[int, ...], patch: tuple[int, ...], factor: int) -> tuple[int, ...]:
+def _grown(kind: Kind, item: tuple[int, ...], factor: int) -> tuple[int, ...]:
     """A larger example: pictures and frames grow on both sides, sequences by the square of it."""
-    if len(patch) == 1:
-        return (item[0] * factor**2, *item[1:])
-    return (*item[:-2], item[-2] * factor, item[-1] * factor)
+    growing = kind.axes[-2:]
+    return tuple(size * factor ** (2 // len(growing)) if axis in growing else size for axis, size in enumerate(item))
 
 
 def _too_much(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
@@ -134,5 +134,5 @@ def _too_much(model: Classifier, item: tuple[int, ...], batch: int) -> str | Non
     held = sum(p.cost.held for p in model.plans(item, batch))
     if held <= CEILING:
         return None
-    tokens = grid_of(item, model.patch).tokens
+    tokens = model.grid_of(item).tokens
     return f"stopped: a step on {tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"

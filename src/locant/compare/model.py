@@ -11,6 +11,7 @@ causal convolutions in front of it.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import torch
@@ -21,19 +22,19 @@ from locant import flops
 from locant.attend import plan
 from locant.compare.layers import Layer, OverTime
 from locant.compare.schemes import Scheme, Shape, mask_of
-from locant.compare.settings import Recipe
 from locant.grid import Grid
 from locant.planner import Plan
 from locant.positions.learned import Learned
 from locant.positions.position import Position
 from locant.positions.table import RelativeTable
-from locant.tasks.task import two_sides
+from locant.tasks.kind import Kind
 
 
 class Classifier(nn.Module):
     """The model of one scheme.
 
     Args:
+        kind: of the task, which says where an example has its axes.
         scheme: where position enters.
         item: shape of one example: images `(C, H, W)`, clips `(T, C, H, W)`, sequences `(L, C)`.
         patch: size of a patch, per axis of the grid.
@@ -42,6 +43,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
+        kind: Kind,
         scheme: Scheme,
         item: tuple[int, ...],
         patch: tuple[int, ...],
@@ -51,14 +53,10 @@ class Classifier(nn.Module):
         heads: int,
     ) -> None:
         super().__init__()
-        self.scheme, self.patch = scheme, patch
-        self.grid = grid_of(item, patch)
-        channels = item[{1: 1, 2: 0, 3: 1}[len(patch)]]
+        self.kind, self.scheme, self.patch = kind, scheme, patch
+        self.grid = grid_of(kind, item, patch)
         shape = Shape(self.grid, dim, heads, depth=depth)
-        numbers = channels
-        for size in patch:
-            numbers *= size
-        self.embed = nn.Linear(numbers, dim)
+        self.embed = nn.Linear(item[kind.channel] * math.prod(patch), dim)
         self.layers = nn.ModuleList([Layer(scheme, replace(shape, layer=index)) for index in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
@@ -83,8 +81,8 @@ class Classifier(nn.Module):
                 nn.init.eye_(layer.attention.qkv.weight.data[-layer.attention.dim :])
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        grid = grid_of(tuple(x.shape[1:]), self.patch)
-        x = self.embed(patches(x, self.patch))
+        grid = self.grid_of(tuple(x.shape[1:]))
+        x = self.embed(patches(self.kind, x, self.patch))
         for embedding in self.tokens:
             x = x + embedding(grid)
         for layer in self.inside():
@@ -92,6 +90,10 @@ class Classifier(nn.Module):
         if self.ordered is not None:
             x = self.ordered(x, grid)
         return self.head(self.norm(x).mean(1))
+
+    def grid_of(self, item: tuple[int, ...]) -> Grid:
+        """The grid of an example of this shape."""
+        return grid_of(self.kind, item, self.patch)
 
     def inside(self) -> list[Layer]:
         """The layers."""
@@ -108,7 +110,7 @@ class Classifier(nn.Module):
     def moved_to(self, item: tuple[int, ...]) -> tuple[Classifier, str]:
         """A copy that takes larger examples of the same scale, and how it does so: tables keep what they know of each
         offset and repeat their edge beyond it, learned embeddings are stretched."""
-        grid = grid_of(item, self.patch)
+        grid = self.grid_of(item)
         moved, how = copy.deepcopy(self), "its own reach"
         if grid.shape == self.grid.shape:
             return moved, "the same grid"
@@ -126,7 +128,7 @@ class Classifier(nn.Module):
 
     def plans(self, item: tuple[int, ...], batch: int) -> list[Plan]:
         """How each pass of each layer would attend to examples of this size."""
-        grid = grid_of(item, self.patch)
+        grid = self.grid_of(item)
         found = []
         for layer in self.inside():
             heads = layer.attention.heads
@@ -137,7 +139,7 @@ class Classifier(nn.Module):
 
     def flops(self, item: tuple[int, ...]) -> int:
         """FLOPs of a forward pass on one example: two per multiply-add, projections and attention."""
-        grid = grid_of(item, self.patch)
+        grid = self.grid_of(item)
         total = 2 * self.head.weight.numel() + 2 * grid.tokens * self.embed.weight.numel()
         for layer in self.inside():
             attention = _weights(layer.attention)
@@ -152,24 +154,9 @@ def _weights(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def patch_of(kind: str, item: tuple[int, ...], recipe: Recipe) -> tuple[int, ...]:
-    """The patch per axis: over rows and columns on pictures, one frame deep on clips, along a sequence."""
-    if kind == "sequences":
-        return (1 if recipe.patch is None else two_sides("patch", recipe.patch)[0],)
-    if recipe.patch is None:  # a picture becomes sixteen patches, as near as its sides divide
-        rows, columns = (_divisor(side, side // 4) for side in item[-2:])
-    else:
-        rows, columns = two_sides("patch", recipe.patch)
-    return (rows, columns) if kind == "images" else (1, rows, columns)
-
-
-def _divisor(side: int, most: int) -> int:
-    return next(n for n in range(max(1, most), 0, -1) if side % n == 0)
-
-
-def grid_of(item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:
+def grid_of(kind: Kind, item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:
     """The grid of an example's patches."""
-    sizes = _sizes(item, len(patch))
+    sizes = kind.sizes(item)
     if any(size % p or size < p for size, p in zip(sizes, patch, strict=True)):
         raise ValueError(
             f"patches of {patch} must divide examples of {sizes}; they don't. Choose --patch or --size so that they do."
@@ -177,19 +164,19 @@ def grid_of(item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:
     return Grid(*(size // p for size, p in zip(sizes, patch, strict=True)))
 
 
-def patches(x: Float[Tensor, "batch ..."], patch: tuple[int, ...]) -> Float[Tensor, "batch tokens numbers"]:
-    """Cut examples into patches, row-major, channels first inside each."""
-    if len(patch) == 1:
-        return x.unflatten(1, (-1, patch[0])).flatten(2)
-    if len(patch) == 2:
-        x = x[:, None]
-    t, rows, columns = (1, *patch) if len(patch) == 2 else patch
-    x = x.unflatten(1, (-1, t)).unflatten(4, (-1, rows)).unflatten(6, (-1, columns))
-    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)
-
-
-def _sizes(item: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    return {1: item[:1], 2: item[1:], 3: (item[0], *item[2:])}[axes]
+def patches(kind: Kind, x: Float[Tensor, "batch ..."], patch: tuple[int, ...]) -> Float[Tensor, "batch tokens numbers"]:
+    """Cut examples into patches, row-major; numbers inside a patch keep their order in the example."""
+    cut = dict(zip(kind.axes, patch, strict=True))
+    sizes: list[int] = []
+    outer: list[int] = []
+    inner: list[int] = []
+    for axis, size in enumerate(x.shape[1:]):
+        if axis in cut:
+            outer.append(1 + len(sizes))
+            sizes.append(size // cut[axis])
+        inner.append(1 + len(sizes))
+        sizes.append(cut.get(axis, size))
+    return x.reshape(len(x), *sizes).permute(0, *outer, *inner).flatten(1 + len(outer)).flatten(1, len(outer))
 
 
 def _stretched(own: Grid, old: Grid, new: Grid) -> Grid:

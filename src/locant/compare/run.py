@@ -19,13 +19,14 @@ from locant import __version__
 from locant.compare import checkpoint, finding, measure, report, settings, summary
 from locant.compare.opening import open_tasks
 from locant.compare.result import Result
-from locant.compare.schemes import DEFAULT, QUICK, SCHEMES, Scheme, find
+from locant.compare.schemes import SCHEMES, Scheme, find
 from locant.compare.settings import Settings
 from locant.compare.terminal import Progress, estimate
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
 from locant.compare.world import World
 from locant.measuring import machine
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal, Task
 
 Tell = Callable[[dict[str, Any]], None]
@@ -62,7 +63,7 @@ def run(
     Args:
         data: a folder of class folders of images or clips, or an .npz with `x` and `y`; None is the built-in digits.
         task: "images", "clips", "sequences", or several; guessed from `data`.
-        positions: schemes by name; default those of `locant.compare.schemes.DEFAULT`.
+        positions: schemes by name; default those of the task's kind (`locant.tasks.kinds`).
         seeds: a count, or the seeds themselves. One seed gives no ranking.
         epochs, lr, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every scheme. The rate
             (of those in `lr`) and the epoch are chosen on validation data.
@@ -116,9 +117,10 @@ def run(
 def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
     """The schemes of a task. Of several tasks, each takes those that fit it; one alone refuses those that don't."""
     asked = chosen.positions
-    names = (QUICK if chosen.quick else DEFAULT)[kind] if asked is None else asked
+    usual = KINDS[kind].quick_schemes if chosen.quick else KINDS[kind].schemes
+    names = usual if asked is None else asked
     if several:
-        elsewhere = {scheme.name for scheme in SCHEMES if kind not in scheme.kinds}
+        elsewhere = {scheme.name for scheme in SCHEMES if not scheme.fits(KINDS[kind])}
         names = tuple(name for name in names if name not in elsewhere)
     if not names:
         raise Refusal(

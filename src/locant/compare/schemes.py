@@ -22,6 +22,8 @@ from locant.positions.rotary import Rotary
 from locant.positions.sinusoid import Sinusoid
 from locant.positions.slopes import ALiBi
 from locant.positions.table import RelativeTable
+from locant.tasks.kind import Kind
+from locant.tasks.kinds import KINDS
 
 Reach = Literal["joint", "space", "time"] | Windows
 Pass = tuple[Reach, Position | None]
@@ -52,16 +54,17 @@ class Shape:
 class Scheme:
     """One way to tell a transformer where its tokens are.
 
-    `direction` says whether it can tell left from right (and, where it knows time, past from future) by position;
-    `time`, on clips, whether it knows the order of frames at all. What differs besides position stands in `beside`, in
-    words, and is built where these say so: `adapted`, AIM's adapters; `local`, values that start as the tokens wherever
-    a gate is; `ordered`, a `TemporalModel` between the layers and the mean.
+    `axes` says for how many axes of the grid it is made: 1 on sequences, 2 on images, 3 on clips. `direction` says
+    whether it can tell left from right (and, where it knows time, past from future) by position; `time`, on clips,
+    whether it knows the order of frames at all. What differs besides position stands in `beside`, in words, and is
+    built where these say so: `adapted`, AIM's adapters; `local`, values that start as the tokens wherever a gate
+    is; `ordered`, a `TemporalModel` between the layers and the mean.
     """
 
     name: str
     label: str
     sentence: str
-    kinds: tuple[str, ...]
+    axes: tuple[int, ...]
     tokens: Callable[[Shape], tuple[Embedding, ...]] = field(default=lambda shape: ())
     passes: Callable[[Shape], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
     direction: bool = True
@@ -70,6 +73,10 @@ class Scheme:
     adapted: bool = False
     local: bool = False
     ordered: bool = False
+
+    def fits(self, kind: Kind) -> bool:
+        """Whether it can be built for tasks of this kind."""
+        return len(kind.axes) in self.axes
 
 
 def mask_of(reach: Reach, grid: Grid) -> Windows | None:
@@ -113,91 +120,80 @@ def _gated_first(shape: Shape) -> tuple[Pass, ...]:
     return (("joint", GatedPosition(shape.heads, axes=shape.grid.axes) if shape.layer < gated else None),)
 
 
-ALL = ("images", "clips", "sequences")
+ANY, PLANE, CLIP = (1, 2, 3), (2,), (3,)  # axes of the grid
 SCHEMES: tuple[Scheme, ...] = (
-    Scheme("none", "no position", "nothing says where a token is", ALL, direction=False, time=False),
+    Scheme("none", "no position", "nothing says where a token is", ANY, direction=False, time=False),
     Scheme(
-        "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)", ALL,
+        "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)", ANY,
         tokens=lambda s: (Learned(s.grid, s.dim),),
     ),
     Scheme(
-        "space", "space only", "a learned vector per place of the frame, the same in every frame", ("clips",),
+        "space", "space only", "a learned vector per place of the frame, the same in every frame", CLIP,
         tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)),), time=False,
     ),
     Scheme(
         "time", "learned space + time", "a learned vector per place and one per frame, both added to the tokens",
-        ("clips",), tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)), Learned(s.grid, s.dim, axes=(0,))),
+        CLIP, tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)), Learned(s.grid, s.dim, axes=(0,))),
     ),
     Scheme(
-        "sinusoid", "sinusoid", "fixed waves per axis, added to the tokens (Vaswani et al.)", ALL,
+        "sinusoid", "sinusoid", "fixed waves per axis, added to the tokens (Vaswani et al.)", ANY,
         tokens=lambda s: (Sinusoid(s.dim),),
     ),
     Scheme(
         "masked-sine", "mask-aware sine", "waves over the valid part of the picture, added to the tokens (DETR)",
-        ("images",), tokens=lambda s: (MaskedSine(s.dim),),
+        PLANE, tokens=lambda s: (MaskedSine(s.dim),),
     ),
     Scheme(
-        "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)", ALL,
+        "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)", ANY,
         passes=_joint(lambda s: _table(s.grid, s.heads)),
     ),
     Scheme(
         "shared", "shared weights, two tables", "one attention over time, then over space, each with its table (AIM)",
-        ("clips",), passes=_shared_weights,
+        CLIP, passes=_shared_weights,
     ),
     Scheme(
-        "alibi", "ALiBi", "a fixed penalty for distance, the same on both sides: mirror-blind", ALL,
+        "alibi", "ALiBi", "a fixed penalty for distance, the same on both sides: mirror-blind", ANY,
         passes=_joint(lambda s: ALiBi(s.heads, distance="euclidean")), direction=False,
     ),
     Scheme(
-        "rotary", "rotary", "queries and keys turned by their coordinates, axis by axis (RoFormer)", ALL,
+        "rotary", "rotary", "queries and keys turned by their coordinates, axis by axis (RoFormer)", ANY,
         passes=_joint(lambda s: Rotary(s.head_dim, axes=s.grid.axes, base=100.0)),
     ),
     Scheme(
-        "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)", ALL,
+        "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)", ANY,
         passes=_joint(lambda s: GatedPosition(s.heads, axes=s.grid.axes)),
     ),
     Scheme(
-        "swin", "Swin", "windows with a table of offsets, moved by half in every second layer", ("images",),
+        "swin", "Swin", "windows with a table of offsets, moved by half in every second layer", PLANE,
         passes=_windows,
         beside="a token attends to its window alone, and windows meet only through the moved layers and the mean. "
         "There are no stages: the grid keeps its size, and windows are half a side, at most 7 tokens",
     ),
     Scheme(
         "convit", "ConViT", "gated layers that start local, then plain ones; a learned vector per place",
-        ("images",), tokens=lambda s: (Learned(s.grid, s.dim),), passes=_gated_first, local=True,
+        PLANE, tokens=lambda s: (Learned(s.grid, s.dim),), passes=_gated_first, local=True,
         beside="values of gated layers start as the tokens themselves, and the last layers have no gate. The mean over "
         "tokens stands for the class token that joins late",
     ),
     Scheme(
-        "aim", "AIM", "one attention over time, then over space, each with its table, and adapters", ("clips",),
+        "aim", "AIM", "one attention over time, then over space, each with its table, and adapters", CLIP,
         passes=_shared_weights, adapted=True,
         beside="each layer attends twice, and has adapters behind both passes and beside the perceptron. There is no "
         "image model to freeze: all weights learn, and adapters start as other weights do",
     ),
     Scheme(
         "temporal", "TemporalModel", "a table inside frames, then causal convolutions: time by order alone (FIERY)",
-        ("clips",), passes=_space, ordered=True,
+        CLIP, passes=_space, ordered=True,
         beside="tokens never attend to another frame. Behind the layers convolutions, over half of the channels at "
         "first, read up to three frames and their 3 × 3 neighbours; the mean is over the frames that have as many "
         "before them. The convolutions know places as well, and are not counted as parameters on position",
     ),
 )  # fmt: skip
 
-DEFAULT = {
-    "images": ("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
-    "clips": ("none", "space", "time", "shared", "relative", "rotary"),
-    "sequences": ("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
-}
-QUICK = {
-    "images": ("none", "learned", "relative"),
-    "clips": ("none", "space", "relative"),
-    "sequences": ("none", "learned", "relative"),
-}
-
 
 def find(kind: str, names: tuple[str, ...]) -> tuple[Scheme, ...]:
     """The schemes of these names that fit the task, in the order asked for."""
-    there = {scheme.name: scheme for scheme in SCHEMES if kind in scheme.kinds}
+    there = {scheme.name: scheme for scheme in SCHEMES if scheme.fits(KINDS[kind])}
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(

@@ -1,6 +1,6 @@
 """What is compared, on what, for how long: flags over the config file over defaults that are fixed here.
 
-Nothing is chosen by a clock: epochs and sizes stand in `DEFAULTS` and `QUICK`, and time is reported, not obeyed.
+Nothing is chosen by a clock: epochs and sizes stand in `tasks/kinds.py`, and time is reported, not obeyed.
 """
 
 from __future__ import annotations
@@ -12,47 +12,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from locant.tasks.kind import Recipe
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
 
-KINDS = ("images", "clips", "sequences")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one task's models are built and trained: the same for every scheme.
-
-    `patch` None cuts a picture into about sixteen; `size` and `frames` None leave them to the task. `share` is the part
-    of the training examples that each seed draws for itself; 1 is all of them.
-    """
-
-    epochs: int
-    lr: tuple[float, ...]
-    batch: int
-    dim: int
-    depth: int
-    heads: int
-    patch: int | tuple[int, ...] | None = None
-    size: int | tuple[int, ...] | None = None
-    frames: int | None = None
-    share: float = 1.0
-
-    @staticmethod
-    def of(values: dict[str, Any]) -> Recipe:
-        """Read back from JSON, which knows no tuples."""
-        lists: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return Recipe(**lists)
-
-
-DEFAULTS = {
-    "images": Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2),
-    "clips": Recipe(epochs=9, lr=(0.004, 0.008), batch=64, dim=48, depth=2, heads=4, patch=8),
-    "sequences": Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4),
-}
-QUICK = {
-    "images": replace(DEFAULTS["images"], epochs=15, lr=(0.006,)),
-    "clips": replace(DEFAULTS["clips"], epochs=8, lr=(0.006,)),
-    "sequences": replace(DEFAULTS["sequences"], epochs=15, lr=(0.006,)),
-}
 SEEDS = (0, 1, 2)
 
 
@@ -96,19 +59,20 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     said = _read(config) if config is not None else {}
     tables = {kind: said.pop(kind) for kind in KINDS if kind in said}
     said.update({name: value for name, value in given.items() if value is not None and value is not False})
-    tasks = _texts("task", said.pop("task", ("images", "clips") if said.get("data") is None else ()), KINDS)
+    usual = () if said.get("data") is not None else tuple(kind.name for kind in KINDS.values() if kind.usual)
+    tasks = _texts("task", said.pop("task", usual), tuple(KINDS))
     if len(tasks) > 1 and said.get("data") is not None:
         raise Refusal(
             f"your own data are one task; --task names {', '.join(tasks)}. Name one, or none to have it guessed."
         )
     quick = bool(said.pop("quick", False))
-    base = QUICK if quick else DEFAULTS
     common = {f.name: said.pop(f.name) for f in fields(Recipe) if f.name in said}
     flags = {name for name, value in given.items() if value is not None}
     recipes = {}
-    for kind in tasks or KINDS:
+    for kind in tasks or tuple(KINDS):
         own = {name: value for name, value in tables.get(kind, {}).items() if name not in flags}
-        start = base[kind] if said.get("data") is None else replace(base[kind], patch=None)
+        start = KINDS[kind].quick if quick else KINDS[kind].recipe
+        start = start if said.get("data") is None else replace(start, patch=None)
         recipes[kind] = _recipe(start, {**common, **own})
     positions = said.pop("positions", None)
     return Settings(

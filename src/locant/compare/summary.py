@@ -11,11 +11,13 @@ from torch import Tensor
 
 from locant.compare import checkpoint, finding, statistics
 from locant.compare.looks import look
-from locant.compare.model import Classifier, grid_of, patch_of
+from locant.compare.model import Classifier, grid_of
 from locant.compare.schemes import Scheme, find
-from locant.compare.settings import Recipe, Settings
+from locant.compare.settings import Settings
 from locant.compare.trial import Job
 from locant.tasks import splits
+from locant.tasks.kind import Recipe
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import Examples, Task
 
 
@@ -23,8 +25,8 @@ def of_task(
     task: Task, chosen: Settings, schemes: tuple[Scheme, ...], trials: dict[str, dict[str, Any]], folder: Path
 ) -> dict[str, Any]:
     """One task's part of results.json."""
-    recipe = chosen.recipes[task.kind]
-    patch = patch_of(task.kind, task.train.shape, recipe)
+    recipe, kind = chosen.recipes[task.kind], KINDS[task.kind]
+    patch = kind.patch(task.train.shape, recipe.patch)
     parts = {
         "train": splits.share(task.train, recipe.share, chosen.seeds[0]),  # every seed's share is as large
         "validation": task.validation,
@@ -42,14 +44,14 @@ def of_task(
         "classes": list(task.classes),
         "class_counts": {name: _counts(part, task) for name, part in parts.items()},
         "sizes": {name: len(part) for name, part in parts.items()},
-        "grid": list(grid_of(task.train.shape, patch).shape),
-        "tokens": grid_of(task.train.shape, patch).tokens,
+        "grid": list(grid_of(kind, task.train.shape, patch).shape),
+        "tokens": grid_of(kind, task.train.shape, patch).tokens,
         "patch": list(patch),
         "fingerprint": task.fingerprint,
         "notes": list(task.notes),
         "skipped": [asdict(s) for s in task.skipped],
         "shifts": [
-            {"name": s.name, "sentence": s.sentence, "grid": list((g := grid_of(s.examples.shape, patch)).shape),
+            {"name": s.name, "sentence": s.sentence, "grid": list((g := grid_of(kind, s.examples.shape, patch)).shape),
              "tokens": g.tokens}
             for s in task.shifts
         ],
@@ -82,10 +84,10 @@ def load(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
 
 
 def _rebuilt(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
-    kind, recipe, item = about["job"]["kind"], Recipe.of(about["recipe"]), tuple(about["item"])
-    (scheme,) = find(kind, (about["job"]["scheme"],))
-    patch = patch_of(kind, item, recipe)
-    model = Classifier(scheme, item, patch, len(about["classes"]), recipe.dim, recipe.depth, recipe.heads)
+    kind, recipe, item = KINDS[about["job"]["kind"]], Recipe.of(about["recipe"]), tuple(about["item"])
+    (scheme,) = find(kind.name, (about["job"]["scheme"],))
+    patch = kind.patch(item, recipe.patch)
+    model = Classifier(kind, scheme, item, patch, len(about["classes"]), recipe.dim, recipe.depth, recipe.heads)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     return model.eval()
 
@@ -106,7 +108,7 @@ def _of_scheme(
         "sentence": scheme.sentence,
         "beside": scheme.beside or None,
         "tells_direction": scheme.direction,
-        "tells_time": scheme.time if task.kind == "clips" else None,
+        "tells_time": scheme.time if KINDS[task.kind].timed else None,
         "learning_rate": rate,
         "sweep": [{"learning_rate": about["job"]["lr"], "validation": about["validation"]} for about in sweep],
         "trials": [_of_trial(trials[job.key]) for job in jobs],

@@ -19,11 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from locant.compare import checkpoint
-from locant.compare.model import Classifier, patch_of
+from locant.compare.model import Classifier
 from locant.compare.schemes import find
-from locant.compare.settings import Recipe
 from locant.compare.world import World
 from locant.tasks import splits
+from locant.tasks.kind import Recipe
+from locant.tasks.kinds import KINDS
 from locant.tasks.task import Examples, Task
 
 SAVE_EVERY = 50  # steps; an epoch's end is saved too
@@ -48,9 +49,10 @@ class Job:
 def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
     """The model of a trial as it starts, from its seed alone."""
     (scheme,) = find(job.kind, (job.scheme,))
-    patch = patch_of(job.kind, task.train.shape, recipe)
+    kind, item = KINDS[job.kind], task.train.shape
+    patch = kind.patch(item, recipe.patch)
     torch.manual_seed(job.seed)
-    return Classifier(scheme, task.train.shape, patch, len(task.classes), recipe.dim, recipe.depth, recipe.heads)
+    return Classifier(kind, scheme, item, patch, len(task.classes), recipe.dim, recipe.depth, recipe.heads)
 
 
 def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell: Tell) -> dict[str, Any]:

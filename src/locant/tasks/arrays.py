@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,26 +23,10 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
+from locant.tasks.kind import AxisOrder, Kind
 from locant.tasks.task import Examples, Refusal
 
 CHUNK = 16 << 20  # bytes of x looked at together
-COLOURS = (1, 3, 4)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array of examples is to be read: its kind, and the order of axes that puts channels in their place."""
-
-    kind: str
-    order: tuple[int, ...]  # axes of one example, as stored, in the order of Task
-    sentence: str
-    added: bool = False  # a channel axis has to be added
-
-    def shape(self, item: tuple[int, ...]) -> tuple[int, ...]:
-        moved = tuple(item[axis] for axis in self.order)
-        if not self.added:
-            return moved
-        return (*moved, 1) if self.kind == "sequences" else (*moved[:-2], 1, *moved[-2:])
 
 
 class StoredExamples(Examples):
@@ -52,18 +37,18 @@ class StoredExamples(Examples):
         x: Shaped[np.ndarray, "stored *item"],
         rows: Integer[np.ndarray, " count"],
         labels: Integer[np.ndarray, " count"],
-        layout: Layout,
+        order: AxisOrder,
         low: float,
         high: float,
     ) -> None:
-        self.x, self.rows, self.layout, self.low, self.high = x, rows, layout, low, high
+        self.x, self.rows, self.order, self.low, self.high = x, rows, order, low, high
         self.labels = np.asarray(labels, np.int64)
-        self.shape = layout.shape(x.shape[1:])
+        self.shape = order.shape(x.shape[1:])
 
     def read(self, index: Integer[np.ndarray, " chosen"]) -> Float32[np.ndarray, "chosen *shape"]:
         taken = np.asarray(self.x[self.rows[index]], np.float64)
         taken = (taken - self.low) / (self.high - self.low)
-        taken = taken.transpose(0, *(axis + 1 for axis in self.layout.order))
+        taken = taken.transpose(0, *(axis + 1 for axis in self.order.axes))
         return np.ascontiguousarray(taken.reshape(-1, *self.shape), np.float32)
 
 
@@ -154,35 +139,18 @@ def _unpacked(
         return np.memmap(file, dtype, "r", 0, shape, order)
 
 
-def layout_of(shape: tuple[int, ...], kind: str | None) -> Layout:
-    """How x of this shape is read, as `kind` or as what its axes say. Raises Refusal if it cannot be."""
-    item, axes = shape[1:], len(shape) - 1
-    kind = _guess(item) if kind is None else kind
-    if kind == "sequences" and axes in (1, 2):
-        what = "[n, length, channels]" if axes == 2 else "[n, length] with one channel"
-        return Layout(kind, tuple(range(axes)), f"x is read as sequences {what}", added=axes == 1)
-    if kind == "images" and axes == 2:
-        return Layout(kind, (0, 1), "x is read as grey images [n, H, W]", added=True)
-    if kind == "images" and axes == 3:
-        if item[0] not in COLOURS and item[2] in COLOURS:
-            return Layout(kind, (2, 0, 1), "x is read as images [n, H, W, C]")
-        return Layout(kind, (0, 1, 2), "x is read as images [n, C, H, W]")
-    if kind == "clips" and axes == 3:
-        return Layout(kind, (0, 1, 2), "x is read as grey clips [n, T, H, W]", added=True)
-    if kind == "clips" and axes == 4:
-        if item[1] not in COLOURS and item[3] in COLOURS:
-            return Layout(kind, (0, 3, 1, 2), "x is read as clips [n, T, H, W, C]")
-        return Layout(kind, (0, 1, 2, 3), "x is read as clips [n, T, C, H, W]")
-    raise Refusal(
-        f"x needs to be images [n, H, W] or [n, C, H, W], clips [n, T, C, H, W] or [n, T, H, W], or sequences "
-        f"[n, length, channels]; read as {kind}, its shape {shape} is none of those. Reshape it, or say another --task."
-    )
-
-
-def _guess(item: tuple[int, ...]) -> str:
-    if len(item) == 3:
-        return "images" if item[0] in (1, 3) or item[2] in COLOURS else "clips"
-    return {1: "sequences", 2: "images"}.get(len(item), "clips")
+def read_order(shape: tuple[int, ...], asked: str | None, known: Mapping[str, Kind]) -> tuple[Kind, AxisOrder]:
+    """The kind of x, as asked or as what its axes say, and how x of this shape is read. Raises Refusal if it can't."""
+    item = shape[1:]
+    kind = next(k for k in known.values() if k.claims(item)) if asked is None else known[asked]
+    order = kind.order(item)
+    if order is None:
+        *first, last = (f"{k.name} {k.shapes}" for k in known.values())
+        raise Refusal(
+            f"x needs to be {', '.join(first)}, or {last}; read as {kind.name}, its shape {shape} is none of those. "
+            "Reshape it, or say another --task."
+        )
+    return kind, order
 
 
 def survey(x: Shaped[np.ndarray, "count *item"], name: str) -> Survey:

@@ -16,8 +16,6 @@ label. Patches as large as a cell (or that divide it) see the same patches in ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -132,9 +130,6 @@ def sequences(size: int | tuple[int, ...] | None = None) -> Task:
     parts = {name: ArrayExamples(x.reshape(len(x), size, 64 // size), y) for name, (x, y) in _scans().items()}
     question = "Which digit was written, read from its scan line?"
     return _task("sequences", question, DIGITS, parts, (SPLIT_NOTE,), {"size": size})
-
-
-TASKS: dict[str, Callable[..., Task]] = {"images": images, "clips": clips, "sequences": sequences}
 
 
 def _task(

@@ -10,7 +10,7 @@ into a folder that is already open above them. Hidden files and the litter of fi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,14 +47,19 @@ class Listing:
         self.skipped.append(Skipped(shown(os.path.relpath(path, self.root)), reason))
 
 
+Items = Callable[[Listing, str], Iterator[str]]
+
+
 def shown(name: str) -> str:
     """A file name as it may be printed: undecodable bytes and control characters escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def list_folder(root: str | Path, kind: str | None = None) -> Listing:
+def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) -> Listing:
     """The items under `root`; without `kind`, pictures or clips is decided by what lies in the class folders.
+
+    `items` finds, by kind, the items in one class folder.
 
     Raises:
         Refusal: no class folders, no train split, or no telling pictures from clips.
@@ -74,11 +79,10 @@ def list_folder(root: str | Path, kind: str | None = None) -> Listing:
             f"DATA needs a folder for each class; {shown(listing.root)!r} has no folders with data in them. "
             "Lay it out as class/picture.png, class/clip/frame.png, class/video.mp4 or train/class/..."
         )
-    listing.kind = _guess([home for *_, home in homes]) if kind is None else kind
+    listing.kind = _guess_kind([home for *_, home in homes]) if kind is None else kind
     listing.classes = tuple(sorted({c for _, c, _ in homes}, key=natural))
     for s, label, home in sorted(homes, key=lambda h: (str(h[0]), natural(h[1]))):
-        found = _pictures(listing, home) if listing.kind == "images" else _clips(listing, home)
-        for path in found:
+        for path in items[listing.kind](listing, home):
             name = os.path.relpath(path, listing.root).replace(os.sep, "/")
             listing.items.append(Item(path, name, label, s))
     return listing
@@ -138,7 +142,7 @@ def _above(folder: str) -> frozenset[str]:
     return frozenset({str(real), *map(str, real.parents)})
 
 
-def _guess(homes: list[str]) -> str:
+def _guess_kind(homes: list[str]) -> str:
     """Pictures or clips, from names alone."""
     pictures = clips = 0
     for home in homes:
@@ -158,7 +162,7 @@ def _guess(homes: list[str]) -> str:
     return "clips" if clips else "images"
 
 
-def _pictures(listing: Listing, folder: str, above: frozenset[str] | None = None) -> Iterator[str]:
+def pictures(listing: Listing, folder: str, above: frozenset[str] | None = None) -> Iterator[str]:
     """Every file of a class, folders inside it included; whether it is a picture is seen when it is opened."""
     above = _above(folder) if above is None else above | {os.path.realpath(folder)}
     for entry in _entries(listing, folder):
@@ -167,10 +171,10 @@ def _pictures(listing: Listing, folder: str, above: frozenset[str] | None = None
         elif os.path.realpath(entry.path) in above:
             listing.skip(entry.path, "a symbolic link back to a folder above it")
         else:
-            yield from _pictures(listing, entry.path, above)
+            yield from pictures(listing, entry.path, above)
 
 
-def _clips(listing: Listing, folder: str) -> Iterator[str]:
+def clips(listing: Listing, folder: str) -> Iterator[str]:
     """Folders of frames and video files of a class."""
     for entry in _entries(listing, folder):
         if _is_folder(entry):

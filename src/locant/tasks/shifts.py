@@ -16,33 +16,36 @@ SEED = 0
 GROWTH = 1.25  # of each side, in whole patches and at least by one: more blank tokens would drown the others
 
 
-def of(kind: str, test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
-    """The shifts of a task.
+def of_images(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
+    """Images on a larger canvas, and off centre; `patch` per axis of the grid, as the model cuts them."""
+    down, right = max(1, test.shape[-2] // 4), max(1, test.shape[-1] // 4)
+    sentence = f"the same images moved by up to {down} × {right} pixels; what leaves the picture is lost"
+    return _larger_canvas("images", test, patch), Shift("off centre", sentence, Moved(test, down, right))
 
-    Args:
-        kind: "images", "clips" or "sequences".
-        test: the examples that are moved.
-        patch: per axis of the grid, as the model cuts them.
-    """
-    if kind == "sequences":
-        longer = _grown(test.shape[0], patch[0])
-        sentence = f"the same sequences at a random place in blank ones of {longer} steps instead of {test.shape[0]}"
-        return (Shift("longer sequence", sentence, Placed(test, {0: (longer, patch[0])})),)
+
+def of_clips(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
+    """Longer clips, and clips on a larger canvas."""
+    frames = test.shape[0]
+    longer = frames + max(1, frames // 2)
+    sentence = f"{longer} frames instead of {frames}: the first is held before the clip or the last after it"
+    return Shift("longer clips", sentence, Held(test, longer)), _larger_canvas("clips", test, patch)
+
+
+def of_sequences(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
+    """Longer sequences."""
+    longer = _grown(test.shape[0], patch[0])
+    sentence = f"the same sequences at a random place in blank ones of {longer} steps instead of {test.shape[0]}"
+    return (Shift("longer sequence", sentence, Placed(test, {0: (longer, patch[0])})),)
+
+
+def _larger_canvas(what: str, test: Examples, patch: tuple[int, ...]) -> Shift:
     rows, columns = len(test.shape) - 2, len(test.shape) - 1
     height, width = _grown(test.shape[rows], patch[-2]), _grown(test.shape[columns], patch[-1])
-    larger = Shift(
+    return Shift(
         "larger canvas",
-        f"the same {kind} at a random place, in whole patches, on an empty canvas of {height} × {width} pixels",
+        f"the same {what} at a random place, in whole patches, on an empty canvas of {height} × {width} pixels",
         Placed(test, {rows: (height, patch[-2]), columns: (width, patch[-1])}),
     )
-    if kind == "clips":
-        frames = test.shape[0]
-        longer = frames + max(1, frames // 2)
-        sentence = f"{longer} frames instead of {frames}: the first is held before the clip or the last after it"
-        return Shift("longer clips", sentence, Held(test, longer)), larger
-    down, right = max(1, test.shape[rows] // 4), max(1, test.shape[columns] // 4)
-    sentence = f"the same images moved by up to {down} × {right} pixels; what leaves the picture is lost"
-    return larger, Shift("off centre", sentence, Moved(test, down, right))
 
 
 class Placed(Examples):

@@ -8,25 +8,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from locant.tasks import arrays, films, folders, splits, stills
+from locant.tasks import arrays, films, folders, splits
 from locant.tasks.folders import Listing, shown
 from locant.tasks.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
+from locant.tasks.kind import Files
+from locant.tasks.kinds import KINDS
 from locant.tasks.splits import NAMES
-from locant.tasks.stills import Decoded
-from locant.tasks.task import KINDS, Refusal, Task, two_sides
+from locant.tasks.task import Refusal, Task, two_sides
 
 SIZE, FRAMES = 32, 8
-QUESTION = {
-    "images": "Which of {} classes does the picture belong to?",
-    "clips": "Which of {} classes does the clip belong to?",
-    "sequences": "Which of {} classes does the sequence belong to?",
-}
 Parts = dict[str, Int64[np.ndarray, " part"]]
 
 
@@ -64,9 +59,10 @@ def open_task(
     if frames_taken < 1:
         raise Refusal(f"frames needs a whole number of at least 1; it is {frames}. Write --frames {FRAMES}.")
     if path.is_dir():
-        if kind == "sequences":
-            raise Refusal("sequences need an .npz file; DATA is a folder. Save x [n, length, channels] and y.")
-        listing = folders.list_folder(path, kind)
+        items = {name: one.files.items for name, one in KINDS.items() if one.files is not None}
+        if kind is not None and kind not in items:
+            raise Refusal(f"{kind} need an .npz file; DATA is a folder. Save x {KINDS[kind].shapes} and y.")
+        listing = folders.list_folder(path, kind, items)
         return _of_folder(listing, kind, sides, frames_taken, strict, seed, progress)
     if not path.exists():
         raise Refusal(f"DATA needs a folder or an .npz file; there is no {shown(str(path))!r}. Check the path.")
@@ -88,8 +84,11 @@ def _of_folder(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> Task:
-    _require_libraries(listing)
-    store = Store(_decoder(listing.kind, size, frames))
+    kind = KINDS[listing.kind]
+    files = kind.files
+    assert files is not None, f"{kind.name} do not lie in folders"
+    _require_libraries(listing, files)
+    store = Store(files.decoder(size, frames))
     seen = inspect(listing, store, progress)
     altered = changes(seen)
     if strict:
@@ -106,30 +105,30 @@ def _of_folder(
     parts, notes = _parts(seen, labels, digests, names, seed)
     notes += _overlap(parts, digests, labels, strict) + splits.balance(labels, names) + altered
     if asked is None:
-        notes.append(f"the data is taken for {listing.kind}, by what lies in the class folders")
+        notes.append(f"the data is taken for {kind.name}, by what lies in the class folders")
     if listing.hidden:
         notes.append(f"{listing.hidden} hidden files and litter of file managers were left out")
     channels = 1 if all(one.grey for one in seen) else 3
-    shape = (channels, *size) if listing.kind == "images" else (frames, channels, *size)
+    shape = files.shape(channels, size, frames)
     paths = [one.item.path for one in seen]
     train, validation, test = (
         FileExamples([paths[i] for i in parts[n]], labels[parts[n]], store, shape) for n in NAMES
     )
     mark = _fingerprint(
-        {"kind": listing.kind, "shape": shape, "classes": names},
+        {"kind": kind.name, "shape": shape, "classes": names},
         {n: [os.fsencode(seen[i].item.name) + b"\0" + seen[i].content.encode() for i in parts[n]] for n in NAMES},
     )
-    question = QUESTION[listing.kind].format(len(names))
+    question = kind.question.format(len(names))
     source = shown(listing.root)
     return Task(
-        listing.kind, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark
+        kind.name, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark
     )
 
 
-def _require_libraries(listing: Listing) -> None:
+def _require_libraries(listing: Listing, files: Files) -> None:
     """Pillow always; PyAV only if there is a video."""
     video = any(os.path.splitext(i.path)[1].lower() in films.VIDEO_SUFFIXES for i in listing.items)
-    needed = [("PIL", "pictures", "compare")] + [("av", "video files", "video")] * (video and listing.kind == "clips")
+    needed = [("PIL", "pictures", "compare")] + [("av", "video files", "video")] * (video and files.videos)
     for module, what, extra in needed:
         try:
             importlib.import_module(module)
@@ -137,12 +136,6 @@ def _require_libraries(listing: Listing) -> None:
             raise Refusal(
                 f"{what} need the package {module}; it can't be imported: {error}. Install locant[{extra}]."
             ) from None
-
-
-def _decoder(kind: str, size: tuple[int, int], frames: int) -> Callable[[str], Decoded]:
-    if kind == "images":
-        return partial(stills.read_still, size=size)
-    return partial(films.read_clip, size=size, frames=frames)
 
 
 def _reasons(listing: Listing) -> str:
@@ -208,16 +201,16 @@ def _fingerprint(settings: dict[str, object], parts: dict[str, list[bytes]]) -> 
     return whole.hexdigest()
 
 
-def _of_arrays(path: Path, kind: str | None, ignored: Sequence[str], strict: bool, seed: int) -> Task:
+def _of_arrays(path: Path, asked: str | None, ignored: Sequence[str], strict: bool, seed: int) -> Task:
     x, y = arrays.open_member(path, "x"), arrays.open_member(path, "y")
-    layout = arrays.layout_of(x.shape, kind)
+    kind, order = arrays.read_order(x.shape, asked, KINDS)
     labels, names = arrays.read_labels(y, len(x), shown(path.name))
     found = arrays.survey(x, shown(path.name))
     names = tuple(shown(name) for name in names)
     parts = splits.divide(labels, names, seed, found.digests)
     notes = [
         f"split 60/20/20 into train, validation and test, each class alike (seed {seed})",
-        layout.sentence + (", by its shape" if kind is None else ", as asked"),
+        order.sentence + (", by its shape" if asked is None else ", as asked"),
         *_overlap(parts, found.digests, labels, strict),
         *splits.balance(labels, names),
     ]
@@ -225,11 +218,11 @@ def _of_arrays(path: Path, kind: str | None, ignored: Sequence[str], strict: boo
         notes.append(f"values from {found.low:g} to {found.high:g} are mapped linearly to 0 to 1")
     notes += [f"{name} is for files; arrays are used as they are" for name in ignored]
     train, validation, test = (
-        arrays.StoredExamples(x, parts[n], labels[parts[n]], layout, found.low, found.high) for n in NAMES
+        arrays.StoredExamples(x, parts[n], labels[parts[n]], order, found.low, found.high) for n in NAMES
     )
     mark = _fingerprint(
-        {"kind": layout.kind, "order": layout.order, "shape": x.shape[1:], "type": x.dtype.str, "classes": names},
+        {"kind": kind.name, "order": order.axes, "shape": x.shape[1:], "type": x.dtype.str, "classes": names},
         {n: [found.digests[i] + labels[i].tobytes() for i in parts[n]] for n in NAMES},
     )
-    question = QUESTION[layout.kind].format(len(names))
-    return Task(layout.kind, shown(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)
+    question = kind.question.format(len(names))
+    return Task(kind.name, shown(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
-KINDS = ("images", "clips", "sequences")
-
 
 class Refusal(ValueError):
     """Data or settings that cannot be compared: what was needed, what came, what to do."""
@@ -85,7 +83,7 @@ class Task:
     """One question with the data to learn it from.
 
     Args:
-        kind: "images", "clips" or "sequences".
+        kind: the name of its `Kind`: "images", "clips", "sequences".
         source: where the data came from, for the report.
         question: one sentence: what is asked of the model.
         classes: the name of each label, as it may be shown.
