@@ -21,6 +21,7 @@ LAYERS = (
     {"attend"},
     {"flops", "multiply_adds", "nn"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
+    {"flags"},
     {"models", "checkpoints", "compare", "bench"},
     {"cli", "options"},
     {"__main__"},

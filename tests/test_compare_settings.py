@@ -1,11 +1,16 @@
 """Settings: flags over config over defaults, each wrong value refused in one sentence."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 
-from locant.compare import settings
+from locant import flags
+from locant.compare import run, settings
 from locant.compare.settings import Settings, resolve
+from locant.tasks import sources
+from locant.tasks.kind import Recipe
 from locant.tasks.kinds import CLIPS, IMAGES
 from locant.tasks.task import Refusal
 
@@ -82,3 +87,26 @@ def test_a_wrong_config_file_is_refused(text, sentence, tmp_path) -> None:
 def test_a_missing_config_file_is_refused(tmp_path) -> None:
     with pytest.raises(Refusal, match="--config needs a readable TOML file"):
         resolve({}, tmp_path / "none.toml")
+
+
+def test_what_is_resolved_is_what_is_declared() -> None:
+    """A flag is declared in flags.py alone; the typed records and the keywords of run bear the same names."""
+    keywords = set(inspect.signature(run).parameters)
+    assert keywords == {flag.name for flag in flags.COMPARE} - {"json"} | {"progress"}
+    recipe, resolved = ({f.name for f in fields(record)} for record in (Recipe, Settings))
+    assert recipe == set(flags.RECIPE)
+    assert resolved - {"recipes"} | recipe == flags.KEPT
+
+
+def test_the_defaults_in_help_are_those_that_are_used() -> None:
+    said = {flag.name: flag.help for flag in flags.COMPARE}
+    chosen = resolve({}, None)
+    assert f"default {len(chosen.seeds)}." in said["seeds"]
+    assert f"default {','.join(chosen.task)}." in said["task"]
+    assert said["device"].endswith(f"default {chosen.device}.")
+    assert "default 20 (clips 9, sequences 24)." in said["epochs"]
+    for name in ("epochs", "batch", "dim", "depth", "heads", "share", "patch"):
+        assert f" {getattr(IMAGES.recipe, name):g}" in said[name]
+    assert f"default {sources.SIZE}," in said["size"]
+    moving = CLIPS.built_in(CLIPS.recipe)
+    assert f"default {sources.FRAMES}, digits {moving.train.shape[0]}." in said["frames"]

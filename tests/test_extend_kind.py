@@ -94,7 +94,8 @@ def test_one_value_is_a_flag_a_config_table_a_run_a_model_and_a_page(extended: P
 
 def test_a_users_arrays_are_of_the_kind_that_is_asked_for(extended: Path) -> None:
     np.savez(extended / "x.npz", x=np.random.default_rng(0).random((20, 4, 6), np.float32), y=np.arange(20) % 2)
-    done = command(extended, "x.npz", "--task", "spectra", "--quick", "--positions", "none", "--out", "arrays", "--json")
+    asked = "--task spectra --quick --positions none --out arrays --json".split()
+    done = command(extended, "x.npz", *asked)
     assert done.returncode == 0, done.stderr
     (task,) = json.loads(done.stdout)["tasks"]
     assert (task["kind"], task["grid"], task["question"]) == ("spectra", [2, 3], "Which of 2 classes is it?")

@@ -1,18 +1,20 @@
-"""What the commands share: options with their help, words turned into values, and errors into a sentence."""
+"""What the commands share: options from declared flags, words turned into values, and errors into a sentence."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-Value = TypeVar("Value", int, float, str)
+from locant import flags
+from locant.flags import SWITCH, Flag
 
 
 def option(panel: str, text: str, *names: str, metavar: str = "") -> Any:
@@ -47,31 +49,51 @@ def _stop(sentence: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def listed(name: str, given: str | list[str] | None, kind: Callable[[str], Value]) -> tuple[Value, ...] | None:
-    """'a,b' or ['a', 'b,c'] as a tuple."""
-    if given is None:
-        return None
-    words = [word.strip() for word in (given if isinstance(given, str) else ",".join(given)).split(",")]
+def takes(declared: tuple[Flag, ...]) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
+    """The command with these flags as its options: it gets their values, read, by name; None is not given."""
+
+    def with_options(command: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+        def call(**given: Any) -> None:
+            command({flag.name: _read(_option_of(flag), flag.value.read, given[flag.name]) for flag in declared})
+
+        call.__signature__ = inspect.Signature([_parameter(flag) for flag in declared])  # type: ignore[attr-defined]
+        call.__annotations__, call.__doc__ = {}, command.__doc__
+        return call
+
+    return with_options
+
+
+def _option_of(flag: Flag) -> str:
+    return "--" + flag.name.replace("_", "-")
+
+
+def _parameter(flag: Flag) -> inspect.Parameter:
+    """As typer reads it off a function."""
+    word: Any = list[flag.value.word] if flag.value.many else flag.value.word  # type: ignore[name-defined]
+    if flag.panel:
+        about = option(flag.panel, flag.help, *(flag.options or (_option_of(flag),)), metavar=flag.metavar)
+    else:
+        about = typer.Argument(help=flag.help, metavar=flag.metavar, show_default=False)
+    default: Any = inspect.Parameter.empty if flag.needed else False if flag.value is SWITCH else None
+    kind = word if default is not None else word | None
+    annotation: Any = Annotated[kind, about]  # type: ignore[valid-type]
+    return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _read(name: str, read: Callable[[Any], Any] | None, given: Any) -> Any:
+    """The value of an option from its words; None stays None."""
+    if given is None or read is None:
+        return given
     try:
-        found = tuple(kind(word) for word in words if word)
-    except ValueError:
-        raise typer.BadParameter(f"needs numbers with commas between them; got {given!r}.", param_hint=name) from None
-    if not found:
-        raise typer.BadParameter("needs at least one; got none.", param_hint=name)
-    return found
-
-
-def one_or_more(name: str, given: str | None) -> int | tuple[int, ...] | None:
-    """'3' is the number 3; '3,' and '3,7' are tuples."""
-    found = listed(name, given, int)
-    if found is None or given is None or "," in given or len(found) > 1:
-        return found
-    return found[0]
+        return read(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=name) from None
 
 
 def sides(name: str, given: str | None) -> int | tuple[int, ...] | None:
     """'4' is the number 4; '2x4' is rows and columns."""
-    return one_or_more(name, None if given is None else given.replace("x", ","))
+    value: int | tuple[int, ...] | None = _read(name, flags.sides, given)
+    return value
 
 
 def pair(name: str, given: str | None) -> tuple[int, ...] | None:

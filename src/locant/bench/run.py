@@ -10,7 +10,7 @@ import torch
 
 from locant import planner
 from locant.bench.result import Entry, Mode, Result
-from locant.bench.settings import Settings, Sides, resolve
+from locant.bench.settings import CHECKS, Settings, Sides, resolve
 from locant.kernels import reference
 from locant.measuring import machine, memory
 from locant.measuring.clock import Gate, Times, interleaved
@@ -57,11 +57,8 @@ def run(
     Raises:
         ValueError: what does not fit together, in the words of `locant.attention`.
     """
-    given: dict[str, Any] = {
-        "grid": grid, "heads": heads, "head_dim": head_dim, "batch": batch, "position": position, "kv_heads": kv_heads,
-        "value_dim": value_dim, "queries": queries, "prefix": prefix, "window": window, "shift": shift, "mask": mask,
-        "dtype": dtype, "train": train, "threads": threads, "seconds": seconds,
-    }  # fmt: skip
+    arguments = locals()
+    given = {name: arguments[name] for name in CHECKS}
     chosen = resolve(given)
     say = tell or (lambda sentence: None)
     with _threads(chosen.threads):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from locant import flags
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows
 from locant.measuring.workload import Workload
@@ -111,19 +112,11 @@ def resolve(given: dict[str, Any]) -> Settings:
         ValueError: a name that is not known, a number out of range, sizes that don't fit.
     """
     said = {name: value for name, value in given.items() if value is not None}
-    for name in ("grid", "window", "shift"):
-        if name in said:
-            said[name] = sides(name, said[name])
-    for name in ("heads", "head_dim", "batch", "kv_heads", "value_dim", "queries", "threads"):
-        if name in said:
-            _count(name, said[name], 1)
-    _count("prefix", said.get("prefix", 0), 0)
+    said = {name: CHECKS[name](name, value) for name, value in said.items()}
     for name, known in (("position", tuple(POSITIONS)), ("mask", ("none", "causal")), ("dtype", tuple(BYTES))):
         if name in said and said[name] not in known:
             hint = ": it acts on tokens before attention, and costs attention nothing" * (said[name] in EMBEDDINGS)
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {said[name]!r}{hint}. Name one of these.")
-    if not 0 < said.get("seconds", 1.0) < 86_400:
-        raise ValueError(f"seconds needs a time above 0; got {said['seconds']}. Write --seconds 5, for example.")
     chosen = Settings(**{"threads": torch.get_num_threads(), **said})
     _fits(chosen)
     return chosen
@@ -163,7 +156,30 @@ def sides(name: str, value: Sides) -> tuple[int, ...]:
     return found
 
 
-def _count(name: str, value: Any, least: int) -> None:
+def _count(name: str, value: Any, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         flag = name.replace("_", "-")
         raise ValueError(f"{name} needs a whole number of at least {least}; got {value!r}. Write --{flag} {least + 1}.")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    return _count(name, value, 0)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if not 0 < value < 86_400:
+        raise ValueError(f"{name} needs a time above 0; got {value}. Write --{name} 5, for example.")
+    return float(value)
+
+
+def _unchecked(name: str, value: Any) -> Any:
+    return value
+
+
+BY_VALUE: dict[flags.Value, Callable[[str, Any], Any]] = {
+    flags.SIZES: sides, flags.COUNT: _count, flags.WHOLE: _whole, flags.SECONDS: _seconds,
+}  # fmt: skip
+CHECKS = {  # of every flag but those of the output
+    flag.name: BY_VALUE.get(flag.value, _unchecked) for flag in flags.BENCH if flag.panel != flags.OUTPUT
+}

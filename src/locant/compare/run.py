@@ -25,6 +25,7 @@ from locant.compare.terminal import Progress, estimate
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
 from locant.compare.world import World
+from locant.flags import KEPT
 from locant.measuring import machine
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal, Task
@@ -79,11 +80,8 @@ def run(
     Raises:
         Refusal: a ValueError with one sentence, for data, settings or folders that can't be used.
     """
-    given = {
-        "data": data, "task": task, "positions": positions, "seeds": seeds, "epochs": epochs, "lr": lr,
-        "batch": batch, "share": share, "dim": dim, "depth": depth, "heads": heads, "size": size, "patch": patch,
-        "frames": frames, "device": device, "threads": threads, "quick": quick, "strict": strict,
-    }  # fmt: skip
+    arguments = locals()
+    given = {name: arguments[name] for name in KEPT}
     started = time.monotonic()
     chosen = settings.resolve(given, config)
     world = World.join(chosen.device)

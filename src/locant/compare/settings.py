@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from locant import flags
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
-
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
             f"your own data are one task; --task names {', '.join(tasks)}. Name one, or none to have it guessed."
         )
     quick = bool(said.pop("quick", False))
-    common = {f.name: said.pop(f.name) for f in fields(Recipe) if f.name in said}
-    flags = {name for name, value in given.items() if value is not None}
+    common = {name: said.pop(name) for name in flags.RECIPE if name in said}
+    called = {name for name, value in given.items() if value is not None}
     recipes = {}
     for kind in tasks or tuple(KINDS):
-        own = {name: value for name, value in tables.get(kind, {}).items() if name not in flags}
+        own = {name: value for name, value in tables.get(kind, {}).items() if name not in called}
         start = KINDS[kind].quick if quick else KINDS[kind].recipe
         start = start if said.get("data") is None else replace(start, patch=None)
         recipes[kind] = _recipe(start, {**common, **own})
@@ -78,7 +78,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     return Settings(
         task=tasks,
         recipes=recipes,
-        seeds=_seeds(said.pop("seeds", 1 if quick else len(SEEDS))),
+        seeds=_seeds(said.pop("seeds", 1 if quick else flags.SEED_COUNT)),
         positions=None if positions is None else _texts("positions", positions, None),
         data=None if said.get("data") is None else str(said.pop("data")),
         device=_device(str(said.pop("device", "cpu"))),
@@ -107,10 +107,9 @@ def _read(config: str | Path) -> dict[str, Any]:
         raise Refusal(
             f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as epochs = 30."
         ) from None
-    recipe = {f.name for f in fields(Recipe)}
-    known = {f.name for f in fields(Settings) if f.name != "recipes"} | recipe | set(KINDS)
+    known = flags.KEPT | set(KINDS)
     strange = [name for name in said if name not in known]
-    strange += [f"{k}.{n}" for k in KINDS for n in said.get(k, {}) if n not in recipe]
+    strange += [f"{k}.{n}" for k in KINDS for n in said.get(k, {}) if n not in flags.RECIPE]
     if strange:
         raise Refusal(
             f"the config file may name {', '.join(sorted(known))}; {str(path)!r} names {', '.join(strange)}. "
@@ -120,17 +119,7 @@ def _read(config: str | Path) -> dict[str, Any]:
 
 
 def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
-    values = dict(said)
-    if "lr" in values:
-        rates = values["lr"] if isinstance(values["lr"], (list, tuple)) else (values["lr"],)
-        if not rates or any(not isinstance(r, (int, float)) or not 0 < r < 10 for r in rates):
-            raise Refusal(f"lr needs one or more rates between 0 and 10; got {rates}. Write --lr 0.003,0.006.")
-        values["lr"] = tuple(sorted({float(r) for r in rates}))
-    if "share" in values:
-        values["share"] = _share(values["share"])
-    for name in values.keys() - {"lr", "share"}:
-        values[name] = (_sides if name in ("patch", "size") else _count)(name, values[name])
-    recipe = replace(base, **values)
+    recipe = replace(base, **{name: CHECKS[flags.RECIPE[name].value](name, value) for name, value in said.items()})
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
             f"dim must be an even multiple of heads; got dim={recipe.dim}, heads={recipe.heads}. "
@@ -145,11 +134,18 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _share(value: Any) -> float:
+def _rates(name: str, value: Any) -> tuple[float, ...]:
+    rates = value if isinstance(value, (list, tuple)) else (value,)
+    if not rates or any(not isinstance(r, (int, float)) or not 0 < r < 10 for r in rates):
+        raise Refusal(f"{name} needs one or more rates between 0 and 10; got {rates}. Write --{name} 0.003,0.006.")
+    return tuple(sorted({float(r) for r in rates}))
+
+
+def _share(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
         raise Refusal(
-            f"share needs a part of the training examples, above 0 and at most 1; got {value!r}. "
-            "Write --share 0.05 for 5 in 100."
+            f"{name} needs a part of the training examples, above 0 and at most 1; got {value!r}. "
+            f"Write --{name} 0.05 for 5 in 100."
         )
     return float(value)
 
@@ -161,6 +157,11 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
     if len(value) != 2:
         raise Refusal(f"{name} needs one side, or rows and columns; got {value}. Write --{name} 4 or --{name} 4x8.")
     return tuple(_count(name, side) for side in value)
+
+
+CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe holds
+    flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides,
+}  # fmt: skip
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

@@ -1,0 +1,202 @@
+"""What `locant compare` and `locant bench` can be told, each flag declared once.
+
+The command line's options, the keys of the config file and of settings.toml, the keywords of `compare.run` and
+`bench.run` and what is checked of them follow from `COMPARE` and `BENCH`. Nothing here imports torch or numpy:
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from locant.tasks.kinds import KINDS
+
+Number = TypeVar("Number", int, float, str)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def split_words(given: str | list[str], kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """'a,b' or ['a', 'b,c'] as a tuple. Raises ValueError."""
+    words = [word.strip() for word in (given if isinstance(given, str) else ",".join(given)).split(",")]
+    try:
+        values = tuple(kind(word) for word in words if word)
+    except ValueError:
+        raise ValueError(f"needs numbers with commas between them; got {given!r}.") from None
+    if not values:
+        raise ValueError("needs at least one; got none.")
+    return values
+
+
+def one_or_more(given: str) -> int | tuple[int, ...]:
+    """'3' is the number 3; '3,' and '3,7' are tuples. Raises ValueError."""
+    values = split_words(given, int)
+    return values if "," in given or len(values) > 1 else values[0]
+
+
+def sides(given: str) -> int | tuple[int, ...]:
+    """'4' is the number 4; '2x4' is rows and columns. Raises ValueError."""
+    return one_or_more(given.replace("x", ","))
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a flag holds: the type of one word of the command line, and how words are read further."""
+
+    name: str
+    word: type
+    read: Callable[[Any], Any] | None = None
+    many: bool = False  # the flag may be given again
+
+
+TEXT = Value("text", str)
+PATH = Value("path", Path)
+SWITCH = Value("switch", bool)
+CHOICE = Value("choice", bool)  # a switch that may be left open
+COUNT = Value("count", int)  # at least 1
+WHOLE = Value("whole", int)  # at least 0
+PART = Value("part", float)
+SECONDS = Value("seconds", float)
+NAMES = Value("names", str, lambda given: split_words(given, str))
+TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
+RATES = Value("rates", str, lambda given: split_words(given, float))
+SEEDS = Value("seeds", str, one_or_more)
+SIDES = Value("sides", str, sides)
+SIZES = Value("sizes", str)  # of as many axes as the grid has; `bench` reads them
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        name: of the keyword and of the key in a config file; the option is `--name` with dashes.
+        value: what it holds.
+        panel: the heading that `--help` shows it under; "" is an argument without dashes.
+        help: one sentence or two; the default stands at the end.
+        metavar: what stands for the value in `--help`.
+        options: how it is written on the command line, if not as `--name`.
+        into: whether it belongs to a task's recipe, to the settings of a run (both can stand in a config file), or to
+            this one call.
+        needed: whether it must be given.
+    """
+
+    name: str
+    value: Value
+    panel: str
+    help: str
+    metavar: str = ""
+    options: tuple[str, ...] = ()
+    into: Literal["recipe", "settings", "call"] = "call"
+    needed: bool = False
+
+
+def _default(name: str) -> str:
+    """A recipe's default in words, for every kind that differs from the first: '20 (clips 9, sequences 24)'."""
+    first, *others = ((kind.name, _spelled(getattr(kind.recipe, name))) for kind in KINDS.values())
+    different = ", ".join(f"{kind} {value}" for kind, value in others if value != first[1])
+    return f"{first[1]} ({different})" if different else first[1]
+
+
+def _spelled(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "1" if value is None else f"{value:g}"
+
+
+# --- locant compare ----------------------------------------------------------------------------------------------
+
+WHAT, TRAINING, MODEL, RUN, OUTPUT = "What is compared", "Training", "Model", "Run", "Output"
+SEED_COUNT = 3
+USUAL = ",".join(kind.name for kind in KINDS.values() if kind.usual)
+
+COMPARE = (
+    Flag(
+        "data", PATH, "",
+        "Your data: a folder of class folders of images or clips (under train, val and test folders, if you have "
+        "them), or an .npz with x and y. Without it: handwritten digits, as images and as clips.",
+        "DATA", into="settings",
+    ),
+    Flag(
+        "task", TASKS, WHAT, f"{','.join(KINDS)}: one or more; default {USUAL}. With DATA: guessed.", "NAMES",
+        into="settings",
+    ),
+    Flag("positions", NAMES, WHAT, "Schemes, such as none,relative,rotary.", "NAMES", into="settings"),
+    Flag(
+        "seeds", SEEDS, WHAT, f"How many (3 is 0, 1 and 2), or which: 3,7,11; default {SEED_COUNT}.", "SEEDS",
+        into="settings",
+    ),
+    Flag(
+        "epochs", COUNT, TRAINING, f"Passes over the training data; default {_default('epochs')}.", "N", into="recipe"
+    ),
+    Flag(
+        "lr", RATES, TRAINING, f"To choose from on validation data; default {_default('lr')}.", "RATES", into="recipe"
+    ),
+    Flag(
+        "batch", COUNT, TRAINING, f"Examples per step, over all processes; default {_default('batch')}.", "N",
+        into="recipe",
+    ),
+    Flag(
+        "share", PART, TRAINING,
+        f"Part of the training examples, drawn anew by each seed: 0.05; default {_default('share')}.", "PART",
+        into="recipe",
+    ),
+    Flag("dim", COUNT, MODEL, f"Channels; default {_default('dim')}.", "N", into="recipe"),
+    Flag("depth", COUNT, MODEL, f"Layers; default {_default('depth')}.", "N", into="recipe"),
+    Flag("heads", COUNT, MODEL, f"Attention heads; default {_default('heads')}.", "N", into="recipe"),
+    Flag(
+        "size", SIDES, MODEL, "Side that pictures are brought to: 48, or 24x32; default 32, digits their own.", "SIZE",
+        into="recipe",
+    ),
+    Flag(
+        "patch", SIDES, MODEL,
+        "Side of a patch, which becomes one token: 4, or 2x4; default a quarter of a picture, digits "
+        f"{_default('patch')}.", "SIZE", into="recipe",
+    ),
+    Flag("frames", COUNT, MODEL, "Frames of a clip; default 8, digits 3.", "N", into="recipe"),
+    Flag("device", TEXT, RUN, "cpu, cuda, cuda:1, mps; default cpu.", "NAME", into="settings"),
+    Flag(
+        "threads", COUNT, RUN, "Trials side by side on a CPU, one thread each; default all cores.", "N",
+        into="settings",
+    ),
+    Flag("out", PATH, RUN, "Folder for results, models and report.html; default a new one in runs.", "FOLDER"),
+    Flag("resume", SWITCH, RUN, "Go on from the last step saved in --out."),
+    Flag("quick", SWITCH, RUN, "A first look: one seed, few schemes, no ranking.", into="settings"),
+    Flag("strict", SWITCH, RUN, "Refuse unreadable files instead of listing them.", into="settings"),
+    Flag("config", PATH, RUN, "TOML with these names; options given here win.", "FILE"),
+    Flag("json", SWITCH, OUTPUT, "Print the results as JSON and nothing else."),
+    Flag("quiet", SWITCH, OUTPUT, "Print the path of the report and nothing else.", options=("--quiet", "-q")),
+)  # fmt: skip
+RECIPE = {flag.name: flag for flag in COMPARE if flag.into == "recipe"}
+KEPT = {flag.name for flag in COMPARE if flag.into != "call"}  # what a config file may name
+
+
+# --- locant bench ------------------------------------------------------------------------------------------------
+
+PROBLEM, WHO, MEASURE = "Problem", "Who may attend", "Measurement"
+
+BENCH = (
+    Flag("grid", SIZES, PROBLEM, "Where tokens are: 196, 14x14, 8x14x14.", "SIZES", needed=True),
+    Flag("heads", COUNT, PROBLEM, "Heads of the queries; default 8.", "N"),
+    Flag("head_dim", COUNT, PROBLEM, "Channels of a head; default 64.", "N"),
+    Flag("batch", COUNT, PROBLEM, "Default 1.", "N"),
+    Flag("position", TEXT, PROBLEM, "none, relative, alibi, rotary or gated.", "NAME"),
+    Flag("kv_heads", COUNT, PROBLEM, "Heads of keys and values, if fewer.", "N"),
+    Flag("value_dim", COUNT, PROBLEM, "Channels of a value, if others.", "N"),
+    Flag("queries", COUNT, PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", "N"),
+    Flag("prefix", WHOLE, PROBLEM, "Class tokens before the grid.", "N"),
+    Flag("dtype", TEXT, PROBLEM, "float32, float64, bfloat16 or float16.", "NAME"),
+    Flag("window", SIZES, WHO, "Only inside windows: 7x7.", "SIZES"),
+    Flag("shift", SIZES, WHO, "How far windows are moved: 3x3.", "SIZES"),
+    Flag("mask", TEXT, WHO, "none or causal.", "NAME"),
+    Flag(
+        "train", CHOICE, MEASURE, "Forward and backward alone, or forward alone; default both.",
+        options=("--train/--forward",),
+    ),
+    Flag("threads", COUNT, MEASURE, "Threads of torch; default its own choice.", "N"),
+    Flag("seconds", SECONDS, MEASURE, "For each of the two; default 5.", "S"),
+    Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
+    Flag("quiet", SWITCH, OUTPUT, "Print only whether the plan picked the fastest.", options=("--quiet", "-q")),
+)  # fmt: skip
