@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from locant.attend import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_probabilities
+from locant.nn.perceptron import Perceptron
 from locant.nn.self_attention import Attention
 
 
@@ -30,6 +29,7 @@ class Block(nn.Module):
         attention: a module called as `Attention` is, with a width of dim; None builds `Attention(dim, heads)` with
             the grid, position and mask given here, which belong to an attention of one's own otherwise.
         grid, position, mask: of the attention that is built.
+        activation: of the perceptron; None is GELU.
         dropout: behind the attention's projection and behind both layers of the perceptron, in training only; on the
             weights of attention there is none unless your own module has it.
         drop_path: p above.
@@ -50,6 +50,7 @@ class Block(nn.Module):
         grid: Grid | None = None,
         position: Positions = None,
         mask: Mask | None = None,
+        activation: nn.Module | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
@@ -73,14 +74,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        layers = {
-            "fc1": nn.Linear(dim, hidden),
-            "gelu": nn.GELU(),
-            "drop1": nn.Dropout(dropout),
-            "fc2": nn.Linear(hidden, dim),
-            "drop2": nn.Dropout(dropout),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = Perceptron(dim, hidden, activation=activation, dropout=dropout, out_dropout=dropout)
 
     def forward(
         self,

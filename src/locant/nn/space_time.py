@@ -215,10 +215,9 @@ class SpaceTimeBlock(Block):
             )
         attention = SpaceTimeAttention(dim, heads, frames=frames, window=window, shift=shift)
         super().__init__(
-            dim, heads, attention=attention, mlp_ratio=mlp_ratio, drop_path=drop_path, norm_eps=norm_eps
+            dim, heads, attention=attention, mlp_ratio=mlp_ratio, activation=activation, drop_path=drop_path,
+            norm_eps=norm_eps,
         )  # fmt: skip
-        if activation is not None:
-            self.mlp.gelu = activation
         self.scale, self.causal = scale, causal
         timed = frames is not None
         self.T_Adapter_in = Adapter(dim, skip=True) if timed and adapters == 2 else None
