@@ -18,6 +18,7 @@ LAYERS = (
     {"layout", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
+    {"call", "hooks"},
     {"attend"},
     {"flops", "multiply_adds", "nn"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured

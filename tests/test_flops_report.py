@@ -150,7 +150,7 @@ def test_nothing_of_the_model_changes() -> None:
 
 
 def test_attention_computes_again_afterwards_and_elsewhere_all_the_time() -> None:
-    run, results = attend._Request.run, []
+    results: list[Tensor] = []
     q = torch.randn(1, 2, 5, 4)
     expected = attend.attention(q, q, q)
 
@@ -165,8 +165,51 @@ def test_attention_computes_again_afterwards_and_elsewhere_all_the_time() -> Non
     assert torch.equal(results[0], expected)
     with pytest.raises(ValueError, match="meta device"):
         count(Reads(), q)
-    assert attend._Request.run is run
     assert torch.equal(attend.attention(q, q, q), expected)
+
+
+def test_counts_that_overlap_in_two_threads_are_both_right_and_leave_nothing_behind() -> None:
+    """The first to enter leaves before the second: afterwards attention computes, in both threads."""
+    q = torch.randn(1, 2, 5, 4)
+    expected, golden = attend.attention(q, q, q), count(Attends(), q)
+    entered, left = threading.Event(), threading.Event()
+    results: list[object] = []
+
+    class Waits(nn.Module):
+        def __init__(self, before: threading.Event, until: threading.Event) -> None:
+            super().__init__()
+            self.before, self.until = before, until
+
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            return Waits(self.before, self.until)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.before.set()
+            assert self.until.wait(30)
+            return attend.attention(x, x, x)
+
+    inside = threading.Event()
+
+    def second() -> None:
+        assert entered.wait(30)
+        results.append(count(Waits(inside, left), q))  # enters while the first counts, leaves when it has left
+        results.append(attend.attention(q, q, q))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    first = count(Waits(entered, inside), q)
+    after_first = attend.attention(q, q, q)
+    left.set()
+    thread.join()
+    assert [first.parts, results[0].parts] == [golden.parts] * 2
+    assert torch.equal(after_first, expected)
+    assert torch.equal(results[1], expected)
+    assert torch.equal(attend.attention(q, q, q), expected)
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return attend.attention(x, x, x)
 
 
 def test_it_counts_within_inference_mode_and_beside_gradients() -> None:

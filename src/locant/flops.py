@@ -26,7 +26,6 @@ torch's own attention.
 from __future__ import annotations
 
 import copy
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,10 +40,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from locant import attend, multiply_adds
+from locant import hooks, multiply_adds
+from locant.call import Call, materialise
+from locant.kernels.kernel import Output
 from locant.multiply_adds import MultiplyAdds, aim_window, published_aim, published_aim_swin, published_swin
 from locant.nn.linears import only_watches
-from locant.positions.position import Bias, Position
+from locant.positions.position import Position
 from locant.positions.transformer_xl import TransformerXL
 
 __all__ = [
@@ -136,7 +137,7 @@ def count(model: nn.Module, *inputs: Any, arguments: Mapping[str, Any] | None = 
     with torch.inference_mode(False), torch.no_grad():
         counter = _Watch(_weightless(model))
         given, named = tree_map(_weightless, (list(inputs), dict({} if arguments is None else arguments)))
-        with _in_place_of_kernels(counter), counter:
+        with hooks.attending(counter.attend), counter:
             try:
                 counter.model(*given, **named)
             except (RuntimeError, NotImplementedError) as error:
@@ -188,24 +189,25 @@ class _Watch(TorchDispatchMode):
         order = (name for name, _ in self.model.named_modules())
         return {name: MultiplyAdds(**total[name]) for name in order if name in total}
 
-    def attend(self, request: attend._Request) -> tuple[Tensor, Tensor | None]:
-        """Counts an attention, and gives tensors of the right shapes."""
-        problem, positions = request.problem(), request._positions()
+    def attend(self, call: Call, proceed: Callable[[], Output]) -> Output:
+        """In place of a kernel: counts an attention, and gives tensors of the right shapes."""
+        problem, schemes = call.problem, call.schemes
         with self._all_to(""):
-            request.inputs(problem)  # for what it refuses
+            materialise(call)  # for what it refuses
         with self._all_to("position"):
-            for position in positions:
-                if isinstance(position, Bias) and problem.bias is not None:
-                    position.values(problem.bias)
+            for bias in schemes.biases:
+                if problem.bias is not None:
+                    bias.values(problem.bias)
         for part, number in asdict(multiply_adds.attention(problem)).items():
             self._add(part, number)
-        for position in positions:
-            if isinstance(position, TransformerXL):
-                weights = position.dim * position.heads * position.head_dim
-                self._add("position", multiply_adds.distances(problem, position.clamp) * weights)
-        q = request.q
+        content = schemes.content
+        if isinstance(content, TransformerXL):
+            weights = content.dim * content.heads * content.head_dim
+            self._add("position", multiply_adds.distances(problem, content.clamp) * weights)
+        q = call.q
         kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return q.new_empty(*q.shape[:-1], problem.value_dim), q.new_empty(q.shape[:-1], dtype=kind)
+        lse = q.new_empty(q.shape[:-1], dtype=kind) if problem.lse else None
+        return q.new_empty(*q.shape[:-1], problem.value_dim), lse
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
@@ -257,24 +259,6 @@ class _Watch(TorchDispatchMode):
             yield
         finally:
             self._forced = None
-
-
-@contextmanager
-def _in_place_of_kernels(counter: _Watch) -> Iterator[None]:
-    """While this lasts, what this thread attends to is counted and not computed."""
-    run, thread = attend._Request.run, threading.get_ident()
-
-    def counted(request: attend._Request, kernel: str) -> tuple[Tensor, Tensor | None]:
-        if threading.get_ident() != thread:
-            return run(request, kernel)
-        out, lse = counter.attend(request)
-        return out, lse if request.lse else None
-
-    setattr(attend._Request, "run", counted)  # noqa: B010 (to a type checker a method is not to be assigned)
-    try:
-        yield
-    finally:
-        setattr(attend._Request, "run", run)  # noqa: B010
 
 
 def _multiply_adds(packet: Any, args: Any, kwargs: Any, out: Any) -> int:

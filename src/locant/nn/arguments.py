@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -43,14 +44,16 @@ def check_mask(module: str, mask: Mask | None) -> None:
 
 def position_module(module: str, position: Positions) -> nn.Module | None:
     """`position` as a submodule: itself, or a list of several."""
-    members = position if isinstance(position, tuple) else () if position is None else (position,)
+    if position is None:
+        return None
+    members = position if isinstance(position, Sequence | nn.ModuleList) else (position,)
     for member in members:
         if not isinstance(member, Position):
             raise ValueError(
                 f"{module} needs a `position` such as RelativeTable, a tuple of them, or None; "
                 f"got {type(member).__name__}. Build the scheme first, and name a mask with mask=."
             )
-    return nn.ModuleList(position) if isinstance(position, tuple) else position
+    return position if isinstance(position, Position) else nn.ModuleList([*position])
 
 
 def split_embedding(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, Positions]:
@@ -59,7 +62,7 @@ def split_embedding(given: Positions, own: nn.Module | None) -> tuple[Embedding 
     What was given at the call takes the place of the module's own; an empty tuple means no position at all.
     """
     there = own if given is None else given
-    several = tuple(there) if isinstance(there, tuple | nn.ModuleList) else () if there is None else (there,)
+    several = tuple(there) if isinstance(there, Sequence | nn.ModuleList) else () if there is None else (there,)
     members = cast("tuple[Position, ...]", several)
     embeddings = [p for p in members if isinstance(p, Embedding)]
     if len(embeddings) > 1:

@@ -57,7 +57,9 @@ class Decomposed(Content):
         needed = reach_of("Decomposed", self.grid, grid, key_grid, mask)
         return AxialTerms(self.heads, needed)
 
-    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+    def values(
+        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+    ) -> AxialValues:
         terms = []
         for table, size, needed in zip(self.tables, self.grid.shape, form.reach, strict=True):
             centre = table.narrow(0, size - 1 - needed, 2 * needed + 1)

@@ -85,7 +85,9 @@ class Content(Position):
         """The static description, or a ValueError that names what would reach far enough."""
 
     @abstractmethod
-    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+    def values(
+        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+    ) -> AxialValues:
         """The terms, ready to be added to logits: whether `scale` multiplies them is the scheme's to say and to do."""
 
     def queries(

@@ -89,7 +89,9 @@ class Shaw(Content):
             )
         return AxialTerms(self.heads, reach(grid, key_grid, mask))
 
-    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+    def values(
+        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+    ) -> AxialValues:
         (r,) = form.reach
         near = min(r, self.distance, *(() if self.clamp is None else (self.clamp,)))
         back = 0 if self.causal else near  # how far negative offsets are told apart

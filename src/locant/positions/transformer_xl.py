@@ -111,7 +111,9 @@ class TransformerXL(Content):
             )
         return AxialTerms(self.heads, reach(grid, key_grid, mask))
 
-    def values(self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float) -> AxialValues:
+    def values(
+        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+    ) -> AxialValues:
         (r,) = form.reach
         near = r if self.clamp is None else min(r, self.clamp)
         rows = F.dropout(self.distances(near), self.dropout, self.training)
