@@ -39,8 +39,8 @@ from source_pictures import SOURCES
 from torch import Tensor
 
 from locant import ALiBi, Causal, GatedPosition, Grid, Learned, MaskedSine, RelativeTable, Rotary, Sinusoid, Windows
+from locant.maps import position_map, query_row
 from locant.masks import Mask, Padding, Segments
-from locant.positions.position import Embedding
 from locant.resizing import resize_table
 
 IMAGE, QUERY = Grid(14, 14), (5, 4)
@@ -56,29 +56,6 @@ def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:
 # --- what the schemes say ----------------------------------------------------------------------------------------
 
 
-def row_of(matrix: Tensor, grid: Grid, query: tuple[int, ...]) -> Tensor:
-    """What one query is told about every cell."""
-    index = 0
-    for size, place in zip(grid.shape, query, strict=True):
-        index = index * size + place
-    return matrix[index].reshape(grid.shape)
-
-
-def alike(embedding: Embedding, grid: Grid) -> Tensor:
-    rows = torch.nn.functional.normalize(embedding(grid), dim=-1)
-    return rows @ rows.T
-
-
-def turned(rotary: Rotary, grid: Grid) -> Tensor:
-    """Mean over pairs of the cosine of the angle between query and key."""
-    ones = rotary(torch.ones(1, 1, grid.tokens, rotary.head_dim), grid)[0, 0]
-    return ones @ ones.T / rotary.head_dim
-
-
-def mapped(gate: GatedPosition, grid: Grid, head: int) -> Tensor:
-    return torch.softmax(gate.values(grid, grid).dense(grid, grid)[head], -1)
-
-
 def learned_table() -> RelativeTable:
     """A table as it might be learned: near keys, and most of all those one or two cells to the left."""
     table = RelativeTable(IMAGE, heads=1, init_std=0.0)
@@ -90,7 +67,7 @@ def learned_table() -> RelativeTable:
 
 
 def seen(mask: Mask, grid: Grid, query: tuple[int, ...]) -> Tensor:
-    return row_of(mask.allowed(grid)[0, 0].float(), grid, query)
+    return query_row(mask.allowed(grid)[0, 0].float(), grid, query)
 
 
 # --- the pictures ------------------------------------------------------------------------------------------------
@@ -100,17 +77,17 @@ def seen(mask: Mask, grid: Grid, query: tuple[int, ...]) -> Tensor:
 def schemes() -> Figure:
     fig = card(2.45)
     axes = fig.subplots(1, 6)
-    waves, cells = Rotary(64, axes=2, base=100.0), Windows((7, 7), (3, 3))
+    codes, waves, cells = Sinusoid(64, base=100.0), Rotary(64, axes=2, base=100.0), Windows((7, 7), (3, 3))
     shown: tuple[tuple[str, str, Tensor, Colormap, object], ...] = (
-        ("embed", "Sinusoid:\nhow alike two codes are", alike(Sinusoid(64, base=100.0), IMAGE), RISING, (0.0, 1.0)),
-        ("rotate", "Rotary:\nhow far k turns from q", turned(waves, IMAGE), RISING, (0.0, 1.0)),
+        ("embed", "Sinusoid:\nhow alike two codes are", position_map(codes, IMAGE)[0], RISING, (0.0, 1.0)),
+        ("rotate", "Rotary:\nhow far k turns from q", position_map(waves, IMAGE)[0], RISING, (0.0, 1.0)),
         ("bias", "RelativeTable:\nany pattern of offsets", learned_table()(IMAGE)[0], SIGNED, 2.6),
         ("bias", "ALiBi: a penalty\nfor distance", ALiBi(4, distance="euclidean")(IMAGE)[0], SIGNED, 4.5),
-        ("gate", "GatedPosition:\na map of its own", mapped(GatedPosition(9), IMAGE, 3), RISING, (0.0, 0.32)),
+        ("gate", "GatedPosition:\na map of its own", position_map(GatedPosition(9), IMAGE)[3], RISING, (0.0, 0.32)),
         ("mask", "Windows((7, 7),\nshift=(3, 3))", cells.allowed(IMAGE)[0, 0].float(), SEEN, (0.0, 1.0)),
     )  # fmt: skip
     for ax, (title, below, matrix, colours, span) in zip(axes, shown, strict=True):
-        tiles(ax, row_of(matrix, IMAGE, QUERY), colours, span, QUERY)  # type: ignore[arg-type]
+        tiles(ax, query_row(matrix, IMAGE, QUERY), colours, span, QUERY)  # type: ignore[arg-type]
         words(ax, title, below)
     return fig
 
@@ -151,14 +128,14 @@ def sinusoid() -> Figure:
     bare(axes[0])
     words(axes[0], "The code of 48 tokens", "token →, channel ↓: sine and cosine in turn, ever slower")
     for query, colour in ((12, BLUE), (30, ORANGE)):
-        axes[1].plot(alike(Sinusoid(32), Grid(48))[query].numpy(), color=colour, linewidth=2)
+        axes[1].plot(position_map(Sinusoid(32), Grid(48))[0][query].numpy(), color=colour, linewidth=2)
         axes[1].axvline(query, color=colour, linewidth=0.8, linestyle=(0, (2, 2)))
     lines(axes[1], (0, 0.5, 1))
     axes[1].set_xticks([12, 30])
     words(axes[1], "Likeness to tokens 12 and 30", "one curve, moved: only the distance counts")
-    tiles(axes[2], row_of(alike(Sinusoid(64), IMAGE), IMAGE, QUERY), RISING, (0.3, 1.0), QUERY)
+    tiles(axes[2], query_row(position_map(Sinusoid(64), IMAGE)[0], IMAGE, QUERY), RISING, (0.3, 1.0), QUERY)
     words(axes[2], "On an image", "half of the channels per axis: a cross")
-    values = row_of(alike(Sinusoid(96), CLIP), CLIP, CLIP_QUERY)
+    values = query_row(position_map(Sinusoid(96), CLIP)[0], CLIP, CLIP_QUERY)
     title, below = "On a clip: likeness to one cell of frame 1", "a third of the channels per axis"
     frames(fig, lower, values, RISING, (0.6, 1.0), title, below, CLIP_QUERY)
     return fig
@@ -196,7 +173,7 @@ def relative_table() -> Figure:
     outline(axes[0], (1, 2), (7, 7), GREEN)
     below = "query − key, the zero offset outlined;\ngreen: what the query (1, 2) reads"
     words(axes[0], "The table: 13 × 13 offsets", below)
-    tiles(axes[1], row_of(table(window)[0], window, (1, 2)), SIGNED, 2.6, (1, 2))
+    tiles(axes[1], query_row(table(window)[0], window, (1, 2)), SIGNED, 2.6, (1, 2))
     outline(axes[1], (0, 0), (7, 7), GREEN)
     words(axes[1], "The bias of query (1, 2)", "the green part, turned by half a turn:\nkey = query − offset")
     time = RelativeTable(Grid(4), heads=1)
@@ -208,7 +185,7 @@ def relative_table() -> Figure:
     t, y, x = torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-9.0, 10), torch.arange(-9.0, 10), indexing="ij")
     with torch.no_grad():
         video.table.copy_((2 * torch.exp(-((y - t) ** 2 + (x - 2 * t) ** 2) / 4 - (t - 1) ** 2 / 6))[None])
-    values = row_of(video(CLIP)[0], CLIP, CLIP_QUERY)
+    values = query_row(video(CLIP)[0], CLIP, CLIP_QUERY)
     title = "In a clip: Grid(4, 10, 10), one table over time, row and column"
     below = "as it might be learned: it follows what moves down and to the right"
     frames(fig, lower, values, RISING, (0.0, 2.0), title, below, CLIP_QUERY)
@@ -249,7 +226,7 @@ def alibi() -> Figure:
     lines(axes[0], (-8, -4, 0))
     words(axes[0], "Eight heads, eight slopes", "bias by key − query: blue heads look near, orange far")
     for ax, distance in ((axes[1], "euclidean"), (axes[2], "manhattan")):
-        values = row_of(ALiBi(4, distance=distance)(IMAGE)[1], IMAGE, QUERY)  # type: ignore[arg-type]
+        values = query_row(ALiBi(4, distance=distance)(IMAGE)[1], IMAGE, QUERY)  # type: ignore[arg-type]
         tiles(ax, values, SIGNED, 1.1, QUERY)
         words(ax, distance.capitalize(), "on an image, head 1")
     causal = ALiBi(8)(Grid(14))[0].masked_fill(~Causal().allowed(Grid(14))[0, 0], torch.nan)
@@ -265,7 +242,7 @@ def mirror() -> Figure:
     square, centre = Grid(13, 13), (6, 6)
     table, alibi = learned_table()(square)[0], ALiBi(4, distance="euclidean")(square)[1]
     for place, name, matrix, span in ((0, "ALiBi", alibi, 0.6), (2, "RelativeTable", table, 2.6)):
-        values = row_of(matrix, square, centre)
+        values = query_row(matrix, square, centre)
         said = "the same: it cannot tell left from right" if torch.equal(values, values.flip(1)) else "another: it can"
         tiles(axes[place], values, SIGNED, span, centre)
         words(axes[place], name, "the bias of the centre")
@@ -286,12 +263,13 @@ def rotary() -> Figure:
     lines(axes[0], (-1, 0, 1))
     words(axes[0], "Pairs 0, 2, 4 and 6 of 16", "cosine of the angle between q and k, by key − query")
     for base, colour in ((10000.0, BLUE), (100.0, ORANGE)):
-        axes[1].plot(offsets, turned(Rotary(32, base=base), Grid(49))[24].numpy(), color=colour, linewidth=2)
+        axes[1].plot(offsets, position_map(Rotary(32, base=base), Grid(49))[0][24].numpy(), color=colour, linewidth=2)
     lines(axes[1], (0, 0.5, 1))
     words(axes[1], "The mean over pairs", "blue: base 10000; orange: base 100, for small grids")
-    tiles(axes[2], row_of(turned(Rotary(32, axes=2, base=100.0), IMAGE), IMAGE, QUERY), RISING, (0.0, 1.0), QUERY)
+    plane = position_map(Rotary(32, axes=2, base=100.0), IMAGE)[0]
+    tiles(axes[2], query_row(plane, IMAGE, QUERY), RISING, (0.0, 1.0), QUERY)
     words(axes[2], "On an image", "axial: half of the pairs per axis")
-    values = row_of(turned(Rotary(36, axes=3, base=100.0), CLIP), CLIP, CLIP_QUERY)
+    values = query_row(position_map(Rotary(36, axes=3, base=100.0), CLIP)[0], CLIP, CLIP_QUERY)
     below = "the mean over pairs, which time, row and column share"
     frames(fig, lower, values, RISING, (0.3, 1.0), "On a clip: one cell of frame 1", below, CLIP_QUERY)
     return fig
@@ -305,14 +283,14 @@ def gated() -> Figure:
     nine = torch.full((29, 29), torch.nan)
     for head in range(9):
         row, column = 10 * (head % 3), 10 * (head // 3)  # the offset along rows changes fastest
-        nine[row : row + 9, column : column + 9] = row_of(mapped(gate, grid, head), grid, centre)
+        nine[row : row + 9, column : column + 9] = query_row(position_map(gate, grid)[head], grid, centre)
     tiles(left, nine, RISING, (0.0, 0.32))
     for head in range(9):
         outline(left, (10 * (head % 3) + 4, 10 * (head // 3) + 4))
     words(left, "Nine heads at the start", "each looks at a neighbour of the query: a 3 × 3 convolution")
     rows, columns = (torch.softmax(one[8, 4], -1) for one in gate.values(grid, grid).logits)
     both = torch.full((11, 11), torch.nan)
-    both[2:, 2:] = row_of(mapped(gate, grid, 8), grid, centre)
+    both[2:, 2:] = query_row(position_map(gate, grid)[8], grid, centre)
     both[2:, 0], both[0, 2:] = rows, columns
     assert torch.allclose(rows[:, None] * columns, both[2:, 2:], atol=1e-6)
     tiles(right, both, RISING, (0.0, 0.6), (6, 6), numbers=".2f", size=7)

@@ -20,7 +20,7 @@ LAYERS = (
     {"planner", "speed"},
     {"call", "hooks"},
     {"attend"},
-    {"flops", "multiply_adds", "nn"},
+    {"flops", "multiply_adds", "nn", "maps"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"flags"},
     {"models", "checkpoints", "compare", "bench"},

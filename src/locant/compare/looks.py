@@ -10,10 +10,7 @@ from torch import Tensor
 
 from locant.compare.model import Classifier
 from locant.compare.schemes import mask_of
-from locant.grid import Grid
-from locant.masks import Windows
-from locant.positions.position import Bias, Embedding, Gate, Position
-from locant.positions.rotary import Rotary
+from locant.maps import likeness, position_map
 
 MOST_TOKENS = 144  # a picture holds tokens² numbers per head
 
@@ -34,9 +31,10 @@ def look(model: Classifier) -> dict[str, Any]:
     if grid.tokens > MOST_TOKENS:
         what = f"Not drawn: {grid.tokens} tokens make a picture of {grid.tokens**2:,} numbers per head."
         return {"kind": "none", "what": what, "grid": list(grid.shape), "layers": []}
-    kind, maps, parted = "none", [], False
+    kind, maps, cut = "none", [], False
     if len(model.tokens) and all(p is None for layer in model.inside() for _, p in layer.passes()):
-        kind, maps = "embedding", [[_embeddings(model, grid)]]
+        total = sum(embedding(grid) for embedding in model.tokens)
+        kind, maps = "embedding", [list(likeness(torch.as_tensor(total)))]
     for layer in model.inside():
         heads: Tensor | None = None
         for reach, position in layer.passes():
@@ -44,15 +42,15 @@ def look(model: Classifier) -> dict[str, Any]:
                 continue
             kind = KINDS[position.entrance]
             window = mask_of(reach, grid)
-            drawn = _drawn(position, grid, window)
+            shown = position_map(position, grid, window)
             if window is not None:  # a pass shows what it may see; passes side by side add up to one picture
-                drawn, parted = drawn * window.allowed(grid)[0, 0], True
-            heads = drawn if heads is None else heads + drawn
+                shown, cut = shown * window.allowed(grid)[0, 0], True
+            heads = shown if heads is None else heads + shown
         if heads is not None:
             maps.append(list(heads))
     return {
         "kind": kind,
-        "what": " ".join([WHAT[kind], *_undrawn(model, kind, parted)]),
+        "what": " ".join([WHAT[kind], *_left_out(model, kind, cut)]),
         "grid": list(grid.shape),
         "query": [size // 2 for size in grid.shape],
         "layers": [
@@ -61,31 +59,14 @@ def look(model: Classifier) -> dict[str, Any]:
     }
 
 
-def _undrawn(model: Classifier, kind: str, parted: bool) -> list[str]:
+def _left_out(model: Classifier, kind: str, cut: bool) -> list[str]:
     """What the picture leaves out."""
-    said = {
-        "Keys that a token does not see are drawn as 0.": parted,
+    holds = {
+        "Keys that a token does not see are drawn as 0.": cut,
         "The learned vectors on the tokens are not drawn.": len(model.tokens) > 0 and kind != "embedding",
         "The convolutions, which tell the order of frames, are not drawn.": model.ordered is not None,
     }
-    return [sentence for sentence, holds in said.items() if holds]
-
-
-def _drawn(position: Position, grid: Grid, window: Windows | None) -> Float[Tensor, "heads queries keys"]:
-    if isinstance(position, Bias):
-        return position(grid, mask=window)
-    if isinstance(position, Gate):
-        return torch.softmax(position.values(grid, grid).dense(grid, grid), -1)
-    assert isinstance(position, Rotary), f"no picture for {type(position).__name__}"
-    ones = torch.ones(1, 1, grid.tokens, position.head_dim)  # every pair of channels alike: the mean over pairs
-    turned = position(ones, grid)[0]
-    return turned @ turned.transpose(-1, -2) / position.head_dim
-
-
-def _embeddings(model: Classifier, grid: Grid) -> Float[Tensor, "queries keys"]:
-    total = sum(embedding(grid) for embedding in model.tokens if isinstance(embedding, Embedding))
-    vectors = torch.nn.functional.normalize(torch.as_tensor(total).float(), dim=-1)
-    return vectors @ vectors.T
+    return [sentence for sentence, so in holds.items() if so]
 
 
 def _rounded(matrix: Float[Tensor, "queries keys"]) -> list[list[float]]:

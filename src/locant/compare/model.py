@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,10 +25,21 @@ from locant.compare.layers import Layer, OverTime
 from locant.compare.schemes import Scheme, Shape, mask_of
 from locant.grid import Grid
 from locant.planner import Plan
-from locant.positions.learned import Learned
-from locant.positions.position import Position
-from locant.positions.table import RelativeTable
+from locant.positions.position import Entrance, Position
 from locant.tasks.kind import Kind
+
+# How what is learned on a grid comes to a larger one, by entrance: what it is called, and a method of locant.resizing.
+RESIZED = {"bias": ("table", "clip"), "embed": ("embedding", "linear")}
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A scheme whose parameters lie on a grid."""
+
+    grid: Grid
+    entrance: ClassVar[Entrance]
+
+    def resized(self, grid: Grid, *, method: str) -> Position: ...
 
 
 class Classifier(nn.Module):
@@ -116,13 +128,12 @@ class Classifier(nn.Module):
             return moved, "the same grid"
         for modules, fixed in ((moved.tokens, ()), *((x.positions, x.windowed()) for x in moved.inside())):
             for index, position in enumerate(modules):
-                if index not in fixed and isinstance(position, (Learned, RelativeTable)):
+                if index not in fixed and isinstance(position, Resizable):
                     larger = _stretched(position.grid, self.grid, grid)
-                    if larger == position.grid:
-                        continue
-                    method = "clip" if isinstance(position, RelativeTable) else "linear"
-                    modules[index] = position.resized(larger, method=method)
-                    how = f"{'table' if position.entrance == 'bias' else 'embedding'} resized ({method})"
+                    if larger != position.grid:
+                        what, method = RESIZED[position.entrance]
+                        modules[index] = position.resized(larger, method=method)
+                        how = f"{what} resized ({method})"
         moved.grid = grid
         return moved, how
 
@@ -138,20 +149,10 @@ class Classifier(nn.Module):
         return found
 
     def flops(self, item: tuple[int, ...]) -> int:
-        """FLOPs of a forward pass on one example: two per multiply-add, projections and attention."""
-        grid = self.grid_of(item)
-        total = 2 * self.head.weight.numel() + 2 * grid.tokens * self.embed.weight.numel()
-        for layer in self.inside():
-            attention = _weights(layer.attention)
-            total += 2 * grid.tokens * (len(layer.reaches) * attention + _weights(layer.mlp) + _weights(layer.adapters))
-        if self.ordered is not None:
-            x = torch.empty(1, grid.tokens, self.embed.out_features, device="meta")
-            total += flops.count(self.ordered, x, grid).flops
-        return total + sum(p.cost.flops for p in self.plans(item, 1))
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+        """FLOPs of a forward pass on one example: attention as the plan runs it, two per other multiply-add."""
+        counted = flops.count(self, torch.empty(1, *item, device="meta")).parts
+        attention = sum(plan.cost.flops for plan in self.plans(item, 1))
+        return 2 * (counted.projections + counted.convolution) + attention
 
 
 def grid_of(kind: Kind, item: tuple[int, ...], patch: tuple[int, ...]) -> Grid:

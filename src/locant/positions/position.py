@@ -40,6 +40,7 @@ class Rotation(Position):
     """Acts on q and k: turns pairs of channels by angles that depend on the token's coordinates."""
 
     entrance = "rotate"
+    head_dim: int
 
     @abstractmethod
     def forward(
