@@ -20,6 +20,7 @@ from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Segments, Windows
 from locant.positions.decomposed import Decomposed
 from locant.positions.gate import GatedPosition
+from locant.positions.position import Gate
 from locant.positions.rotary import Rotary
 
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
@@ -106,7 +107,7 @@ def attention_is_its_definition(case: Case, kernel: str) -> None:
     same(out, expected)
     for found, ref in zip(gradients(out, inputs), by_out, strict=True):
         same(found, ref, "gradients")
-    if not any(isinstance(p, GatedPosition) for p in parts(position)):
+    if not any(isinstance(p, Gate) for p in parts(position)):
         out, lse = attention(q, k, v, return_lse=True, **arguments)
         same(out, expected, "values beside the log-sum-exp")
         there = expected_lse != -torch.inf

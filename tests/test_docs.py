@@ -175,6 +175,12 @@ def test_every_scheme_of_compare_is_told() -> None:
         assert table[scheme.name] == (usual or "on request, " + fitting)
 
 
+def test_what_follows_from_the_files_is_written() -> None:
+    """Public names of schemes, the index of their pages, and the tree: what docs/index.py writes."""
+    done = subprocess.run([sys.executable, ROOT / "docs" / "index.py", "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), "run docs/index.py"
+
+
 def test_every_row_of_parity_is_shown() -> None:
     """docs/parity.md has 56 rows, and names the tests that bear their numbers."""
     marked: dict[int, set[str]] = {}

@@ -1,0 +1,143 @@
+"""Writes what follows from the files of the package alone: `python docs/index.py`; with `--check` it writes nothing.
+
+A scheme is a class in a file of `locant/positions`, on one of the bases of `position.py`. From it follow its public
+name (src/locant/__init__.py), its entry in the index of its entrance (docs/schemes/README.md, docs/architecture.md),
+and from every new file of src/locant or csrc a line in the tree of docs/architecture.md, made of its first sentence.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "locant"
+SCHEMES = ROOT / "docs" / "schemes"
+ENTRANCES = {"Embedding": "embed", "Rotation": "rotate", "Bias": "bias", "Content": "content", "Gate": "gate"}
+SUFFIXES = {".py", ".cpp", ".h", ".html", ".css", ".js"}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A class of positions/, where it stands, and the page that tells of it."""
+
+    name: str
+    entrance: str
+    module: str
+
+    @property
+    def page(self) -> str:
+        """The page that names it most often."""
+        counts = {
+            path.name: len(re.findall(rf"\b{self.name}\b", path.read_text()))
+            for path in sorted(SCHEMES.glob("*.md"))
+            if path.name not in ("README.md", "masks-and-windows.md")
+        }
+        page = max(counts, key=lambda name: counts[name])
+        if counts[page] == 0:
+            raise SystemExit(f"no page of docs/schemes tells of {self.name}: write one")
+        return page
+
+
+def schemes() -> list[Scheme]:
+    """Every scheme, by entrance and name."""
+    found = []
+    for path in sorted((PACKAGE / "positions").glob("*.py")):
+        for node in ast.parse(path.read_text()).body if path.stem != "position" else ():
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            for base in bases:
+                if base in ENTRANCES:
+                    found.append(Scheme(node.name, ENTRANCES[base], f"locant.positions.{path.stem}"))
+    return sorted(found, key=lambda s: (list(ENTRANCES.values()).index(s.entrance), s.name))
+
+
+def names(text: str) -> str:
+    """src/locant/__init__.py with the schemes among its names: the list, the modules, and what type checkers see."""
+    old = set(re.findall(r'^    "(\w+)": "locant\.positions\.', text, re.MULTILINE))
+    modules = {scheme.name: scheme.module for scheme in schemes()}
+
+    def listed(block: re.Match[str]) -> str:
+        rest = set(re.findall(r'"(\w+)"', block[2])) - old
+        return block[1] + "".join(f'    "{name}",\n' for name in sorted(rest | set(modules))) + "]"
+
+    def mapped(block: re.Match[str]) -> str:
+        rest = {k: v for k, v in re.findall(r'"(\w+)": "([\w.]+)"', block[2]) if k not in old}
+        return block[1] + "".join(f'    "{k}": "{v}",\n' for k, v in sorted((rest | modules).items())) + "}"
+
+    by_module: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        by_module.setdefault(module, []).append(name)
+    imports = "".join(
+        f"    from {module} import {', '.join(sorted(by_module[module]))}\n" for module in sorted(by_module)
+    )
+    text = re.sub(r"(__all__ = \[\n)((?:    .*\n)*)\]", listed, text)
+    text = re.sub(r"(_MODULES = \{\n)((?:    .*\n)*)\}", mapped, text)
+    return re.sub(r"(?:    from locant\.positions\.\w+ import .*\n)+", imports, text)
+
+
+def linked(text: str) -> str:
+    """docs/schemes/README.md: the index, entrance by entrance."""
+    for entrance in ENTRANCES.values():
+        links = ", ".join(f"[`{s.name}`]({s.page})" for s in schemes() if s.entrance == entrance)
+        text = re.sub(rf"^(\| {entrance} \| [^|]* \|) .* \|$", rf"\1 {links} |", text, flags=re.MULTILINE)
+    return text
+
+
+def placed(text: str) -> str:
+    """docs/architecture.md: the table of entrances, and the tree with the files that it lacks."""
+    for entrance in ENTRANCES.values():
+        listed = ", ".join(f"`{s.name}`" for s in schemes() if s.entrance == entrance)
+        text = re.sub(rf"^(   \| {entrance} \| [^|]* \|) .* \|$", rf"\1 {listed} |", text, flags=re.MULTILINE)
+    start, end = text.index("## Where things are"), text.index("## Arrows")
+    tree = text[start:end]
+    for path in sorted(p for top in (PACKAGE, ROOT / "csrc") for p in top.rglob("*") if p.suffix in SUFFIXES):
+        folder = f"{path.parent.name}/" if path.parent != PACKAGE else "src/locant/"
+        if path.name.startswith("__") or re.search(rf"(?<![\w.-]){re.escape(path.name)}(?![\w.])", block(tree, folder)):
+            continue
+        held = block(tree, folder)
+        margin = " " * (len(held) - len(held.lstrip()) + 2)
+        tree = tree.replace(held, f"{held}{margin}{path.name:<20}{sentence(path)}\n")
+    return text[:start] + tree + text[end:]
+
+
+def block(tree: str, folder: str) -> str:
+    """The line of a folder and all that is indented below it."""
+    found = re.search(rf"^( *){re.escape(folder)}.*\n(?:\1 +.*\n)*", tree, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"docs/architecture.md has no {folder} under 'Where things are': write its line")
+    return found[0]
+
+
+def sentence(path: Path) -> str:
+    """The first sentence of a file, a scheme's name before it."""
+    found = re.search(r'(?:^"""|^// )(.+?)(?:[.:] |\.?$|""")', path.read_text(), re.MULTILINE)
+    words = "" if found is None else found[1]
+    own = [
+        scheme.name
+        for scheme in schemes()
+        if scheme.module.endswith(f".{path.stem}") and path.parent.name == "positions"
+    ]
+    return f"{', '.join(own)}: {words[0].lower()}{words[1:]}" if own and words else words
+
+
+WRITTEN = {
+    PACKAGE / "__init__.py": names,
+    SCHEMES / "README.md": linked,
+    ROOT / "docs" / "architecture.md": placed,
+}
+
+
+def main(check: bool) -> int:
+    stale = [path for path, write in WRITTEN.items() if write(path.read_text()) != path.read_text()]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is not what follows from the files' if check else 'written'}")
+        if not check:
+            path.write_text(WRITTEN[path](path.read_text()))
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
