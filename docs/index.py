@@ -2,7 +2,8 @@
 
 A scheme is a class in a file of `locant/positions`, on one of the bases of `position.py`. From it follow its public
 name (src/locant/__init__.py), its entry in the index of its entrance (docs/schemes/README.md, docs/architecture.md),
-and from every new file of src/locant or csrc a line in the tree of docs/architecture.md, made of its first sentence.
+its row among the schemes that are compared (docs/compare.md); and from every new file of src/locant or csrc a line in
+the tree of docs/architecture.md, made of its first sentence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Scheme:
     name: str
     entrance: str
     module: str
+    compared: tuple[str, str, tuple[int, ...]] | None  # name and sentence in `locant compare`, and for which axes
 
     @property
     def page(self) -> str:
@@ -50,8 +52,19 @@ def schemes() -> list[Scheme]:
             bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
             for base in bases:
                 if base in ENTRANCES:
-                    found.append(Scheme(node.name, ENTRANCES[base], f"locant.positions.{path.stem}"))
+                    module = f"locant.positions.{path.stem}"
+                    found.append(Scheme(node.name, ENTRANCES[base], module, comparison(node)))
     return sorted(found, key=lambda s: (list(ENTRANCES.values()).index(s.entrance), s.name))
+
+
+def comparison(scheme: ast.stmt) -> tuple[str, str, tuple[int, ...]] | None:
+    """What a class says in `compared = Comparison(...)`."""
+    for node in ast.walk(scheme):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Comparison":
+            name, _, sentence, *_ = (ast.literal_eval(argument) for argument in node.args)
+            axes = next((ast.literal_eval(k.value) for k in node.keywords if k.arg == "axes"), (1, 2, 3))
+            return name, sentence, axes
+    return None
 
 
 def names(text: str) -> str:
@@ -84,6 +97,20 @@ def linked(text: str) -> str:
         links = ", ".join(f"[`{s.name}`]({s.page})" for s in schemes() if s.entrance == entrance)
         text = re.sub(rf"^(\| {entrance} \| [^|]* \|) .* \|$", rf"\1 {links} |", text, flags=re.MULTILINE)
     return text
+
+
+def compared(text: str) -> str:
+    """docs/compare.md: a row for each scheme that says how it is compared and has none, after the others."""
+    table = re.search(r"^\| name \| is \| default on \|\n(?:\|.*\n)*", text, re.MULTILINE)
+    if table is None:
+        raise SystemExit("docs/compare.md has no table of schemes")
+    rows = ""
+    for scheme in schemes():
+        if scheme.compared is not None and f"| `{scheme.compared[0]}` |" not in table[0]:
+            name, sentence, axes = scheme.compared
+            kinds = ", ".join(kind for count, kind in ((2, "images"), (3, "clips"), (1, "sequences")) if count in axes)
+            rows += f"| `{name}` | {sentence} | on request, {kinds} |\n"
+    return text.replace(table[0], table[0] + rows)
 
 
 def placed(text: str) -> str:
@@ -126,6 +153,7 @@ def sentence(path: Path) -> str:
 WRITTEN = {
     PACKAGE / "__init__.py": names,
     SCHEMES / "README.md": linked,
+    ROOT / "docs" / "compare.md": compared,
     ROOT / "docs" / "architecture.md": placed,
 }
 

@@ -10,8 +10,9 @@ import torch
 
 from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patches
-from locant.compare.schemes import SCHEMES, TABLE_STD, Shape, find
+from locant.compare.schemes import SCHEMES, Shape, find
 from locant.grid import Grid
+from locant.positions.table import COMPARED_STD
 from locant.tasks.kinds import CLIPS, IMAGES, KINDS
 
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
@@ -181,9 +182,9 @@ def _reorder(kind: str, x: torch.Tensor, patch: tuple[int, ...], order) -> torch
 
 def test_tables_start_as_wide_as_the_docs_say() -> None:
     """A normal of s cut at ±2 has the variance s² (1 - 2 a φ(a) / (2 Φ(a) - 1)), a = 2 / s."""
-    a = 2 / TABLE_STD
+    a = 2 / COMPARED_STD
     inside = math.erf(a / math.sqrt(2))
-    spread = TABLE_STD * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
+    spread = COMPARED_STD * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
     torch.manual_seed(0)
     (_, table), *_ = find("images", ("relative",))[0].passes(Shape(Grid(64, 64), 32, 8))
     drawn = torch.cat([p.flatten() for p in table.parameters()])
@@ -195,6 +196,6 @@ def test_tables_start_as_wide_as_the_docs_say() -> None:
         (docs / "compare.md").read_text().replace("\n  ", " "),
     )
     assert said is not None
-    assert said.groups() == (f"{TABLE_STD:g}", f"{spread:.2f}")
+    assert said.groups() == (f"{COMPARED_STD:g}", f"{spread:.2f}")
     for page in ("architecture.md", "schemes/relative-table.md"):
-        assert f"normal of {TABLE_STD:g}" in (docs / page).read_text()
+        assert f"normal of {COMPARED_STD:g}" in (docs / page).read_text()

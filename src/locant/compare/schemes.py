@@ -2,16 +2,20 @@
 
 Every scheme builds the same small transformer; most differ only in where position enters. A layer attends in one or
 more passes, each a (reach, position) pair: "joint" sees all tokens, "space" the tokens of its own frame, "time" the
-tokens at its own place in all frames (AIM's two passes share one attention), `Windows` those of its own window. The
-last four schemes are whole designs, whose layers differ as well; `beside` says in what.
+tokens at its own place in all frames (AIM's two passes share one attention), `Windows` those of its own window. Four
+schemes are whole designs, whose layers differ as well; `beside` says in what. Schemes of locant.positions say
+themselves how they are compared.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
+from locant import positions
 from locant.grid import Grid
 from locant.masks import Windows
 from locant.positions.gate import GatedPosition
@@ -27,7 +31,6 @@ from locant.tasks.kinds import KINDS
 
 Reach = Literal["joint", "space", "time"] | Windows
 Pass = tuple[Reach, Position | None]
-TABLE_STD = 1.5  # tables start wide enough to matter: from 0.02 they learn too little in a few hundred steps (LOG.md)
 WINDOW = 7  # tokens a side of the largest window, as Swin has it
 
 
@@ -89,12 +92,9 @@ def mask_of(reach: Reach, grid: Grid) -> Windows | None:
     return Windows((1, *frame)) if reach == "space" else Windows((grid.shape[0], *(1 for _ in frame)))
 
 
-def _joint(build: Callable[[Shape], Position]) -> Callable[[Shape], tuple[Pass, ...]]:
-    return lambda shape: (("joint", build(shape)),)
-
-
-def _table(grid: Grid, heads: int) -> RelativeTable:
-    return RelativeTable(grid, heads, init_std=TABLE_STD)
+def _table(grid: Grid, heads: int) -> Position:
+    assert RelativeTable.compared is not None
+    return RelativeTable.compared.build(grid, 0, heads)
 
 
 def _shared_weights(shape: Shape) -> tuple[Pass, ...]:
@@ -120,13 +120,35 @@ def _gated_first(shape: Shape) -> tuple[Pass, ...]:
     return (("joint", GatedPosition(shape.heads, axes=shape.grid.axes) if shape.layer < gated else None),)
 
 
-ANY, PLANE, CLIP = (1, 2, 3), (2,), (3,)  # axes of the grid
-SCHEMES: tuple[Scheme, ...] = (
-    Scheme("none", "no position", "nothing says where a token is", ANY, direction=False, time=False),
-    Scheme(
-        "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)", ANY,
-        tokens=lambda s: (Learned(s.grid, s.dim),),
-    ),
+def alone(position: type[Position]) -> Scheme:
+    """A position scheme by itself, on all tokens at once, as it says that it is to be compared."""
+    own = position.compared
+    assert own is not None, f"{position.__name__} does not say how it is compared"
+    build = own.build
+    if issubclass(position, Embedding):
+        return Scheme(own.name, own.label, own.sentence, own.axes, direction=own.direction,
+                      tokens=lambda s: (cast(Embedding, build(s.grid, s.dim, s.heads)),))  # fmt: skip
+    return Scheme(own.name, own.label, own.sentence, own.axes, direction=own.direction,
+                  passes=lambda s: (("joint", build(s.grid, s.dim, s.heads)),))  # fmt: skip
+
+
+def others(listed: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
+    """The schemes of locant.positions that say how they are compared and are not listed yet, file by file."""
+    names = {scheme.name for scheme in listed}
+    found = []
+    for file in pkgutil.iter_modules(positions.__path__):
+        module = importlib.import_module(f"{positions.__name__}.{file.name}")
+        for value in vars(module).values():
+            own = isinstance(value, type) and issubclass(value, Position) and value.__module__ == module.__name__
+            if own and value.compared is not None and value.compared.name not in names:
+                found.append(alone(value))
+    return tuple(found)
+
+
+PLANE, CLIP = (2,), (3,)  # axes of the grid
+LISTED: tuple[Scheme, ...] = (
+    Scheme("none", "no position", "nothing says where a token is", (1, 2, 3), direction=False, time=False),
+    alone(Learned),
     Scheme(
         "space", "space only", "a learned vector per place of the frame, the same in every frame", CLIP,
         tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)),), time=False,
@@ -135,34 +157,16 @@ SCHEMES: tuple[Scheme, ...] = (
         "time", "learned space + time", "a learned vector per place and one per frame, both added to the tokens",
         CLIP, tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)), Learned(s.grid, s.dim, axes=(0,))),
     ),
-    Scheme(
-        "sinusoid", "sinusoid", "fixed waves per axis, added to the tokens (Vaswani et al.)", ANY,
-        tokens=lambda s: (Sinusoid(s.dim),),
-    ),
-    Scheme(
-        "masked-sine", "mask-aware sine", "waves over the valid part of the picture, added to the tokens (DETR)",
-        PLANE, tokens=lambda s: (MaskedSine(s.dim),),
-    ),
-    Scheme(
-        "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)", ANY,
-        passes=_joint(lambda s: _table(s.grid, s.heads)),
-    ),
+    alone(Sinusoid),
+    alone(MaskedSine),
+    alone(RelativeTable),
     Scheme(
         "shared", "shared weights, two tables", "one attention over time, then over space, each with its table (AIM)",
         CLIP, passes=_shared_weights,
     ),
-    Scheme(
-        "alibi", "ALiBi", "a fixed penalty for distance, the same on both sides: mirror-blind", ANY,
-        passes=_joint(lambda s: ALiBi(s.heads, distance="euclidean")), direction=False,
-    ),
-    Scheme(
-        "rotary", "rotary", "queries and keys turned by their coordinates, axis by axis (RoFormer)", ANY,
-        passes=_joint(lambda s: Rotary(s.head_dim, axes=s.grid.axes, base=100.0)),
-    ),
-    Scheme(
-        "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)", ANY,
-        passes=_joint(lambda s: GatedPosition(s.heads, axes=s.grid.axes)),
-    ),
+    alone(ALiBi),
+    alone(Rotary),
+    alone(GatedPosition),
     Scheme(
         "swin", "Swin", "windows with a table of offsets, moved by half in every second layer", PLANE,
         passes=_windows,
@@ -189,6 +193,7 @@ SCHEMES: tuple[Scheme, ...] = (
         "before them. The convolutions know places as well, and are not counted as parameters on position",
     ),
 )  # fmt: skip
+SCHEMES = (*LISTED, *others(LISTED))
 
 
 def find(kind: str, names: tuple[str, ...]) -> tuple[Scheme, ...]:

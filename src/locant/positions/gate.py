@@ -11,7 +11,7 @@ from torch import nn
 from locant.forms import Separable, SeparableValues
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.positions.position import Gate
+from locant.positions.position import Comparison, Gate
 
 
 @final
@@ -40,6 +40,11 @@ class GatedPosition(Gate):
         local_init: whether to start local; else all of direction and spread start as a normal of `init_std`.
         init_std: of the random start.
     """
+
+    compared = Comparison(
+        "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)",
+        build=lambda grid, dim, heads: GatedPosition(heads, axes=grid.axes),
+    )  # fmt: skip
 
     def __init__(
         self, heads: int, *, axes: int = 2, locality: float = 1.0, local_init: bool = True, init_std: float = 0.02

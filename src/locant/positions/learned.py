@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from locant.grid import AXES, Grid
 from locant.masks import Mask
-from locant.positions.position import Embedding
+from locant.positions.position import Comparison, Embedding
 from locant.resizing import resize_embedding
 
 
@@ -39,6 +39,11 @@ class Learned(Embedding):
     Raises:
         ValueError: for axes that the grid does not have, a dim below 1 or a negative init_std.
     """
+
+    compared = Comparison(
+        "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)",
+        build=lambda grid, dim, heads: Learned(grid, dim),
+    )  # fmt: skip
 
     def __init__(self, grid: Grid, dim: int, *, axes: tuple[int, ...] | None = None, init_std: float = 0.02) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from locant.grid import Grid
 from locant.masks import Mask, Padding
-from locant.positions.position import Embedding
+from locant.positions.position import Comparison, Embedding
 
 EPSILON = 1e-6  # an axis without a real cell is 0 / 1e-6, not 0 / 0
 
@@ -48,6 +48,11 @@ class MaskedSine(Embedding):
     Raises:
         ValueError: for an odd dim, a temperature that is not positive, or a scale without `normalize`.
     """
+
+    compared = Comparison(
+        "masked-sine", "mask-aware sine", "waves over the valid part of the picture, added to the tokens (DETR)",
+        build=lambda grid, dim, heads: MaskedSine(dim), axes=(2,),
+    )  # fmt: skip
 
     like: Tensor
 

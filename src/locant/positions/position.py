@@ -8,6 +8,8 @@ embed, rotate, bias, content and gate (docs/architecture.md).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
@@ -20,10 +22,31 @@ from locant.masks import Mask
 Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How `locant compare` tries a scheme by itself.
+
+    Attributes:
+        name: what `--positions` takes.
+        label, sentence: what the page calls it, and what it says of it.
+        build: from the grid of the tokens, their channels and the number of heads.
+        axes: for how many axes of the grid it is made: 1 on sequences, 2 on images, 3 on clips.
+        direction: whether it can tell left from right, and past from future.
+    """
+
+    name: str
+    label: str
+    sentence: str
+    build: Callable[[Grid, int, int], Position]
+    axes: tuple[int, ...] = (1, 2, 3)
+    direction: bool = True
+
+
 class Position(nn.Module):
     """How position acts. `entrance` says where it enters; the state dict holds learned tensors only."""
 
     entrance: ClassVar[Entrance]
+    compared: ClassVar[Comparison | None] = None  # None: `locant compare` does not try it by itself
 
 
 class Embedding(Position):

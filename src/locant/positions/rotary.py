@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locant.grid import AXES, Grid
-from locant.positions.position import Rotation
+from locant.positions.position import Comparison, Rotation
 
 LAYOUTS = ("interleaved", "halves")
 
@@ -46,6 +46,11 @@ class Rotary(Rotation):
     Raises:
         ValueError: for an odd head_dim, pairs that do not add up, an unknown layout, or a base that is not positive.
     """
+
+    compared = Comparison(
+        "rotary", "rotary", "queries and keys turned by their coordinates, axis by axis (RoFormer)",
+        build=lambda grid, dim, heads: Rotary(dim // heads, axes=grid.axes, base=100.0),
+    )  # fmt: skip
 
     def __init__(
         self,

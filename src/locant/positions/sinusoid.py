@@ -28,7 +28,7 @@ from torch import Tensor
 
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.positions.position import Embedding
+from locant.positions.position import Comparison, Embedding
 
 LAYOUTS = ("interleaved", "halves", "t2t", "timm", "mae")
 
@@ -48,6 +48,11 @@ class Sinusoid(Embedding):
     Raises:
         ValueError: for an unknown layout, an odd dim (but for "t2t") or a base that is not positive.
     """
+
+    compared = Comparison(
+        "sinusoid", "sinusoid", "fixed waves per axis, added to the tokens (Vaswani et al.)",
+        build=lambda grid, dim, heads: Sinusoid(dim),
+    )  # fmt: skip
 
     like: Tensor
 

@@ -12,7 +12,7 @@ from locant.cells import reach
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.positions.position import Bias
+from locant.positions.position import Bias, Comparison
 
 Distance = Literal["euclidean", "manhattan"]
 
@@ -35,6 +35,11 @@ class ALiBi(Bias):
         heads: one slope each.
         distance: "euclidean" or "manhattan"; may be left out on sequences only, where both are the same.
     """
+
+    compared = Comparison(
+        "alibi", "ALiBi", "a fixed penalty for distance, the same on both sides: mirror-blind",
+        build=lambda grid, dim, heads: ALiBi(heads, distance="euclidean"), direction=False,
+    )  # fmt: skip
 
     def __init__(self, heads: int, *, distance: Distance | None = None) -> None:
         super().__init__()

@@ -11,8 +11,10 @@ from locant.cells import reach_of
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.positions.position import Bias
+from locant.positions.position import Bias, Comparison
 from locant.resizing import resize_table
+
+COMPARED_STD = 1.5  # wide enough to matter: from 0.02 tables learn too little in a few hundred steps (LOG.md)
 
 
 @final
@@ -33,6 +35,11 @@ class RelativeTable(Bias):
         heads: one table each.
         init_std: of the normal that it starts from.
     """
+
+    compared = Comparison(
+        "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)",
+        build=lambda grid, dim, heads: RelativeTable(grid, heads, init_std=COMPARED_STD),
+    )  # fmt: skip
 
     query_prefix: nn.Parameter | None
     key_prefix: nn.Parameter | None
