@@ -7,24 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fields.h"
+
 namespace locant {
 
-enum class Number : int32_t { f32, f64, bf16, f16 };  // how tensors are stored
+enum class Dtype : int32_t { f32, f64, bf16, f16 };  // how tensors are stored
 
-// Who meets whom. bias(i, j) = table[query_place[i] - key_place[j]] for tokens with a place, which come after the
-// prefix. Cell c holds the queries query[query_start[c] .. query_start[c + 1]] and the keys likewise.
-struct Layout {
-    int64_t cells, queries, keys;            // how many cells, and tokens in all
-    int64_t query_prefix, key_prefix;        // tokens below have no place
-    const int32_t *query, *query_start;
-    const int32_t *key, *key_start;
-    const int32_t* kind;                     // [cells]: cells of one kind differ by where they are alone
-    int64_t longest, longest_keys;           // of the cells: how many queries, and keys
-    const int32_t *query_place, *key_place;  // [queries], [keys]; unused without a table
-    int64_t orders;                          // key j is visible to i if key_rank[o][j] <= query_rank[o][i] for all o
-    const int64_t *query_rank, *key_rank;    // [orders][queries], [orders][keys]
-    bool shared_keys;                        // a key may be in several cells, or in none
-};
+enum PrefixBias { QUERY_PREFIX, KEY_PREFIX, BOTH_PREFIX };  // whose token has no place: the query, the key, or both
 
 // Rows of `width` numbers: one per sample, head and token, at strides counted in numbers.
 struct Rows {
@@ -32,37 +21,29 @@ struct Rows {
     int64_t batch, head, token, channel;
 };
 
-struct Problem {
-    const Layout* layout;
-    Number number;
-    int64_t batch, heads, kv_heads, head_dim, value_dim;
-    Rows q, k, v;
-    Rows out;                                // forward: written; backward: read
-    void* lse;                               // [batch, heads, queries], float or double; forward: written
-    double scale;
-
-    const void* table;                       // [heads, numbers], float or double; null without a bias
-    int64_t numbers;
-    const void *query_prefix, *key_prefix, *both;  // [heads] each; all null without learned rows
-
-    const uint8_t* valid;                    // [batch or 1, keys]: 1 = a real key; null if all are
-    int64_t valid_batch;                     // stride over samples, in numbers: 0 if all share one row
-    const int64_t *query_id, *key_id;        // [batch or 1, tokens]: segments; null without
-    int64_t query_id_batch, key_id_batch;
-    int64_t free_queries, free_keys;         // prefix tokens that belong to every segment
-
-    double dropout;                          // probability; 0 for none
-    uint64_t seed;
-
-    // backward alone
-    Rows dout, dq, dk, dv;
-    const void* dlse;                        // [batch, heads, queries], or null
-    void* dtable;                            // [heads, numbers], or null if nobody learns it
-    void *dquery_prefix, *dkey_prefix, *dboth;  // [heads] each, or all null
-    void* partial;                           // backward_partial_bytes, for sums that belong to work items
+// [batch or 1, tokens], contiguous along the tokens. No function stands here: attention.cpp is compiled per instruction
+// set, and the linker would keep one copy for all machines.
+template <class T> struct PerSample {
+    const T* data;
+    int64_t batch;  // stride over samples; 0 if all share one row
 };
 
-// One build of the kernels: an instruction set and a kind of number.
+#define LOCANT_MEMBER(type, name) type name;
+
+struct Layout {
+    LOCANT_LAYOUT(LOCANT_MEMBER)
+};
+
+struct Problem {
+    const Layout* layout;
+    LOCANT_FORWARD(LOCANT_MEMBER)
+    LOCANT_GRADIENTS(LOCANT_MEMBER)
+    void* partial;  // backward_partial_bytes, for sums that belong to work items
+};
+
+#undef LOCANT_MEMBER
+
+// One build of the kernels: an instruction set and a type to compute in.
 struct Kernels {
     int64_t (*forward_items)(const Problem&);
     size_t (*forward_scratch)(const Problem&);

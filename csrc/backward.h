@@ -27,7 +27,7 @@ inline Division division(const Problem& p) {
         const int64_t blocks = (layout.key_start[1] + BLOCK - 1) / BLOCK, wanted = RANGES / (pairs * p.kv_heads);
         d.splits = blocks < wanted ? (blocks ? blocks : 1) : wanted;
     }
-    if (p.dtable) d.table = d.group * (p.numbers + 2 * MARGIN);
+    if (p.dtable) d.table = d.group * (p.entries + 2 * MARGIN);
     if (p.dtable) d.table += d.group * padded(3);  // three learned rows
     if (d.splits > 1) d.queries = p.batch * p.heads * layout.queries * p.head_dim;
     return d;
@@ -55,8 +55,8 @@ inline void settle(const Problem& p, int64_t sample, int64_t kv, const int32_t* 
                 for (int64_t c = 0; c < w.wide; ++c) w.shared_k[token * w.wide + c] += rk[c];
                 for (int64_t c = 0; c < w.tall; ++c) w.shared_v[token * w.tall + c] += rv[c];
             } else {
-                write_row(p.number, p.dk, dk + token * p.dk.token, p.head_dim, rk);
-                write_row(p.number, p.dv, dv + token * p.dv.token, p.value_dim, rv);
+                write_row(p.dtype, p.dk, dk + token * p.dk.token, p.head_dim, rk);
+                write_row(p.dtype, p.dv, dv + token * p.dv.token, p.value_dim, rv);
             }
         }
     }
@@ -64,8 +64,8 @@ inline void settle(const Problem& p, int64_t sample, int64_t kv, const int32_t* 
 
 inline void settle_shared(const Problem& p, int64_t sample, int64_t kv, Backward& w) {
     for (int64_t j = 0; j < p.layout->keys; ++j) {
-        write_row(p.number, p.dk, offset(p.dk, sample, kv, j), p.head_dim, w.shared_k + j * w.wide);
-        write_row(p.number, p.dv, offset(p.dv, sample, kv, j), p.value_dim, w.shared_v + j * w.tall);
+        write_row(p.dtype, p.dk, offset(p.dk, sample, kv, j), p.head_dim, w.shared_k + j * w.wide);
+        write_row(p.dtype, p.dv, offset(p.dv, sample, kv, j), p.value_dim, w.shared_v + j * w.tall);
     }
 }
 
@@ -77,14 +77,14 @@ inline void expected(const Problem& p, int64_t pair, int64_t head, int64_t kv, b
     const int64_t queries = layout.query_start[c + 1] - layout.query_start[c],
                   keys = layout.key_start[c + 1] - layout.key_start[c];
     if (read) {
-        expect(p.number, p.q, offset(p.q, sample, head, 0), query, queries, p.head_dim, ahead);
-        expect(p.number, p.dout, offset(p.dout, sample, head, 0), query, queries, p.value_dim, ahead);
-        expect(p.number, p.out, offset(p.out, sample, head, 0), query, queries, p.value_dim, ahead);
+        expect(p.dtype, p.q, offset(p.q, sample, head, 0), query, queries, p.head_dim, ahead);
+        expect(p.dtype, p.dout, offset(p.dout, sample, head, 0), query, queries, p.value_dim, ahead);
+        expect(p.dtype, p.out, offset(p.out, sample, head, 0), query, queries, p.value_dim, ahead);
     } else {
-        expect(p.number, p.dq, offset(p.dq, sample, head, 0), query, queries, p.head_dim, ahead);
+        expect(p.dtype, p.dq, offset(p.dq, sample, head, 0), query, queries, p.head_dim, ahead);
     }
-    expect(p.number, read ? p.k : p.dk, offset(read ? p.k : p.dk, sample, kv, 0), key, keys, p.head_dim, ahead);
-    expect(p.number, read ? p.v : p.dv, offset(read ? p.v : p.dv, sample, kv, 0), key, keys, p.value_dim, ahead);
+    expect(p.dtype, read ? p.k : p.dk, offset(read ? p.k : p.dk, sample, kv, 0), key, keys, p.head_dim, ahead);
+    expect(p.dtype, read ? p.v : p.dv, offset(read ? p.v : p.dv, sample, kv, 0), key, keys, p.value_dim, ahead);
 }
 
 INLINE bool same(const Layout& layout, int64_t pair, int64_t other) {  // a kind of cell
@@ -120,12 +120,12 @@ inline void item(const Problem& p, const Division& by, int64_t number, Backward&
             expected(p, pair + 1, kv * by.group, kv, true, w.ahead);
         }
         for (int64_t g = 0; g < by.group; ++g) {
-            real* table = p.dtable ? own + g * (p.numbers + 2 * MARGIN) + MARGIN : nullptr;
-            const Sums sums{table, own + by.group * (p.numbers + 2 * MARGIN) + g * padded(3)};
+            real* table = p.dtable ? own + g * (p.entries + 2 * MARGIN) + MARGIN : nullptr;
+            const Sums sums{table, own + by.group * (p.entries + 2 * MARGIN) + g * padded(3)};
             for (int64_t from = 0; from < queries; from += size)
                 chunk(p, sample, kv * by.group + g, layout.query + first + from,
                       queries - from < size ? queries - from : size, key, low, high, again, dq,
-                      by.splits > 1 ? OWN : p.number, sums, w);
+                      by.splits > 1 ? OWN : p.dtype, sums, w);
             const bool last = !kept || pair + 1 == end || !same(layout, pair, pair + 1);
             if (summed(p) && table && last) collect_kind(p, layout.query + first, queries, key, low, high, sums, w);
         }
@@ -139,18 +139,16 @@ inline void add_up(const Problem& p, const Division& by, int64_t head) {
     const int64_t kv = head / by.group, g = head % by.group, items = by.ranges * by.splits;
     const real* partial = static_cast<const real*>(p.partial);
     if (p.dtable) {
-        real* to = static_cast<real*>(p.dtable) + head * p.numbers;
+        real* to = static_cast<real*>(p.dtable) + head * p.entries;
         real rows[3] = {};
-        fill(to, 0, p.numbers, 0);
+        fill(to, 0, p.entries, 0);
         for (int64_t i = 0; i < items; ++i) {
             const real* own = partial + (kv * items + i) * by.table;
-            const real* from = own + g * (p.numbers + 2 * MARGIN) + MARGIN;
-            for (int64_t x = 0; x < p.numbers; ++x) to[x] += from[x];
-            for (int r = 0; r < 3; ++r) rows[r] += own[by.group * (p.numbers + 2 * MARGIN) + g * padded(3) + r];
+            const real* from = own + g * (p.entries + 2 * MARGIN) + MARGIN;
+            for (int64_t x = 0; x < p.entries; ++x) to[x] += from[x];
+            for (int r = 0; r < 3; ++r) rows[r] += own[by.group * (p.entries + 2 * MARGIN) + g * padded(3) + r];
         }
-        void* learned[3] = {p.dquery_prefix, p.dkey_prefix, p.dboth};
-        for (int r = 0; r < 3; ++r)
-            if (learned[r]) static_cast<real*>(learned[r])[head] = rows[r];
+        for (int r = 0; r < 3 && p.dprefix_bias; ++r) static_cast<real*>(p.dprefix_bias)[r * p.heads + head] = rows[r];
     }
     if (by.splits == 1) return;
     const real* splits = partial + by.items(p) * by.table;
@@ -161,7 +159,7 @@ inline void add_up(const Problem& p, const Division& by, int64_t head) {
             real* sum = const_cast<real*>(splits) + row;  // the first split takes the others in
             for (int64_t s = 1; s < by.splits; ++s)
                 for (int64_t c = 0; c < width; ++c) sum[c] += splits[s * by.queries + row + c];
-            write_row(p.number, p.dq, offset(p.dq, b, head, i), width, sum);
+            write_row(p.dtype, p.dq, offset(p.dq, b, head, i), width, sum);
         }
 }
 

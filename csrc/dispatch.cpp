@@ -88,7 +88,7 @@ std::atomic<const Isa*>& chosen() {
 
 const Kernels& kernels_for(const Problem& problem) {
     const Isa& one = *chosen().load();
-    return problem.number == Number::f64 ? *one.with_double : *one.with_float;
+    return problem.dtype == Dtype::f64 ? *one.with_double : *one.with_float;
 }
 
 struct Work {

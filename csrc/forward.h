@@ -31,7 +31,7 @@ INLINE int64_t seeds(const Layout& layout) {
 // Whether what is added to the scores depends on the kind of a cell alone, and fits.
 INLINE bool alike(const Problem& p) {
     const Layout& layout = *p.layout;
-    return p.table && !p.valid && !p.query_id && !layout.orders && p.batch * layout.cells > 1 &&
+    return p.table && !p.valid.data && !p.query_id.data && !layout.orders && p.batch * layout.cells > 1 &&
            layout.longest <= CHUNK && (layout.longest + 2 * PANEL) * layout.longest_keys <= SMALL;
 }
 
@@ -130,7 +130,7 @@ inline void finish(const Problem& p, int64_t sample, int64_t head, const Panel& 
         store(measure + l, empty ? all(-INFINITE) : LN2 * (load(top + l) + log2(total)));
     }
     if (fresh) fill(o, 0, lanes * p.value_dim, 0);
-    write_lanes(p.number, p.out, offset(p.out, sample, head, 0), panel.token, panel.count, lanes, p.value_dim, share,
+    write_lanes(p.dtype, p.out, offset(p.out, sample, head, 0), panel.token, panel.count, lanes, p.value_dim, share,
                 lines, o);
     real* lse = static_cast<real*>(p.lse) + (sample * p.heads + head) * p.layout->queries;
     for (int64_t l = 0; l < panel.count; ++l) lse[panel.token[l]] = measure[l];
@@ -153,7 +153,7 @@ inline void finish(const Problem& p, int64_t sample, int64_t head, const Lone& o
     const real share = empty ? real(0) : real(1) / one.sum;
     if (one.fresh) fill(one.o, 0, p.value_dim, 0);
     for (int64_t c = 0; c < p.value_dim; c += LANES) store(one.o + c, load(one.o + c) * share);
-    write_row(p.number, p.out, offset(p.out, sample, head, token), p.value_dim, one.o);
+    write_row(p.dtype, p.out, offset(p.out, sample, head, token), p.value_dim, one.o);
     real* lse = static_cast<real*>(p.lse) + (sample * p.heads + head) * p.layout->queries + token;
     *lse = empty ? -INFINITE : LN2 * (one.top + log2(all(one.sum))[0]);
 }
@@ -169,9 +169,9 @@ struct Next {
     void expected(const Problem& p, Ahead& ahead) const {
         if (count == 0) return;
         const int64_t kv = head / (p.heads / p.kv_heads);
-        expect(p.number, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim, ahead);
-        expect(p.number, p.k, offset(p.k, sample, kv, 0), key, key_count, p.head_dim, ahead);
-        expect(p.number, p.v, offset(p.v, sample, kv, 0), key, key_count, p.value_dim, ahead);
+        expect(p.dtype, p.q, offset(p.q, sample, head, 0), token, count, p.head_dim, ahead);
+        expect(p.dtype, p.k, offset(p.k, sample, kv, 0), key, key_count, p.head_dim, ahead);
+        expect(p.dtype, p.v, offset(p.v, sample, kv, 0), key, key_count, p.value_dim, ahead);
     }
 };
 
@@ -181,7 +181,7 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
                    const int32_t* key, int64_t key_count, bool again, Next next, Forward& w) {
     const int64_t kv = head / (p.heads / p.kv_heads), few = lone(p, count), many = count - few;
     const int64_t panels = again ? moved(token, many, w.panel) : make_panels(p, token, many, w.panel);
-    const bool seeded = p.table || p.query_id || p.layout->orders, kept = alike(p);
+    const bool seeded = p.table || p.query_id.data || p.layout->orders, kept = alike(p);
     real *q[PANELS], *o[PANELS];
     bool fresh[PANELS];
     Lone single[FEW + 1] = {};
@@ -189,7 +189,7 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
     for (int64_t i = 0; i < panels; ++i) {
         const Panel& panel = w.panel[i];
         q[i] = w.q + lane[i] * p.head_dim, o[i] = w.o + lane[i] * p.value_dim, fresh[i] = true;
-        read_lanes(p.number, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, panel.lanes(), p.head_dim,
+        read_lanes(p.dtype, p.q, offset(p.q, sample, head, 0), panel.token, panel.count, panel.lanes(), p.head_dim,
                    w.units.on ? real(1) : real(p.scale) * LOG2E, w.lines, q[i]);
         if (w.units.on) w.units.queries(p, lane[i], panel.lanes(), q[i]);
         lane[i + 1] = lane[i] + panel.lanes();
@@ -197,12 +197,12 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
     for (int64_t i = 0; i < few; ++i) {
         const int64_t at = lane[panels] + i;
         single[i] = {lone(p, token + many + i), w.q + at * p.head_dim, w.o + at * p.value_dim, 0, 0, true, Sight::none};
-        read_row(p.number, p.q, offset(p.q, sample, head, token[many + i]), p.head_dim, real(p.scale) * LOG2E,
+        read_row(p.dtype, p.q, offset(p.q, sample, head, token[many + i]), p.head_dim, real(p.scale) * LOG2E,
                  single[i].q);
     }
     w.ahead.count = w.ahead.next = 0;
     if (next.count && scattered(p)) {
-        expect(p.number, p.out, offset(p.out, sample, head, 0), token, count, p.value_dim, w.ahead);
+        expect(p.dtype, p.out, offset(p.out, sample, head, 0), token, count, p.value_dim, w.ahead);
         next.expected(p, w.ahead);
     }
     const int64_t blocks = (key_count + BLOCK - 1) / BLOCK;
@@ -222,8 +222,8 @@ inline void attend(const Problem& p, int64_t sample, int64_t head, const int32_t
         if (!needed) continue;
         const int64_t more = w.keys.token == key + from ? key_count - from - n : 0;
         if (!w.units.on || few)  // matrix units read their own keys
-            read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
-        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
+            read_rows(p.dtype, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
+        read_rows(p.dtype, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
         if (w.units.on) w.units.keys(p, sample, kv, w.keys, w.v);
         for (int64_t i = 0; i < panels; ++i) {
             if (w.seen[i] == Sight::none) continue;

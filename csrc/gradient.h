@@ -134,11 +134,11 @@ inline void prepare(const Problem& p, int64_t sample, int64_t head, int64_t pane
         const int64_t lanes = panel.lanes(), n = panel.count;
         const int64_t more = w.panel[panels - 1].token + w.panel[panels - 1].count - panel.token - n;
         real *q = w.q + at * w.wide, *o = w.o + at * w.tall, *own = w.lse + at, *delta = w.delta + at;
-        read_rows(p.number, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q, more);
+        read_rows(p.dtype, p.q, offset(p.q, sample, head, 0), panel.token, n, p.head_dim, w.wide, q, more);
         turn([=](int64_t r) { return q + r * wide; }, n, lanes, p.head_dim, real(p.scale) * LOG2E, w.qt + at * p.head_dim);
-        read_rows(p.number, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o, more);
+        read_rows(p.dtype, p.dout, offset(p.dout, sample, head, 0), panel.token, n, p.value_dim, w.tall, o, more);
         turn([=](int64_t r) { return o + r * tall; }, n, lanes, p.value_dim, real(1), w.ot + at * p.value_dim);
-        read_rows(p.number, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines, more);
+        read_rows(p.dtype, p.out, offset(p.out, sample, head, 0), panel.token, n, p.value_dim, w.tall, w.lines, more);
         inner(o, w.lines, n, lanes, w.tall, delta);
         fill(own, 0, lanes, INFINITE);  // weights of 0, for lanes without a query and rows that see nothing
         for (int64_t l = 0; l < n; ++l) {
@@ -162,10 +162,10 @@ inline Learner prepared(const Problem& p, int64_t sample, int64_t head, const in
     Learner one{lone(p, token), w.q + at * w.wide, w.qt + at * p.head_dim, w.o + at * w.tall, w.dq + at * p.head_dim,
                 static_cast<const real*>(p.lse)[row], 0, false, Sight::none};
     one.lse = one.lse == -INFINITE ? INFINITE : one.lse * LOG2E;  // weights of 0, where nothing is seen
-    read_row(p.number, p.q, offset(p.q, sample, head, *token), p.head_dim, real(1), one.q);
+    read_row(p.dtype, p.q, offset(p.q, sample, head, *token), p.head_dim, real(1), one.q);
     for (int64_t c = 0; c < p.head_dim; c += LANES) store(one.scaled + c, load(one.q + c) * (real(p.scale) * LOG2E));
-    read_row(p.number, p.dout, offset(p.dout, sample, head, *token), p.value_dim, real(1), one.dout);
-    read_row(p.number, p.out, offset(p.out, sample, head, *token), p.value_dim, real(1), w.lines);
+    read_row(p.dtype, p.dout, offset(p.dout, sample, head, *token), p.value_dim, real(1), one.dout);
+    read_row(p.dtype, p.out, offset(p.out, sample, head, *token), p.value_dim, real(1), w.lines);
     vec sum{};
     for (int64_t c = 0; c < p.value_dim; c += LANES) sum += load(one.dout + c) * load(w.lines + c);
     one.delta = across(sum, [](vec a, vec b) INLINED { return a + b; })[0];
@@ -228,11 +228,11 @@ inline void collect_kind(const Problem& p, const int32_t* token, int64_t count, 
 
 // A chunk of queries against the keys [low, high) of their cell: adds to dk, dv and the table, writes dq.
 inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t* token, int64_t count,
-                  const int32_t* key, int64_t low, int64_t high, bool again, Rows dq, Number number, Sums sums,
+                  const int32_t* key, int64_t low, int64_t high, bool again, Rows dq, Dtype dtype, Sums sums,
                   Backward& w) {
     const int64_t kv = head / (p.heads / p.kv_heads), few = lone(p, count), many = count - few;
     const int64_t panels = again ? moved(token, many, w.panel) : make_panels(p, token, many, w.panel);
-    const bool seeded = p.table || p.query_id || p.layout->orders, kept = summed(p);
+    const bool seeded = p.table || p.query_id.data || p.layout->orders, kept = summed(p);
     prepare(p, sample, head, panels, w);
     int64_t all = 0;
     for (int64_t i = 0; i < panels; ++i) all += w.panel[i].lanes();
@@ -253,8 +253,8 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
         }
         if (!needed) continue;
         const int64_t more = w.keys.token == key + from ? high - from - n : 0;
-        read_rows(p.number, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
-        read_rows(p.number, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
+        read_rows(p.dtype, p.k, offset(p.k, sample, kv, 0), w.keys.token, n, p.head_dim, p.head_dim, w.k, more);
+        read_rows(p.dtype, p.v, offset(p.v, sample, kv, 0), w.keys.token, n, p.value_dim, p.value_dim, w.v, more);
         for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
             if (w.seen[i] == Sight::none) continue;
             const Panel& panel = w.panel[i];
@@ -291,12 +291,12 @@ inline void chunk(const Problem& p, int64_t sample, int64_t head, const int32_t*
         Learner& one = single[i];
         if (!one.begun) fill(one.dq, 0, p.head_dim, 0);
         for (int64_t c = 0; c < p.head_dim; c += LANES) store(one.dq + c, load(one.dq + c) * real(p.scale));
-        write_row(number, dq, offset(dq, sample, head, *one.query.token), p.head_dim, one.dq);
+        write_row(dtype, dq, offset(dq, sample, head, *one.query.token), p.head_dim, one.dq);
     }
     for (int64_t l = 0; l < CHUNK; ++l) w.ones[l] = real(p.scale);
     for (int64_t i = 0, at = 0; i < panels; at += w.panel[i++].lanes()) {
         if (!w.begun[i]) fill(w.dq + at * p.head_dim, 0, w.panel[i].lanes() * p.head_dim, 0);
-        write_lanes(number, dq, offset(dq, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
+        write_lanes(dtype, dq, offset(dq, sample, head, 0), w.panel[i].token, w.panel[i].count, w.panel[i].lanes(),
                     p.head_dim, w.ones, w.lines, w.dq + at * p.head_dim);
     }
 }

@@ -76,10 +76,10 @@ inline void lone_seed(const Problem& p, int64_t sample, int64_t head, const Quer
     fill(s, 0, keys.count, 0);
     fill(s, keys.count, (keys.count + LANES - 1) / LANES * LANES, -INFINITE);
     if (p.table) {
-        const real* table = static_cast<const real*>(p.table) + head * p.numbers + p.layout->query_place[*query.token];
-        fill(s, 0, keys.prefix, learned(query.prefix ? p.both : p.key_prefix, head));
+        const real* table = static_cast<const real*>(p.table) + head * p.entries + p.layout->query_place[*query.token];
+        fill(s, 0, keys.prefix, prefix_bias(p, query.prefix ? locant::BOTH_PREFIX : locant::KEY_PREFIX, head));
         if (query.prefix)
-            fill(s, keys.prefix, keys.count, learned(p.query_prefix, head));
+            fill(s, keys.prefix, keys.count, prefix_bias(p, locant::QUERY_PREFIX, head));
         else
             for (int64_t j = keys.prefix; j < keys.count; ++j) s[j] = table[-int64_t(keys.place[j])];
     }

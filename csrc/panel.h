@@ -12,6 +12,10 @@ using locant::Problem;
 constexpr int64_t CHUNK = 448;  // queries that share a packed block of keys
 constexpr int64_t BLOCK = 64;   // keys in a block, at most
 
+template <class T> INLINE const T* row_of(const locant::PerSample<T>& numbers, int64_t sample) {
+    return numbers.data + sample * numbers.batch;
+}
+
 struct Arena {  // scratch memory, handed out in order; null only counts
     char* at;
     size_t used = 0;
@@ -102,7 +106,7 @@ inline int64_t moved(const int32_t* token, int64_t count, Panel* panel) {
 
 // The keys of `token[0 .. count)` that are there.
 inline void gather_keys(const Problem& p, int64_t sample, const int32_t* token, int64_t count, Keys& keys) {
-    const uint8_t* valid = p.valid ? p.valid + sample * p.valid_batch : nullptr;
+    const uint8_t* valid = p.valid.data ? row_of(p.valid, sample) : nullptr;
     keys.count = 0, keys.prefix = 0;
     if (!valid) {
         keys.token = token, keys.count = count;
@@ -141,9 +145,9 @@ inline Sight sight(const Problem& p, int64_t sample, const Queries& queries, con
         if (j.low > i.high) return Sight::none;
         whole = whole && j.high <= i.low;
     }
-    if (p.query_id) {
-        const Range i = range(p.query_id + sample * p.query_id_batch, queries.token, queries.count);
-        const Range j = range(p.key_id + sample * p.key_id_batch, keys.token, keys.count);
+    if (p.query_id.data) {
+        const Range i = range(row_of(p.query_id, sample), queries.token, queries.count);
+        const Range j = range(row_of(p.key_id, sample), keys.token, keys.count);
         const bool bound = queries.token[0] >= p.free_queries && keys.token[0] >= p.free_keys;
         if (bound && (j.high < i.low || j.low > i.high)) return Sight::none;
         whole = whole && bound && i.low == i.high && j.low == j.high;
@@ -160,15 +164,17 @@ inline void forbid(const Problem& p, int64_t sample, const Queries& queries, int
         for (int64_t l = 0; l < queries.count; ++l)
             if (own[queries.token[l]] < rank) row[l] = -INFINITE;
     }
-    if (p.query_id && key >= p.free_keys) {
-        const int64_t id = p.key_id[sample * p.key_id_batch + key];
-        const int64_t* own = p.query_id + sample * p.query_id_batch;
+    if (p.query_id.data && key >= p.free_keys) {
+        const int64_t id = row_of(p.key_id, sample)[key];
+        const int64_t* own = row_of(p.query_id, sample);
         for (int64_t l = 0; l < queries.count; ++l)
             if (queries.token[l] >= p.free_queries && own[queries.token[l]] != id) row[l] = -INFINITE;
     }
 }
 
-INLINE real learned(const void* rows, int64_t head) { return rows ? static_cast<const real*>(rows)[head] : real(0); }
+INLINE real prefix_bias(const Problem& p, locant::PrefixBias which, int64_t head) {
+    return p.prefix_bias ? static_cast<const real*>(p.prefix_bias)[which * p.heads + head] : real(0);
+}
 
 INLINE void fill(real* row, int64_t from, int64_t to, real x) {
     for (int64_t l = from; l < to; ++l) row[l] = x;
@@ -203,11 +209,11 @@ inline void make_seed(const Problem& p, int64_t sample, int64_t head, const Pane
                  real* s) {
     const int64_t lanes = panel.lanes();
     if (p.table) {
-        const real both = learned(p.both, head), query = learned(p.query_prefix, head);
-        const real* table = static_cast<const real*>(p.table) + head * p.numbers;
+        const real both = prefix_bias(p, locant::BOTH_PREFIX, head), query = prefix_bias(p, locant::QUERY_PREFIX, head);
+        const real* table = static_cast<const real*>(p.table) + head * p.entries;
         for (int64_t j = 0; j < keys.prefix; ++j) {
             fill(s + j * lanes, 0, panel.prefix, both);
-            fill(s + j * lanes, panel.prefix, lanes, learned(p.key_prefix, head));
+            fill(s + j * lanes, panel.prefix, lanes, prefix_bias(p, locant::KEY_PREFIX, head));
         }
         for (int64_t n = 0; n < panel.vectors; ++n)
             slices(table, panel.slice + panel.slices[n], panel.slices[n + 1] - panel.slices[n], keys, lanes,
@@ -228,7 +234,7 @@ INLINE Seeds seeds_of(const Problem& p, int64_t sample, int64_t head, const Pane
     Seeds seeds;
     seeds.row = row, seeds.twice = false;
     if (p.table && !keep && panel.simple && keys.prefix == 0 && seen == Sight::all) {
-        const real* table = static_cast<const real*>(p.table) + head * p.numbers;
+        const real* table = static_cast<const real*>(p.table) + head * p.entries;
         for (int64_t j = 0; j < keys.count; ++j) row[j] = table - keys.place[j];
         for (int64_t n = 0; n < panel.vectors; ++n) {
             const Slice *one = panel.slice + panel.slices[n], *two = panel.slice + panel.slices[n + 1] - 1;

@@ -6,10 +6,10 @@
 
 namespace {
 
-using locant::Number;
+using locant::Dtype;
 using locant::Rows;
 
-constexpr Number OWN = sizeof(real) == 8 ? Number::f64 : Number::f32;
+constexpr Dtype OWN = sizeof(real) == 8 ? Dtype::f64 : Dtype::f32;
 
 INLINE float widened(uint16_t bits) {  // bfloat16 is the upper half of a float
     const uint32_t word = uint32_t(bits) << 16;
@@ -106,31 +106,31 @@ template <class Stored> INLINE void pack(const real* from, int64_t step, int64_t
         for (int64_t c = 0; c < count; ++c) write(to + c * step, from[c]);
 }
 
-INLINE bool plain(Number number, const Rows& rows) { return number == OWN && rows.channel == 1; }
+INLINE bool plain(Dtype dtype, const Rows& rows) { return dtype == OWN && rows.channel == 1; }
 
 // to[0 .. count) = factor * the row at `at`.
-INLINE void read_row(Number number, const Rows& rows, int64_t at, int64_t count, real factor, real* to) {
-    switch (number) {
+INLINE void read_row(Dtype dtype, const Rows& rows, int64_t at, int64_t count, real factor, real* to) {
+    switch (dtype) {
         case OWN: {
             const real* from = static_cast<const real*>(rows.data) + at;
             return rows.channel == 1 ? copy(from, count, factor, to) : unpack(from, rows.channel, count, factor, to);
         }
-        case Number::bf16:
+        case Dtype::bf16:
             return unpack(static_cast<const Brain*>(rows.data) + at, rows.channel, count, factor, to);
-        case Number::f16:
+        case Dtype::f16:
             return unpack(static_cast<const Half*>(rows.data) + at, rows.channel, count, factor, to);
         default: __builtin_unreachable();
     }
 }
 
-INLINE void write_row(Number number, const Rows& rows, int64_t at, int64_t count, const real* from) {
-    switch (number) {
+INLINE void write_row(Dtype dtype, const Rows& rows, int64_t at, int64_t count, const real* from) {
+    switch (dtype) {
         case OWN: {
             real* to = static_cast<real*>(rows.data) + at;
             return rows.channel == 1 ? copy(from, count, real(1), to) : pack(from, rows.channel, count, to);
         }
-        case Number::bf16: return pack(from, rows.channel, count, static_cast<Brain*>(rows.data) + at);
-        case Number::f16: return pack(from, rows.channel, count, static_cast<Half*>(rows.data) + at);
+        case Dtype::bf16: return pack(from, rows.channel, count, static_cast<Brain*>(rows.data) + at);
+        case Dtype::f16: return pack(from, rows.channel, count, static_cast<Half*>(rows.data) + at);
         default: __builtin_unreachable();
     }
 }
@@ -139,9 +139,9 @@ constexpr int64_t soon = 24;  // rows: where they lie pages apart, finding a pag
 
 // to[i][c] = the rows of `tokens`, `width` numbers apart; numbers beyond `count` become 0. `more` tokens follow, whose
 // rows will be read next.
-inline void read_rows(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
+inline void read_rows(Dtype dtype, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
                       int64_t width, real* to, int64_t more = 0) {
-    if (plain(number, rows) && count == width && count % LANES == 0) {
+    if (plain(dtype, rows) && count == width && count % LANES == 0) {
         const real* from = static_cast<const real*>(rows.data) + at;
         const int64_t far = rows.token == width ? 0 : n + more - soon;
         for (int64_t i = 0; i < n; ++i, to += width) {
@@ -154,7 +154,7 @@ inline void read_rows(Number number, const Rows& rows, int64_t at, const int32_t
         return;
     }
     for (int64_t i = 0; i < n; ++i, to += width) {
-        read_row(number, rows, at + tokens[i] * rows.token, count, real(1), to);
+        read_row(dtype, rows, at + tokens[i] * rows.token, count, real(1), to);
         for (int64_t c = count; c < width; ++c) to[c] = 0;
     }
 }
@@ -177,22 +177,22 @@ INLINE void turn(Row row, int64_t n, int64_t lanes, int64_t count, real factor, 
 }
 
 // The same from rows of a tensor; `lines` is scratch for n rows.
-inline void read_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
+inline void read_lanes(Dtype dtype, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
                        int64_t count, real factor, real* lines, real* to) {
-    if (plain(number, rows) && count % LANES == 0) {
+    if (plain(dtype, rows) && count % LANES == 0) {
         const real* from = static_cast<const real*>(rows.data) + at;
         turn([=](int64_t i) { return from + tokens[i] * rows.token; }, n, lanes, count, factor, to);
     } else {
         const int64_t width = (count + LANES - 1) / LANES * LANES;
-        read_rows(number, rows, at, tokens, n, count, width, lines);
+        read_rows(dtype, rows, at, tokens, n, count, width, lines);
         turn([=](int64_t i) { return lines + i * width; }, n, lanes, count, factor, to);
     }
 }
 
 // Rows that will be read, or written, soon.
-INLINE void expect(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
+INLINE void expect(Dtype dtype, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t count,
                    Ahead& ahead) {
-    const int64_t size = number == Number::f64 ? 8 : number == Number::f32 ? 4 : 2;
+    const int64_t size = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
     const char* from = static_cast<const char*>(rows.data) + at * size;
     const int64_t pairs = (count * size + 127) / 128, step = rows.token * size;
     if (ahead.count + n * pairs > ahead.room) return;
@@ -204,10 +204,10 @@ INLINE void expect(Number number, const Rows& rows, int64_t at, const int32_t* t
 }
 
 // The inverse, into rows of a tensor: the row of tokens[i] = factor[i] * from[c][i]. `lines` is scratch for LANES rows.
-inline void write_lanes(Number number, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
+inline void write_lanes(Dtype dtype, const Rows& rows, int64_t at, const int32_t* tokens, int64_t n, int64_t lanes,
                         int64_t count, const real* factor, real* lines, const real* from) {
     const int64_t width = (count + LANES - 1) / LANES * LANES;
-    const bool direct = plain(number, rows) && count == width;
+    const bool direct = plain(dtype, rows) && count == width;
     for (int64_t i = 0; i < n; i += LANES) {
         const vec by = load(factor + i);
         for (int64_t c = 0; c < count; c += LANES) {
@@ -228,7 +228,7 @@ inline void write_lanes(Number number, const Rows& rows, int64_t at, const int32
         }
         if (!direct)
             for (int64_t r = 0; r < LANES && i + r < n; ++r)
-                write_row(number, rows, at + tokens[i + r] * rows.token, count, lines + r * width);
+                write_row(dtype, rows, at + tokens[i + r] * rows.token, count, lines + r * width);
     }
 }
 

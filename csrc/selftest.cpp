@@ -33,7 +33,7 @@ void spoil_scratch() {
 
 vector<double> values(const Task& task, int kind, Memory& memory) {
     vector<double> found;
-    task.strides[kind].each([&](int64_t at) { found.push_back(get(task.number(kind), memory.data(), at)); });
+    task.strides[kind].each([&](int64_t at) { found.push_back(get(task.dtype(kind), memory.data(), at)); });
     return found;
 }
 
@@ -42,10 +42,10 @@ Run run(const Task& task, int threads) {
     Shared memory[KINDS];
     task.allocate(OUT, KINDS, memory);
     for (int i = OUT; i < KINDS; ++i) {
-        const int64_t bytes = format(task.number(i)).bytes;
+        const int64_t bytes = format(task.dtype(i)).bytes;
         task.strides[i].each([&](int64_t at) { memory[i]->open(at * bytes, bytes); });
     }
-    const auto rows = [&](int kind) { return task.strides[kind].rows(p.number, *memory[kind]); };
+    const auto rows = [&](int kind) { return task.strides[kind].rows(p.dtype, *memory[kind]); };
     p.out = rows(OUT), p.lse = memory[LSE]->data();
     spoil_scratch();
     locant::forward(p, threads);
@@ -55,11 +55,7 @@ Run run(const Task& task, int threads) {
     const auto out = memory[OUT]->all, lse = memory[LSE]->all;
     p.dq = rows(DQ), p.dk = rows(DK), p.dv = rows(DV);
     if (task.trained) p.dtable = memory[DTABLE]->data();
-    if (task.trained && task.learned) {
-        uint8_t* row = memory[DROWS]->data();
-        const int64_t bytes = p.heads * format(task.number(DROWS)).bytes;
-        p.dquery_prefix = row, p.dkey_prefix = row + bytes, p.dboth = row + 2 * bytes;
-    }
+    if (task.trained && task.learned) p.dprefix_bias = memory[DROWS]->data();
     const auto bytes = int64_t(locant::backward_partial_bytes(p));
     Memory partial(bytes);
     partial.open(0, bytes);
@@ -91,22 +87,22 @@ vector<Run> runs(const Task& task, int threads, int callers) {
 // --- judgement ----------------------------------------------------------------------------------------------------
 
 // The largest of `limits` that follows from the reference alone; `low` is the error of plain arithmetic.
-double policy(Number number, int kind, double low, const vector<double>& reference) {
+double policy(Dtype dtype, int kind, double low, const vector<double>& reference) {
     double most = 0, rounding = 0;
     for (double x : reference) {
         if (std::isinf(x)) continue;
         most = std::max(most, std::fabs(x));
-        rounding = std::max(rounding, std::fabs(stored(number, stored(number, stored(number, x) + 0.3) - 0.3) - x));
+        rounding = std::max(rounding, std::fabs(stored(dtype, stored(dtype, stored(dtype, x) + 0.3) - 0.3) - x));
     }
     const double factor = kind == OUT || kind == LSE ? 2 : 3;
-    if (number == Number::f64) return 1e-10 * std::max(most, 1.0);
-    return number == Number::f32 ? std::max(factor * low, 1e-5 * most) : factor * low + 2 * rounding;
+    if (dtype == Dtype::f64) return 1e-10 * std::max(most, 1.0);
+    return dtype == Dtype::f32 ? std::max(factor * low, 1e-5 * most) : factor * low + 2 * rounding;
 }
 
 class Judge {
 public:
     explicit Judge(const Task& t) : task(t), exact(t) {
-        if (t.problem.number != Number::f64) plain = std::make_unique<Naive<float>>(t);
+        if (t.problem.dtype != Dtype::f64) plain = std::make_unique<Naive<float>>(t);
     }
 
     // A sentence about what is wrong with a run, or nothing.
@@ -121,18 +117,18 @@ public:
 
 private:
     std::string verdict(int kind, const vector<double>& found, bool telling) const {
-        const Number number = task.number(kind);
+        const Dtype dtype = task.dtype(kind);
         const vector<double>& reference = exact.value[kind];
         if (found.size() != reference.size()) return std::string(names[kind]) + " has another size";
         double low = 0, worst = 0;
         for (size_t i = 0; plain && i < reference.size(); ++i)
             if (std::isfinite(reference[i]))
-                low = std::max(low, std::fabs(stored(number, double(plain->value[kind][i])) - reference[i]));
-        const double limit = policy(number, kind, low, reference);
+                low = std::max(low, std::fabs(stored(dtype, double(plain->value[kind][i])) - reference[i]));
+        const double limit = policy(dtype, kind, low, reference);
         // A sum of terms that cancel has no scale of its own. Rounding moves scores, and with them weights, by their
         // size; what is stored in between is rounded as well.
-        const double share = 16 * format(arithmetic(number)).unit() * (1 + exact.largest) +
-                             (kind == LSE ? 0 : 4 * format(task.problem.number).unit());
+        const double share = 16 * format(arithmetic(dtype)).unit() * (1 + exact.largest) +
+                             (kind == LSE ? 0 : 4 * format(task.problem.dtype).unit());
         for (size_t i = 0; i < reference.size(); ++i) {
             if (found[i] == reference[i]) continue;  // -inf too
             const double error = std::fabs(found[i] - reference[i]), own = std::max(limit, share * exact.size[kind][i]);

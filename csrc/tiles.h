@@ -17,7 +17,7 @@ constexpr int64_t ROWS = 16, TERMS = 32;
 INLINE int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // Whether the forward pass takes the matrix units.
-INLINE bool tiled(const Problem& p) { return p.number == Number::bf16 && p.value_dim % ROWS == 0; }
+INLINE bool tiled(const Problem& p) { return p.dtype == Dtype::bf16 && p.value_dim % ROWS == 0; }
 
 #ifdef LOCANT_TILES_EMULATED
 struct Tile { uint32_t word[ROWS][LANES]; };

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from mutation import function, replaced
 
-COMPILED = {"locant.kernels.native", "locant.layout", "locant.operators"}  # what only the compiled kernels run through
+# what only the compiled kernels run through
+COMPILED = {"locant.kernels.native", "locant.layout", "locant.operands", "locant.operators"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ MUTANTS = (
     Mutant("prefix queries in no cell", "layout._lists", "if grid.prefix: _a", "pass", PREFIX),
     Mutant("prefix keys in no cell", "layout._lists", "np.concatenate([prefix, keys])", "keys", PREFIX),
     Mutant("cells alike, whatever their offsets", "cells.offsets_kind", "_a - _b if _c else 0", "0", POOLED),
-    Mutant("keys belong to one cell each", "Layout.shared", "len(self.key) != self.keys or _a", "len(self.key) < 0 or self.cells == 0 and _a", f"{TRUTH}/table-2d-prefix-windows"),
+    Mutant("keys belong to one cell each", "layout._shares_keys", "entries != key_grid.tokens or _a", "entries < 0 or count == 0 and _a", f"{TRUTH}/table-2d-prefix-windows"),
     Mutant("earlier is later", "layout._ranks", "q, k = _a + queries[axis] - low, _b + keys[axis] - low", "q, k = _a - queries[axis] - low, _b - keys[axis] - low", CACHE),
     Mutant("last axis decides in ranks", "layout._ranks", "range(grid.axes)", "reversed(range(grid.axes))", f"{TRUTH}/table-2d-prefix-causal"),
     Mutant("prefix sees the future in ranks", "layout._ranks", "q[_a] = k[_b] = FIRST", "q[_a], k[_b] = -FIRST, FIRST", PREFIX),
@@ -151,16 +152,16 @@ MUTANTS = (
     Mutant("the prefix has a segment", "native._masks", "member.free(...)", "(0, 0)", f"{TRUTH}/table-2d-prefix-samples"),
     Mutant("segments of queries and keys swapped", "native._masks", "(member.ids, member.key_ids, _a)", "(member.key_ids, member.ids, _a)", f"{TRUTH}/table-2d-prefix-samples"),
     # what the operators do with it
-    Mutant("a table as it lies in memory", "operators._bias", "table.detach().to(kind).contiguous()", "table.detach().to(kind)", CACHE),
-    Mutant("rows of a bias in another order", "operators._bias", "learned.unbind(0)", "reversed(learned.unbind(0))", f"{TRUTH}/table-2d-prefix"),
-    Mutant("masks of the first sample for all", "operators._masks", "0 if held is None or held.shape[0] == 1 else _a", "0", f"{TRUTH}/none-cells"),
+    Mutant("a table as it lies in memory", "operands.forward", "x.detach().to(lse.dtype).contiguous()", "x.detach().to(lse.dtype)", CACHE),
+    Mutant("rows of a bias in another order", "operands.forward", "(table, prefix_bias)", "(table, prefix_bias if prefix_bias is None else prefix_bias.flip(0))", f"{TRUTH}/table-2d-prefix"),
+    Mutant("masks of the first sample for all", "operands.per_sample", "0 if x.shape[0] == 1 else _a", "0", f"{TRUTH}/none-cells"),
     Mutant("parts of a projection swapped", "operators._unpacked", "q, k, v = _a", "k, q, v = _a", PACKED),
-    Mutant("scale forgotten backward", "operators._backward", "_m.backward(_n, _a, scale, ...)", "_m.backward(_n, _a, 1.0, ...)", f"{TRUTH}/none"),
-    Mutant("log-sum-exp without a gradient", "operators._backward", "(_address(dlse), ...)", "(0, ...)", f"{TRUTH}/none"),
-    Mutant("gradients of prefix rows swapped", "operators._backward", "drows.unbind(0)", "reversed(drows.unbind(0))", f"{TRUTH}/table-2d-prefix"),
+    Mutant("scale forgotten backward", "operators._backward", "operands.forward(..., scale, dropout, seed)", "operands.forward(..., 1.0, dropout, seed)", f"{TRUTH}/none"),
+    Mutant("log-sum-exp without a gradient", "operators._backward", "operands.address(dlse)", "0", f"{TRUTH}/none"),
+    Mutant("gradients of prefix rows swapped", "operators._backward", "return dtable, drows", "return dtable, drows.flip(0)", f"{TRUTH}/table-2d-prefix"),
     Mutant("a table learns if its prefix rows do", "operators._differentiate", "_a[leading : leading + 2]", "_a[leading + 1 : leading + 2]", f"{TRUTH}/table-1d"),
-    Mutant("another dropout backward", "operators._backward", "int(seed.item())", "1 + int(seed.item())", DROPOUT),
-    Mutant("no dropout backward", "operators._backward", "_m.backward(_n, _a, scale, dropout, ...)", "_m.backward(_n, _a, scale, 0.0, ...)", DROPOUT),
+    Mutant("another dropout backward", "operators._backward", "operands.forward(..., seed)", "operands.forward(..., None if seed is None else seed + 1)", DROPOUT),
+    Mutant("no dropout backward", "operators._backward", "operands.forward(..., dropout, seed)", "operands.forward(..., 0.0, seed)", DROPOUT),
 )  # fmt: skip
 
 

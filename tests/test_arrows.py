@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 LAYERS = (
     {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem"},
-    {"layout", "separable", "operators"},  # what kernels share
+    {"layout", "operands", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
     {"call", "hooks"},

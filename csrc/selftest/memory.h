@@ -12,7 +12,7 @@
 
 namespace {
 
-using locant::Number;
+using locant::Dtype;
 using locant::Rows;
 using std::vector;
 
@@ -46,8 +46,8 @@ struct Format {
 const Format formats[] = {
     {"float32", 4, 23, 127}, {"float64", 8, 52, 1023}, {"bfloat16", 2, 7, 127}, {"float16", 2, 10, 15}};
 
-const Format& format(Number number) { return formats[int(number)]; }
-Number arithmetic(Number number) { return number == Number::f64 ? Number::f64 : Number::f32; }
+const Format& format(Dtype dtype) { return formats[int(dtype)]; }
+Dtype arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
 double decoded(const Format& f, unsigned bits) {  // formats of 16 bits
     const int most = 2 * f.bias + 1, exponent = int(bits >> f.mantissa) & most;
@@ -67,21 +67,21 @@ unsigned encoded(const Format& f, double x) {  // to the nearest, ties to even
     return sign | std::min(infinite, (unsigned(exponent + f.bias - 1) << f.mantissa) + unsigned(whole));
 }
 
-double get(Number number, const void* from, int64_t at) {
-    if (number == Number::f64) return static_cast<const double*>(from)[at];
-    if (number == Number::f32) return double(static_cast<const float*>(from)[at]);
-    return decoded(format(number), static_cast<const uint16_t*>(from)[at]);
+double get(Dtype dtype, const void* from, int64_t at) {
+    if (dtype == Dtype::f64) return static_cast<const double*>(from)[at];
+    if (dtype == Dtype::f32) return double(static_cast<const float*>(from)[at]);
+    return decoded(format(dtype), static_cast<const uint16_t*>(from)[at]);
 }
 
-void set(Number number, void* to, int64_t at, double x) {
-    if (number == Number::f64) static_cast<double*>(to)[at] = x;
-    else if (number == Number::f32) static_cast<float*>(to)[at] = float(x);
-    else static_cast<uint16_t*>(to)[at] = uint16_t(encoded(format(number), x));
+void set(Dtype dtype, void* to, int64_t at, double x) {
+    if (dtype == Dtype::f64) static_cast<double*>(to)[at] = x;
+    else if (dtype == Dtype::f32) static_cast<float*>(to)[at] = float(x);
+    else static_cast<uint16_t*>(to)[at] = uint16_t(encoded(format(dtype), x));
 }
 
-double stored(Number number, double x) {
-    if (number == Number::f64) return x;
-    return number == Number::f32 ? double(float(x)) : decoded(format(number), encoded(format(number), x));
+double stored(Dtype dtype, double x) {
+    if (dtype == Dtype::f64) return x;
+    return dtype == Dtype::f32 ? double(float(x)) : decoded(format(dtype), encoded(format(dtype), x));
 }
 
 // --- memory -------------------------------------------------------------------------------------------------------
@@ -108,6 +108,10 @@ struct Memory {
 };
 using Shared = std::shared_ptr<Memory>;
 
+template <class T> const T* row_of(const locant::PerSample<T>& numbers, int64_t sample) {
+    return numbers.data + sample * numbers.batch;
+}
+
 struct Strides {  // where [batch, heads, tokens, channels] lie, in memory of so many numbers
     std::array<int64_t, 4> size, step;
     int64_t shift, numbers;
@@ -119,8 +123,8 @@ struct Strides {  // where [batch, heads, tokens, channels] lie, in memory of so
                     for (int64_t c = 0; c < size[3]; ++c)
                         work(shift + b * step[0] + h * step[1] + t * step[2] + c * step[3]);
     }
-    Rows rows(Number number, Memory& memory) const {
-        return {memory.data() + shift * format(number).bytes, step[0], step[1], step[2], step[3]};
+    Rows rows(Dtype dtype, Memory& memory) const {
+        return {memory.data() + shift * format(dtype).bytes, step[0], step[1], step[2], step[3]};
     }
 };
 

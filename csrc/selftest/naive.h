@@ -33,13 +33,13 @@ private:
 };
 
 template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layout(t.layout) {
-    const Number kind = arithmetic(p.number);
+    const Dtype kind = arithmetic(p.dtype);
     const int64_t entries = t.strides[DTABLE].numbers, learned = t.strides[DROWS].numbers;
     for (int i = Q; i < OUT; ++i)
-        t.strides[i].each([&](int64_t at) { given[i].push_back(T(get(p.number, t.given[i]->data(), at))); });
+        t.strides[i].each([&](int64_t at) { given[i].push_back(T(get(p.dtype, t.given[i]->data(), at))); });
     for (int64_t i = 0; p.dlse && i < t.strides[LSE].numbers; ++i) dlse.push_back(T(get(kind, p.dlse, i)));
     for (int64_t i = 0; i < entries + learned; ++i)  // the kernels' are in units of log 2
-        bias.push_back(T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.query_prefix, i - entries))));
+        bias.push_back(T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.prefix_bias, i - entries))));
     for (int i = OUT; i < DTABLE; ++i) {
         const auto& n = t.strides[i].size;
         value[i].resize(index(n[0] * n[1] * n[2] * n[3])), size[i].resize(value[i].size());
@@ -52,11 +52,11 @@ template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layou
 }
 
 template <class T> bool Naive<T>::sees(int64_t sample, int64_t i, int64_t j) const {
-    if (p.valid && !p.valid[sample * p.valid_batch + j]) return false;
+    if (p.valid.data && !row_of(p.valid, sample)[j]) return false;
     for (int64_t o = 0; o < layout.orders; ++o)
         if (layout.key_rank[o * layout.keys + j] > layout.query_rank[o * layout.queries + i]) return false;
-    return !p.query_id || i < p.free_queries || j < p.free_keys ||
-           p.query_id[sample * p.query_id_batch + i] == p.key_id[sample * p.key_id_batch + j];
+    return !p.query_id.data || i < p.free_queries || j < p.free_keys ||
+           row_of(p.query_id, sample)[i] == row_of(p.key_id, sample)[j];
 }
 
 template <class T> double Naive<T>::kept(int64_t sample, int64_t head, int64_t i, int64_t j) const {  // csrc/dropout.h
@@ -69,9 +69,9 @@ template <class T> double Naive<T>::kept(int64_t sample, int64_t head, int64_t i
 
 template <class T> int64_t Naive<T>::entry(int64_t head, int64_t i, int64_t j) const {  // of the bias; -1 for none
     const bool query = i < layout.query_prefix, key = j < layout.key_prefix;
-    if (!p.table || ((query || key) && !p.query_prefix)) return -1;
-    if (query || key) return p.heads * (p.numbers + (query && key ? 2 : key ? 1 : 0)) + head;
-    return head * p.numbers + layout.query_place[i] - layout.key_place[j];
+    if (!p.table || ((query || key) && !p.prefix_bias)) return -1;
+    if (query || key) return p.heads * (p.entries + (query && key ? 2 : key ? 1 : 0)) + head;
+    return head * p.entries + layout.query_place[i] - layout.key_place[j];
 }
 
 template <class T> void Naive<T>::row(int64_t sample, int64_t head, int64_t cell, int64_t i) {
@@ -109,7 +109,7 @@ template <class T> void Naive<T>::row(int64_t sample, int64_t head, int64_t cell
     double rough = std::fabs(double(delta));
     for (int64_t c = 0; c < width; ++c) {
         T out = value[OUT][index(own * width + c)];
-        if (sizeof(T) == sizeof(float)) out = T(stored(p.number, double(out)));  // as the backward pass finds it
+        if (sizeof(T) == sizeof(float)) out = T(stored(p.dtype, double(out)));  // as the backward pass finds it
         delta += dout[c] * out, rough += std::fabs(double(dout[c])) * size[OUT][index(own * width + c)];
     }
     for (size_t at = 0; at < seen.size(); ++at) {

@@ -18,9 +18,9 @@ class Task {
 public:
     explicit Task(uint64_t number);
     std::string described() const;
-    Number number(int kind) const {
+    Dtype dtype(int kind) const {
         const bool summed = kind == LSE || kind == DTABLE || kind == DROWS;
-        return summed ? arithmetic(problem.number) : problem.number;
+        return summed ? arithmetic(problem.dtype) : problem.dtype;
     }
     void allocate(int first, int last, Shared* memory) const;  // the parts of a packed projection share theirs
 
@@ -70,7 +70,7 @@ Task::Task(uint64_t number) : random{number * 0x2545f4914f6cdd1d} {
 
 void Task::choose_sizes() {
     Problem& p = problem;
-    p.number = Number(random.from(0, 3));
+    p.dtype = Dtype(random.from(0, 3));
     p.batch = random.one_in(40) ? 0 : random.from(1, 3);
     p.kv_heads = random.one_in(40) ? 0 : random.from(1, 3);
     p.heads = p.kv_heads * (random.one_in(40) ? 0 : random.one_in(2) ? 1 : random.from(2, 3));
@@ -98,12 +98,12 @@ void Task::choose_sizes() {
 }
 
 void Task::choose_places() {  // in a table of every offset between the two grids
-    problem.numbers = 1;
+    problem.entries = 1;
     for (size_t a = 0; a < index(axes); ++a) {
         if (random.one_in(3)) origin[a] = random.from(-3, 3), stride[a] = random.from(1, 3);
         const int64_t last = origin[a] + stride[a] * (key_size[a] - 1);
         reach[a] = std::max({last, size[a] - 1 - origin[a], std::abs(origin[a]), int64_t(0)}) + random.from(0, 2);
-        problem.numbers *= 2 * reach[a] + 1;
+        problem.entries *= 2 * reach[a] + 1;
     }
     query_place = places(false), key_place = places(true);
     layout.query_place = query_place.data(), layout.key_place = key_place.data();
@@ -226,8 +226,8 @@ void Task::choose_segments() {
         return id;
     };
     query_id = number(layout.queries), key_id = number(layout.keys);
-    problem.query_id = query_id.data(), problem.key_id = key_id.data();
-    problem.query_id_batch = batch > 1 ? layout.queries : 0, problem.key_id_batch = batch > 1 ? layout.keys : 0;
+    problem.query_id = {query_id.data(), batch > 1 ? layout.queries : 0};
+    problem.key_id = {key_id.data(), batch > 1 ? layout.keys : 0};
     if (random.one_in(2)) problem.free_queries = layout.query_prefix, problem.free_keys = layout.key_prefix;
 }
 
@@ -237,8 +237,7 @@ void Task::choose_padding() {
     valid.reserve(index(batch * layout.keys));
     for (int64_t i = 0; i < batch * layout.keys; ++i)  // few, most, or none in the first sample
         valid.push_back(kind == 0 ? random.one_in(5) : kind == 1 ? !random.one_in(5) : i >= layout.keys);
-    problem.valid = valid.empty() ? nullptr : valid.data();
-    problem.valid_batch = batch > 1 ? layout.keys : 0;
+    problem.valid = {valid.empty() ? nullptr : valid.data(), batch > 1 ? layout.keys : 0};
 }
 
 void Task::choose_strides() {
@@ -254,22 +253,22 @@ void Task::choose_strides() {
     strides[OUT] = scattered(random, {p.batch, p.heads, n, p.value_dim}, false);
     strides[DOUT] = scattered(random, strides[OUT].size, true);
     strides[LSE] = plain({p.batch, p.heads, n, 1});
-    const bool table_wanted = !random.one_in(3) && p.heads * p.numbers <= 30000, rows = random.one_in(2);
+    const bool table_wanted = !random.one_in(3) && p.heads * p.entries <= 30000, rows = random.one_in(2);
     trained = table_wanted && !random.one_in(4);
-    if (!table_wanted) problem.numbers = 0;
-    strides[DTABLE] = plain({1, p.heads, p.numbers, 1});
+    if (!table_wanted) problem.entries = 0;
+    strides[DTABLE] = plain({1, p.heads, p.entries, 1});
     strides[DROWS] = plain({1, 3, table_wanted && rows ? p.heads : 0, 1});
 }
 
 void Task::allocate(int first, int last, Shared* memory) const {
     for (int i = first; i < last; ++i) {
         const bool shares = packed && (i == K || i == V || i == DK || i == DV);
-        memory[i] = shares ? memory[i - 1] : std::make_shared<Memory>(strides[i].numbers * format(number(i)).bytes);
+        memory[i] = shares ? memory[i - 1] : std::make_shared<Memory>(strides[i].numbers * format(dtype(i)).bytes);
     }
 }
 
 Shared Task::filled(int64_t count, int64_t margin, double scale) {
-    const Number kind = arithmetic(problem.number);
+    const Dtype kind = arithmetic(problem.dtype);
     auto memory = std::make_shared<Memory>((count + 2 * margin) * format(kind).bytes);
     for (int64_t i = 0; i < count; ++i) set(kind, memory->data(), margin + i, scale * random.number());
     return memory;
@@ -279,17 +278,17 @@ void Task::choose_numbers() {
     Problem& p = problem;
     allocate(Q, OUT, given);
     for (int i = Q; i < OUT; ++i)
-        strides[i].each([&](int64_t at) { set(p.number, given[i]->data(), at, random.number()); });
+        strides[i].each([&](int64_t at) { set(p.dtype, given[i]->data(), at, random.number()); });
     for (int i : {int(K), int(V)})  // padding is not read: what is in it does not matter
-        for (int64_t b = 0, j; b < p.batch && p.valid && strides[i].step[0] && strides[i].step[2]; ++b)
+        for (int64_t b = 0, j; b < p.batch && p.valid.data && strides[i].step[0] && strides[i].step[2]; ++b)
             for (j = 0; j < layout.keys; ++j)
-                if (!p.valid[b * p.valid_batch + j])
+                if (!row_of(p.valid, b)[j])
                     for (int64_t at = b * strides[i].step[0] + j * strides[i].step[2], h = 0; h < p.kv_heads; ++h)
-                        set(p.number, given[i]->data(), strides[i].shift + at + h * strides[i].step[1], std::nan(""));
+                        set(p.dtype, given[i]->data(), strides[i].shift + at + h * strides[i].step[1], std::nan(""));
     if (random.one_in(2)) dlse = filled(strides[LSE].numbers, 0, 1), p.dlse = dlse->data();
-    if (p.numbers) {
+    if (p.entries) {
         table = filled(strides[DTABLE].numbers, MARGIN, random.one_in(8) ? 20 : 2);
-        const Number kind = arithmetic(p.number);
+        const Dtype kind = arithmetic(p.dtype);
         const bool clean = random.one_in(2);  // or a NaN in the margin, which may do no harm
         for (int64_t i = 0; clean && i < MARGIN; ++i)
             set(kind, table->data(), i, 0), set(kind, table->data(), MARGIN + strides[DTABLE].numbers + i, 0);
@@ -299,11 +298,10 @@ void Task::choose_numbers() {
     }
     if (strides[DROWS].numbers) {
         learned = filled(strides[DROWS].numbers, 0, 2);
-        const int64_t row = p.heads * format(arithmetic(p.number)).bytes;
-        p.query_prefix = learned->data(), p.key_prefix = learned->data() + row, p.both = learned->data() + 2 * row;
+        p.prefix_bias = learned->data();
     }
-    p.q = strides[Q].rows(p.number, *given[Q]), p.k = strides[K].rows(p.number, *given[K]);
-    p.v = strides[V].rows(p.number, *given[V]), p.dout = strides[DOUT].rows(p.number, *given[DOUT]);
+    p.q = strides[Q].rows(p.dtype, *given[Q]), p.k = strides[K].rows(p.dtype, *given[K]);
+    p.v = strides[V].rows(p.dtype, *given[V]), p.dout = strides[DOUT].rows(p.dtype, *given[DOUT]);
 }
 
 std::string Task::described() const {
@@ -313,7 +311,7 @@ std::string Task::described() const {
         for (int64_t x : n) text += (text.empty() ? "" : "x") + std::to_string(x);
         return text;
     };
-    std::string text = std::string(format(p.number).name) + ", batch " + std::to_string(p.batch) + ", heads " +
+    std::string text = std::string(format(p.dtype).name) + ", batch " + std::to_string(p.batch) + ", heads " +
                        std::to_string(p.heads) + "/" + std::to_string(p.kv_heads) + ", dims " +
                        std::to_string(p.head_dim) + "/" + std::to_string(p.value_dim) + ", queries " +
                        std::to_string(layout.query_prefix) + "+" + list(size) + ", keys " +
@@ -322,9 +320,9 @@ std::string Task::described() const {
                        std::to_string(layout.longest) + "x" + std::to_string(layout.longest_keys) +
                        (layout.shared_keys ? " (shared keys)" : "") + ", orders " +
                        std::to_string(layout.orders) + ", scale " + std::to_string(p.scale);
-    if (p.table) text += ", table " + std::to_string(p.numbers) + (learned ? " with rows" : "") + (trained ? "" : " (fixed)");
-    if (p.valid) text += ", padding";
-    if (p.query_id) text += ", segments" + std::string(p.free_queries + p.free_keys ? " with a free prefix" : "");
+    if (p.table) text += ", table " + std::to_string(p.entries) + (learned ? " with rows" : "") + (trained ? "" : " (fixed)");
+    if (p.valid.data) text += ", padding";
+    if (p.query_id.data) text += ", segments" + std::string(p.free_queries + p.free_keys ? " with a free prefix" : "");
     if (p.dropout > 0) text += ", dropout " + std::to_string(p.dropout);
     for (int i : {int(Q), int(K), int(V)}) {
         text += i == Q ? (packed ? ", packed, steps" : ", steps") : " |";

@@ -21,36 +21,38 @@ from locant.masks import Causal, Structure, Windows
 FIRST = -(2**62)  # the rank of prefix tokens: all see these keys, and these queries see nothing else
 
 
+Int32s = np.ndarray  # of dtype int32
+Int64s = np.ndarray
+
+
 @dataclass(frozen=True)
 class Layout:
     """Cell c holds the queries `query[query_start[c]:query_start[c + 1]]`, and the keys likewise.
 
     bias(i, j) = table[query_place[i] - key_place[j]], the table flat, for tokens with a place; those below the prefix
     have none. Key j is visible to i if key_rank[o, j] <= query_rank[o, i] for every order o.
+
+    These are the operands LAYOUT of csrc/fields.h, name by name (locant.operands).
     """
 
+    cells: int
     queries: int
     keys: int
     query_prefix: int
     key_prefix: int
-    query: np.ndarray
-    query_start: np.ndarray
-    key: np.ndarray
-    key_start: np.ndarray
-    kind: np.ndarray  # cells of one kind are translates of each other and are stored consecutively
-    query_place: np.ndarray
-    key_place: np.ndarray
-    query_rank: np.ndarray
-    key_rank: np.ndarray
-
-    @property
-    def cells(self) -> int:
-        return len(self.query_start) - 1
-
-    @property
-    def shared(self) -> bool:
-        """A key may be in several cells, or in none."""
-        return len(self.key) != self.keys or (self.cells != 1 and self.key_prefix + self.query_prefix > 0)
+    longest: int  # of the cells: how many queries, and keys
+    longest_keys: int
+    orders: int
+    shared_keys: bool  # a key may be in several cells, or in none
+    query: Int32s
+    query_start: Int32s
+    key: Int32s
+    key_start: Int32s
+    kind: Int32s  # cells of one kind are translates of each other and are stored consecutively
+    query_place: Int32s
+    key_place: Int32s
+    query_rank: Int64s
+    key_rank: Int64s
 
     @property
     def scores(self) -> int:
@@ -88,17 +90,29 @@ def layout(numbers: tuple[int, ...]) -> Layout:
     """The layout of a description, remembered: modules ask for few, again and again."""
     grid, key_grid, windows, causal, needed = _read(numbers)
     queries, keys, kind = _lists(windows, grid, key_grid)
+    query, query_start = _joined(queries)
+    key, key_start = _joined(keys)
     needed = needed or (0,) * grid.axes
     ranks = [_ranks(order, grid, key_grid) for order in causal]
     origin = key_grid.origin  # coordinates count from here: only their differences matter, and these are small
     steps = [math.prod(2 * r + 1 for r in needed[axis + 1 :]) for axis in range(grid.axes)]
     middle = sum(r * step for r, step in zip(needed, steps, strict=True))
     return Layout(
-        grid.tokens, key_grid.tokens, grid.prefix, key_grid.prefix,
-        *_joined(queries), *_joined(keys), np.array(kind, dtype=np.int32),
-        (_places(grid, origin, steps) + middle).astype(np.int32), _places(key_grid, origin, steps).astype(np.int32),
-        np.array([q for q, _ in ranks], dtype=np.int64), np.array([k for _, k in ranks], dtype=np.int64),
+        cells=len(kind), queries=grid.tokens, keys=key_grid.tokens,
+        query_prefix=grid.prefix, key_prefix=key_grid.prefix,
+        longest=int(np.diff(query_start).max(initial=0)), longest_keys=int(np.diff(key_start).max(initial=0)),
+        orders=len(ranks), shared_keys=_shares_keys(len(kind), len(key), grid, key_grid),
+        query=query, query_start=query_start, key=key, key_start=key_start, kind=np.array(kind, dtype=np.int32),
+        query_place=(_places(grid, origin, steps) + middle).astype(np.int32),
+        key_place=_places(key_grid, origin, steps).astype(np.int32),
+        query_rank=np.array([q for q, _ in ranks], dtype=np.int64),
+        key_rank=np.array([k for _, k in ranks], dtype=np.int64),
     )  # fmt: skip
+
+
+def _shares_keys(count: int, entries: int, grid: Grid, key_grid: Grid) -> bool:
+    """Whether a key may be in several of `count` cells, whose lists hold so many entries, or in none."""
+    return entries != key_grid.tokens or (count != 1 and key_grid.prefix + grid.prefix > 0)
 
 
 def _lists(

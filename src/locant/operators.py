@@ -13,30 +13,33 @@ out lies in memory as [batch, queries, heads, value_dim], ready for a projection
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
+from locant import operands
 from locant.layout import Layout, layout
-
-NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 @lru_cache(maxsize=1)
 def built() -> ModuleType | str:
-    """The compiled module, or a sentence that says why there is none."""
+    """The compiled module, or a sentence that says why there is none.
+
+    Raises:
+        ImportError: if there is one that was built for other operands than these.
+    """
     try:
-        return importlib.import_module("locant._native")
+        module = importlib.import_module("locant._native")
     except ImportError as error:
         return f"the compiled kernels are not there ({error}); install Locant where a C++ compiler is"
+    operands.check(module)
+    return module
 
 
 @torch.compiler.assume_constant_result
@@ -56,61 +59,13 @@ def _module() -> ModuleType:
 def _native_layout(described: tuple[int, ...]) -> tuple[Any, Layout]:
     """A layout as the kernels read it, beside the arrays that it points to."""
     own = layout(described)
-    arrays = ("query", "query_start", "key", "key_start", "kind", "query_place", "key_place", "query_rank", "key_rank")
-    addresses = {name: getattr(own, name).ctypes.data for name in arrays}
-    made = _module().Layout(
-        cells=own.cells, queries=own.queries, keys=own.keys, query_prefix=own.query_prefix, key_prefix=own.key_prefix,
-        orders=len(own.query_rank), shared_keys=own.shared, longest=int(np.diff(own.query_start).max(initial=0)),
-        longest_keys=int(np.diff(own.key_start).max(initial=0)), **addresses,
-    )  # fmt: skip
-    return made, own
-
-
-def _rows(x: Tensor | None) -> tuple[int, ...]:
-    """[batch, heads, tokens, channels] as an address and strides."""
-    return (0, 0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride())
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _arithmetic(x: Tensor) -> torch.dtype:
-    """The dtype that is computed in, and that sums are kept in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _bias(
-    table: Tensor | None, rows: Tensor | None, kind: torch.dtype
-) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
-    """The table and its rows as they are computed with, and what the kernels are told of them."""
-    if table is None:
-        return (), (0, 0, 0, 0, 0)
-    held = table.detach().to(kind).contiguous()
-    learned = None if rows is None else rows.detach().to(kind).contiguous()
-    of_rows = (0, 0, 0) if learned is None else tuple(row.data_ptr() for row in learned.unbind(0))
-    return (held, learned), (held.data_ptr(), math.prod(table.shape[1:]), *of_rows)
-
-
-def _masks(valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None) -> tuple[list[Any], tuple[int, ...]]:
-    """Masks laid out by sample, and their addresses and strides over samples."""
-    kept: list[Any] = []
-    numbers: list[int] = []
-    for x, kind in ((valid, torch.bool), (query_id, torch.int64), (key_id, torch.int64)):
-        held = None if x is None else x.to(kind).contiguous()
-        kept.append(held)
-        numbers += [_address(held), 0 if held is None or held.shape[0] == 1 else held.stride(0)]
-    return kept, tuple(numbers)
-
-
-def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
-    return NUMBERS[q.dtype], q.shape[0], q.shape[1], k.shape[1], q.shape[3], v.shape[3]
+    return _module().Layout(operands.of_layout(own)), own
 
 
 def _new_out(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = q.shape
     out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
-    return out, torch.empty(batch, heads, queries, dtype=_arithmetic(q), device=q.device)
+    return out, torch.empty(batch, heads, queries, dtype=operands.arithmetic(q), device=q.device)
 
 
 def _forward(
@@ -120,16 +75,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     native, _ = _native_layout(tuple(described))
     out, lse = _new_out(q, v)
-    _held, bias = _bias(table, rows, lse.dtype)
-    _kept, masks = _masks(valid, query_id, key_id)
-    _module().forward(
-        native,
-        (
-            *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
-            *bias, *masks, *free,
-        ),
-        scale, dropout, 0 if seed is None else int(seed.item()), torch.get_num_threads(),
+    problem, _kept = operands.forward(
+        q, k, v, out, lse, table, rows, valid, query_id, key_id, free, scale, dropout, seed
     )  # fmt: skip
+    _module().forward(native, problem, torch.get_num_threads())
     return out, lse
 
 
@@ -141,29 +90,21 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
     native, own = _native_layout(tuple(described))
-    kind = lse.dtype
-    _held, bias = _bias(table, rows, kind)
-    _kept, masks = _masks(valid, query_id, key_id)
-    dtable = torch.empty(table.shape if learns and table is not None else (0,), dtype=kind)
-    drows = torch.empty(rows.shape if learns and rows is not None else (0,), dtype=kind)
-    dlse = None if dlse is None else dlse.to(kind).contiguous()
+    problem, _kept = operands.forward(
+        q, k, v, out, lse, table, rows, valid, query_id, key_id, free, scale, dropout, seed
+    )  # fmt: skip
+    dtable, drows = (torch.empty(x.shape if learns and x is not None else (0,), dtype=lse.dtype) for x in (table, rows))
+    dlse = None if dlse is None else dlse.to(lse.dtype).contiguous()
     dq, dk, dv = into
     if own.cells == 0:
         dk.zero_(), dv.zero_()
-    gradients = (
-        _address(dlse), _address(dtable) if dtable.numel() else 0,
-        *((row.data_ptr() for row in drows.unbind(0)) if drows.numel() else (0, 0, 0)),
-    )  # fmt: skip
-    numbers_of = (
-        *_sizes(q, k, v), *_rows(q), *_rows(k), *_rows(v), *_rows(out), lse.data_ptr(),
-        *bias, *masks, *free, *_rows(dout), *_rows(dq), *_rows(dk), *_rows(dv), *gradients,
+    gradients = operands.Gradients(
+        operands.rows(dout), operands.address(dlse), operands.rows(dq), operands.rows(dk), operands.rows(dv),
+        operands.address(dtable) if dtable.numel() else 0, operands.address(drows) if drows.numel() else 0,
     )  # fmt: skip
     module = _module()
-    partial = torch.empty(module.backward_partial_bytes(native, (*numbers_of, 0)), dtype=torch.uint8)
-    module.backward(
-        native, (*numbers_of, _address(partial)), scale, dropout, 0 if seed is None else int(seed.item()),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    partial = torch.empty(module.backward_partial_bytes(native, problem, gradients), dtype=torch.uint8)
+    module.backward(native, problem, gradients, partial.data_ptr(), torch.get_num_threads())
     return dtable, drows
 
 

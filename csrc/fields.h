@@ -1,0 +1,65 @@
+// The operands of the kernels, each stated once: X(type, name), in the order in which Python hands them over.
+//
+// attention.h makes the members of Layout and Problem of these lists; bindings.cpp reads them, one by one, from tuples,
+// and exports their names and kinds as locant._native.LAYOUT, FORWARD and GRADIENTS. Python states them in
+// src/locant/layout.py and src/locant/operands.py, and compares: where a name, a kind or the order differs, the module
+// is not loaded. So a new operand is a line here, a line there, and the kernels that read it.
+#pragma once
+
+// Who meets whom. Cell c holds the queries query[query_start[c] .. query_start[c + 1]), and the keys likewise.
+// bias(i, j) = table[query_place[i] - key_place[j]] for tokens with a place, which come after the prefix.
+#define LOCANT_LAYOUT(X)                                                                                             \
+    X(int64_t, cells)                                                                                                \
+    X(int64_t, queries)             /* tokens in all */                                                              \
+    X(int64_t, keys)                                                                                                 \
+    X(int64_t, query_prefix)        /* tokens below have no place */                                                 \
+    X(int64_t, key_prefix)                                                                                           \
+    X(int64_t, longest)             /* of the cells: how many queries, and keys */                                   \
+    X(int64_t, longest_keys)                                                                                         \
+    X(int64_t, orders)              /* key j is visible to i if key_rank[o][j] <= query_rank[o][i] for all o */      \
+    X(bool, shared_keys)            /* a key may be in several cells, or in none */                                  \
+    X(const int32_t*, query)                                                                                         \
+    X(const int32_t*, query_start)                                                                                   \
+    X(const int32_t*, key)                                                                                           \
+    X(const int32_t*, key_start)                                                                                     \
+    X(const int32_t*, kind)         /* [cells]; cells of one kind are translates of each other, stored one by one */ \
+    X(const int32_t*, query_place)  /* [queries]; not read without a table */                                        \
+    X(const int32_t*, key_place)                                                                                     \
+    X(const int64_t*, query_rank)   /* [orders][queries] */                                                          \
+    X(const int64_t*, key_rank)     /* [orders][keys] */
+
+// One attention problem: what both passes read, and `out` and `lse`, which forward writes and backward reads.
+// "Real" is double where q is float64, else float.
+#define LOCANT_FORWARD(X)                                                                                            \
+    X(Dtype, dtype)                 /* of q, k, v, out and their gradients */                                        \
+    X(int64_t, batch)                                                                                                \
+    X(int64_t, heads)                                                                                                \
+    X(int64_t, kv_heads)                                                                                             \
+    X(int64_t, head_dim)                                                                                             \
+    X(int64_t, value_dim)                                                                                            \
+    X(Rows, q)                                                                                                       \
+    X(Rows, k)                                                                                                       \
+    X(Rows, v)                                                                                                       \
+    X(Rows, out)                                                                                                     \
+    X(void*, lse)                   /* Real [batch, heads, queries] */                                               \
+    X(double, scale)                                                                                                 \
+    X(const void*, table)           /* Real [heads, entries]; null without a bias */                                 \
+    X(int64_t, entries)                                                                                              \
+    X(const void*, prefix_bias)     /* Real [3, heads], rows as in PrefixBias; null: 0 */                            \
+    X(PerSample<uint8_t>, valid)    /* of keys: 1 is a real one; null if all are */                                  \
+    X(PerSample<int64_t>, query_id) /* segments: equal ids see each other; null without */                           \
+    X(PerSample<int64_t>, key_id)                                                                                    \
+    X(int64_t, free_queries)        /* prefix tokens that belong to every segment */                                 \
+    X(int64_t, free_keys)                                                                                            \
+    X(double, dropout)              /* probability; 0 for none */                                                    \
+    X(uint64_t, seed)
+
+// What backward reads and writes besides.
+#define LOCANT_GRADIENTS(X)                                                                                          \
+    X(Rows, dout)                                                                                                    \
+    X(const void*, dlse)            /* Real [batch, heads, queries]; null: 0 */                                      \
+    X(Rows, dq)                                                                                                      \
+    X(Rows, dk)                                                                                                      \
+    X(Rows, dv)                                                                                                      \
+    X(void*, dtable)                /* Real [heads, entries]; null if nobody learns it */                            \
+    X(void*, dprefix_bias)          /* Real [3, heads], or null */

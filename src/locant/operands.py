@@ -1,0 +1,129 @@
+"""What compiled kernels are handed, as tuples of numbers: each operand stated once, as csrc/fields.h does for C++.
+
+`Forward` and `Gradients` here and `Layout` in locant.layout name the operands in their order, and an annotation is the
+operand's kind. `check` compares them with those of the compiled module. A new operand is a line here, a line in
+csrc/fields.h, and the kernels that read it.
+
+The tuples hold addresses: whoever makes them keeps the tensors alive until the kernels have run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locant.layout import Layout
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+Address = int  # of the first number; 0 says that there is none
+Rows = tuple[Address, int, int, int, int]  # [batch, heads, tokens, channels], and its strides, counted in numbers
+PerSample = tuple[Address, int]  # [batch or 1, tokens], and its stride over samples: 0 if all share one row
+
+
+class Forward(NamedTuple):
+    """What both passes read, and `out` and `lse`, which forward writes and backward reads."""
+
+    dtype: int  # DTYPES, of q, k, v, out and their gradients
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    q: Rows
+    k: Rows
+    v: Rows
+    out: Rows
+    lse: Address  # [batch, heads, queries]; this and the bias are float32, or float64 beside float64
+    scale: float
+    table: Address  # [heads, entries]
+    entries: int
+    prefix_bias: Address  # [3, heads]: of prefix queries, of prefix keys, between both
+    valid: PerSample  # bool, of keys
+    query_id: PerSample  # int64: segments
+    key_id: PerSample
+    free_queries: int  # prefix tokens that belong to every segment
+    free_keys: int
+    dropout: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """What backward reads and writes besides."""
+
+    dout: Rows
+    dlse: Address
+    dq: Rows
+    dk: Rows
+    dv: Rows
+    dtable: Address
+    dprefix_bias: Address
+
+
+def check(module: ModuleType) -> None:
+    """Compare the operands that the compiled module reads with those that are handed to it.
+
+    Raises:
+        ImportError: if they differ: the module was built from other sources than these.
+    """
+    for name, record in (("LAYOUT", Layout), ("FORWARD", Forward), ("GRADIENTS", Gradients)):
+        kinds = {field: getattr(kind, "__forward_arg__", kind) for field, kind in record.__annotations__.items()}
+        handed, read = (
+            [f"{field}: {kind}" for field, kind in pairs] for pairs in (kinds.items(), getattr(module, name, ()))
+        )
+        for place, (one, other) in enumerate(itertools.zip_longest(handed, read, fillvalue="nothing")):
+            if one != other:
+                raise ImportError(
+                    f"the compiled kernels have to read the operands that locant.operands hands over; number {place} "
+                    f"of {name} is `{one}` here and `{other}` in {module.__file__}, which was built from other "
+                    "sources. Build it again: `pip install .`, or by hand as CMakeLists.txt says."
+                )
+
+
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The dtype that is computed in, and that sums are kept in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def of_layout(layout: Layout) -> tuple[int, ...]:
+    """A layout, its arrays as addresses."""
+    return tuple(x.ctypes.data if isinstance(x, np.ndarray) else x for x in vars(layout).values())
+
+
+def address(x: Tensor | None) -> Address:
+    return 0 if x is None else x.data_ptr()
+
+
+def rows(x: Tensor) -> Rows:
+    batch, head, token, channel = x.stride()
+    return x.data_ptr(), batch, head, token, channel
+
+
+def per_sample(x: Tensor | None) -> PerSample:
+    return (0, 0) if x is None else (x.data_ptr(), 0 if x.shape[0] == 1 else x.stride(0))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, table: Tensor | None, prefix_bias: Tensor | None,
+    valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None, free: Sequence[int], scale: float,
+    dropout: float, seed: Tensor | None,
+) -> tuple[Forward, tuple[Tensor | None, ...]]:  # fmt: skip
+    """The operands of a problem, and the tensors to keep alive beside those that were given."""
+    bias, of_prefix = (None if x is None else x.detach().to(lse.dtype).contiguous() for x in (table, prefix_bias))
+    real = None if valid is None else valid.to(torch.bool).contiguous()
+    ids, key_ids = (None if x is None else x.to(torch.int64).contiguous() for x in (query_id, key_id))
+    operands = Forward(
+        DTYPES[q.dtype], q.shape[0], q.shape[1], k.shape[1], q.shape[3], v.shape[3],
+        rows(q), rows(k), rows(v), rows(out), lse.data_ptr(), scale,
+        address(bias), 0 if table is None else math.prod(table.shape[1:]), address(of_prefix),
+        per_sample(real), per_sample(ids), per_sample(key_ids), free[0], free[1],
+        dropout, 0 if seed is None else int(seed.item()),
+    )  # fmt: skip
+    return operands, (bias, of_prefix, real, ids, key_ids)
