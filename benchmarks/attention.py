@@ -90,7 +90,7 @@ def child(arguments: argparse.Namespace) -> int:
     print(json.dumps({"machine": machine.description("timm")}), flush=True)
     gate = Gate()
     if arguments.process in ("default", "flushed"):
-        gate.settle()
+        gate.calibrate()
     setting, code = Setting(arguments.seconds, gate), 0
     for name in arguments.rows.split(","):
         start = time.perf_counter()

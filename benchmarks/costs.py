@@ -17,7 +17,7 @@ import torch
 
 from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Windows, planner, speed
 from locant.measuring import machine
-from locant.measuring.clock import Gate, interleaved
+from locant.measuring.clock import Gate, time_in_turn
 from locant.measuring.workload import Workload
 
 TARGET = Path(__file__).parents[1] / "src" / "locant" / "costs.py"
@@ -36,14 +36,14 @@ SECONDS: dict[tuple[str, str, str, str], tuple[float, ...]] = {{
 
 
 def plain(batch: int, heads: int, tokens: int, head_dim: int) -> Make:
-    return lambda dtype: Workload.drawn(batch, heads, head_dim, Grid(tokens), dtype=dtype)
+    return lambda dtype: Workload.draw(batch, heads, head_dim, Grid(tokens), dtype=dtype)
 
 
 def table(batch: int, heads: int, head_dim: int, grid: Grid, window: tuple[int, ...] = (), shift: int = 0) -> Make:
     def make(dtype: torch.dtype) -> Workload:
         mask = Windows(window, (shift,) * len(window)) if window else None
         position = RelativeTable(Grid(*window) if window else grid, heads).to(dtype)
-        return Workload.drawn(batch, heads, head_dim, grid, position=position, mask=mask, dtype=dtype)
+        return Workload.draw(batch, heads, head_dim, grid, position=position, mask=mask, dtype=dtype)
 
     return make
 
@@ -51,7 +51,7 @@ def table(batch: int, heads: int, head_dim: int, grid: Grid, window: tuple[int, 
 def decode(batch: int, heads: int, kv_heads: int, head_dim: int, queries: int, keys: int, slopes: bool = False) -> Make:
     def make(dtype: torch.dtype) -> Workload:
         line = Grid(keys)
-        return Workload.drawn(
+        return Workload.draw(
             batch, heads, head_dim, line[keys - queries :], key_grid=line, kv_heads=kv_heads, mask=Causal(),
             position=ALiBi(heads) if slopes else None, dtype=dtype,
         )  # fmt: skip
@@ -60,7 +60,7 @@ def decode(batch: int, heads: int, kv_heads: int, head_dim: int, queries: int, k
 
 
 def crossed(batch: int, heads: int, head_dim: int, queries: int, keys: int) -> Make:
-    return lambda dtype: Workload.drawn(batch, heads, head_dim, Grid(queries), key_grid=Grid(keys), dtype=dtype)
+    return lambda dtype: Workload.draw(batch, heads, head_dim, Grid(queries), key_grid=Grid(keys), dtype=dtype)
 
 
 def masked(batch: int, heads: int, head_dim: int, tokens: int, mask: str, slopes: bool = False) -> Make:
@@ -68,7 +68,7 @@ def masked(batch: int, heads: int, head_dim: int, tokens: int, mask: str, slopes
         lengths = torch.linspace(tokens // 2, tokens, batch).long()
         made = Causal() if mask == "causal" else Padding.from_lengths(lengths, tokens)
         position = ALiBi(heads) if slopes else None
-        return Workload.drawn(batch, heads, head_dim, Grid(tokens), mask=made, position=position, dtype=dtype)
+        return Workload.draw(batch, heads, head_dim, Grid(tokens), mask=made, position=position, dtype=dtype)
 
     return make
 
@@ -122,7 +122,7 @@ def modes(work: Workload) -> tuple[tuple[str, Callable[[str], object]], ...]:
 def timed(work: Workload, seconds: float, gate: Gate) -> Iterator[tuple[str, str, float]]:
     """(kernel, mode, seconds) of one problem, all in turn."""
     calls = {(k, mode): (lambda k=k, call=call: call(k)) for mode, call in modes(work) for k in KERNELS}
-    times = interleaved({f"{k} {mode}": call for (k, mode), call in calls.items()}, seconds, gate)
+    times = time_in_turn({f"{k} {mode}": call for (k, mode), call in calls.items()}, seconds, gate)
     for k, mode in calls:
         yield k, mode, times.least(f"{k} {mode}")
 
@@ -179,7 +179,7 @@ def checked(seconds: float, gate: Gate, dtype: str) -> None:
         for mode, call in modes(work):
             if mode == "train":  # the planner can't see this one: no bias is learned
                 continue
-            times = interleaved({k: (lambda k=k, call=call: call(k)) for k in KERNELS}, seconds, gate)
+            times = time_in_turn({k: (lambda k=k, call=call: call(k)) for k in KERNELS}, seconds, gate)
             ratio = times.ratio("sdpa", "native")
             problem = work.plan(train=mode != "forward").problem
             native, sdpa = (speed.seconds(problem, planner.named(k)) or 0.0 for k in KERNELS)
@@ -201,7 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     gate = Gate()
-    gate.settle()
+    gate.calibrate()
     if arguments.write:
         TARGET.write_text(written(measured(arguments.seconds, gate)))
     if arguments.check:

@@ -39,7 +39,7 @@ def measured(flush: bool, rounds: int) -> tuple[float, float, float]:
     import torch
 
     from locant import Grid, Windows
-    from locant.measuring.clock import Gate, interleaved
+    from locant.measuring.clock import Gate, time_in_turn
 
     if flush and not torch.set_flush_denormal(True):
         raise SystemExit("this processor cannot flush denormal numbers: nothing was measured")
@@ -58,8 +58,8 @@ def measured(flush: bool, rounds: int) -> tuple[float, float, float]:
     )
     assert (finite @ v - infinite @ v).abs().max() < 1e-5, "the two say different things: no speed is given"
     gate = Gate()
-    gate.settle()
-    times = interleaved({"finite": lambda: finite @ v, "infinite": lambda: infinite @ v}, 5.0, gate, rounds)
+    gate.calibrate()
+    times = time_in_turn({"finite": lambda: finite @ v, "infinite": lambda: infinite @ v}, 5.0, gate, rounds)
     ratio = times.ratio("finite", "infinite")
     return ratio.low, ratio.median, ratio.high
 

@@ -24,7 +24,7 @@ from functools import partial
 from rows.mend import mend_torchvision
 
 from locant.measuring import machine
-from locant.measuring.clock import Gate, Times, interleaved
+from locant.measuring.clock import Gate, Times, time_in_turn
 
 DIM, HEADS = 432, 9  # convit_small
 CASES = ((14, 8), (28, 4), (56, 1))  # side of the map, batch
@@ -58,7 +58,7 @@ def measured(denormals: str, threads: int | None, seconds: float) -> Iterator[di
     if threads is not None:
         torch.set_num_threads(threads)
     gate = Gate()
-    gate.settle()
+    gate.calibrate()
     for side, batch in CASES:
         torch.manual_seed(0)
         theirs, ours = modules(side)
@@ -67,7 +67,7 @@ def measured(denormals: str, threads: int | None, seconds: float) -> Iterator[di
             error = float((ours(x) - theirs(x)).abs().max())
             if not error <= MOST:  # a NaN is not
                 raise SystemExit(f"{side} × {side}: results differ by {error:.1e}, more than {MOST}: no speed is shown")
-            times = interleaved({"timm": partial(theirs, x), "locant": partial(ours, x)}, seconds, gate)
+            times = time_in_turn({"timm": partial(theirs, x), "locant": partial(ours, x)}, seconds, gate)
         yield {
             "denormals": denormals, "side": side, "batch": batch, "error": error, "threads": torch.get_num_threads(),
             **summary(times),

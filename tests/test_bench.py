@@ -43,7 +43,7 @@ def work(dtype: torch.dtype = torch.float32, batch: int = 3) -> Workload:
     grid = Grid(6, 5, prefix=1)
     position = RelativeTable(grid, 4, init_std=0.5).to(dtype)
     mask = Windows((4, 3), (1, 1))
-    return Workload.drawn(batch, 4, 8, grid, kv_heads=2, value_dim=6, position=position, mask=mask, dtype=dtype)
+    return Workload.draw(batch, 4, 8, grid, kv_heads=2, value_dim=6, position=position, mask=mask, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -26,13 +26,13 @@ def sample(seconds: float, before: float = QUIET, after: float = QUIET) -> Sampl
 
 def times(**samples: list[Sample]) -> Times:
     settled = gate(QUIET)
-    settled.settle(1)
+    settled.calibrate(1)
     return Times(samples, settled)
 
 
 def test_quiet_is_measured_by_the_best_probe_of_the_run() -> None:
     found = gate(LOUD, LOUD, QUIET)
-    found.settle(2)
+    found.calibrate(2)
     early = sample(1e-3, LOUD, LOUD)
     assert found.accepts(early)  # as far as is known
     found.probe()
@@ -44,7 +44,7 @@ def test_quiet_is_measured_by_the_best_probe_of_the_run() -> None:
 
 def test_over_a_long_call_only_the_probe_before_counts() -> None:
     found = gate(QUIET)
-    found.settle(1)
+    found.calibrate(1)
     assert found.accepts(sample(2 * clock.LONG, QUIET, LOUD))
     assert not found.accepts(sample(2 * clock.LONG, LOUD, QUIET))
 
@@ -54,7 +54,7 @@ def test_a_disturbed_sample_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[int] = []
     #            settle | waits, then quiet | disturbed after | quiet before, quiet after
     found = gate(QUIET, LOUD, LOUD, QUIET, LOUD, QUIET, QUIET)
-    found.settle(1)
+    found.calibrate(1)
     taken = found.sample(lambda: calls.append(1))
     assert (len(calls), taken.before, taken.after) == (2, QUIET, QUIET)
 
@@ -62,7 +62,7 @@ def test_a_disturbed_sample_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_sample() -> None:
     calls: list[int] = []
     found = gate(QUIET, QUIET, 3.0, QUIET, 2.5, QUIET, 2.0, QUIET, 4.0)
-    found.settle(1)
+    found.calibrate(1)
     taken = found.sample(lambda: calls.append(1))
     assert (len(calls), taken.after) == (clock.ATTEMPTS, 2.0)
     assert not found.accepts(taken)
@@ -71,7 +71,7 @@ def test_a_machine_that_is_never_quiet_gives_the_least_disturbed_sample() -> Non
 def test_after_its_time_nothing_is_waited_for() -> None:
     calls: list[int] = []
     found = gate(QUIET, LOUD)
-    found.settle(1)
+    found.calibrate(1)
     assert found.sample(lambda: calls.append(1), until=0.0).before == LOUD
     assert len(calls) == 1
 
@@ -96,7 +96,7 @@ def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "SHORT", 0.0)
     said: list[str] = []
     calls: dict[str, Callable[[], object]] = {name: (lambda name=name: said.append(name)) for name in "abc"}
-    found = clock.interleaved(calls, 0.0, gate(QUIET), rounds=3)
+    found = clock.time_in_turn(calls, 0.0, gate(QUIET), rounds=3)
     assert "".join(said) == "aabbcc" + "abc" + "bca" + "cab"  # each warms up twice
     assert {name: len(s) for name, s in found.samples.items()} == {"a": 3, "b": 3, "c": 3}
 

@@ -9,7 +9,7 @@ import pytest
 from datasets import clip_folder, reads, reason, sizes, write_video
 
 from locant.tasks import stills
-from locant.tasks.films import natural, read_clip, spaced
+from locant.tasks.films import natural_key, read_clip, spread_frames
 from locant.tasks.sources import open_task
 
 
@@ -23,14 +23,15 @@ def test_folders_of_frames_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_frames_are_evenly_spaced() -> None:
-    assert spaced(11, 6).tolist() == [0, 2, 4, 6, 8, 10]
-    assert spaced(10, 1).tolist() == [0]
-    assert spaced(3, 5).tolist() == [0, 0, 1, 2, 2]
-    assert spaced(1, 3).tolist() == [0, 0, 0]
+    assert spread_frames(11, 6).tolist() == [0, 2, 4, 6, 8, 10]
+    assert spread_frames(10, 1).tolist() == [0]
+    assert spread_frames(3, 5).tolist() == [0, 0, 1, 2, 2]
+    assert spread_frames(1, 3).tolist() == [0, 0, 0]
 
 
 def test_natural_order_counts() -> None:
-    assert sorted(["f10", "f9", "f09", "a2b10", "a2b9", "٣"], key=natural) == ["a2b9", "a2b10", "f9", "f09", "f10", "٣"]
+    names = ["f10", "f9", "f09", "a2b10", "a2b9", "٣"]
+    assert sorted(names, key=natural_key) == ["a2b9", "a2b10", "f9", "f09", "f10", "٣"]
 
 
 def test_broken_clips_are_skipped(tmp_path: Path) -> None:

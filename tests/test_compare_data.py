@@ -13,7 +13,7 @@ from datasets import everything, picture, plain_folder, reads, reason, save, siz
 from PIL import Image
 
 from locant.tasks import stills
-from locant.tasks.folders import shown
+from locant.tasks.folders import printable
 from locant.tasks.sources import open_task
 from locant.tasks.task import ArrayExamples, Refusal, two_sides
 
@@ -293,8 +293,8 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
 
 
 def test_names_are_shown_escaped() -> None:
-    assert shown("a\tb\x1b[31m é") == "a\\tb\\x1b[31m é"
-    assert shown(os.fsdecode(b"\xff")) == "\\xff"
+    assert printable("a\tb\x1b[31m é") == "a\\tb\\x1b[31m é"
+    assert printable(os.fsdecode(b"\xff")) == "\\xff"
 
 
 def test_array_examples() -> None:

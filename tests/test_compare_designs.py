@@ -5,7 +5,7 @@ import torch
 from locant.compare import finding
 from locant.compare.looks import look
 from locant.compare.model import Classifier
-from locant.compare.schemes import SCHEMES, Shape, find
+from locant.compare.schemes import SCHEMES, LayerSpec, find
 from locant.grid import Grid
 from locant.masks import Windows
 from locant.nn.gated import GatedAttention
@@ -42,11 +42,11 @@ def test_they_take_part_by_name_alone() -> None:
 
 def test_swin_is_window_attention_moved_in_every_second_layer() -> None:
     model = design("swin", depth=3)
-    assert [layer.reaches for layer in model.inside()] == [
+    assert [layer.reaches for layer in model.blocks()] == [
         (Windows((2, 2)),), (Windows((2, 2), (1, 1)),), (Windows((2, 2)),)
     ]  # fmt: skip
     x = torch.randn(2, 16, 24, dtype=torch.float64)
-    for layer, shift in zip(model.inside(), (0, 1, 0), strict=True):
+    for layer, shift in zip(model.blocks(), (0, 1, 0), strict=True):
         values = {**layer.attention.state_dict(), "position.table": layer.positions[0].table}
         peer = copied(WindowAttention(24, 4, (2, 2), shift=shift), values)
         ((reach, position),) = layer.passes()
@@ -58,7 +58,7 @@ def test_windows_are_half_a_side_and_at_most_seven() -> None:
     (scheme,) = find("images", ("swin",))
 
     def windows(*sides: int, layer: int = 1) -> Windows:
-        ((reach, _),) = scheme.passes(Shape(Grid(*sides), 24, 4, layer, 2))
+        ((reach, _),) = scheme.passes(LayerSpec(Grid(*sides), 24, 4, layer, 2))
         assert isinstance(reach, Windows)
         return reach
 
@@ -71,19 +71,19 @@ def test_windows_are_half_a_side_and_at_most_seven() -> None:
 def test_windows_stay_as_wide_on_a_larger_canvas() -> None:
     moved, how = design("swin").moved_to((1, 12, 10))
     assert how == "its own reach"
-    assert [layer.reaches for layer in moved.inside()] == [(Windows((2, 2)),), (Windows((2, 2), (1, 1)),)]
-    assert all(layer.positions[0].table.shape == (4, 3, 3) for layer in moved.inside())
+    assert [layer.reaches for layer in moved.blocks()] == [(Windows((2, 2)),), (Windows((2, 2), (1, 1)),)]
+    assert all(layer.positions[0].table.shape == (4, 3, 3) for layer in moved.blocks())
 
 
 def test_convit_gates_all_but_the_last_sixth() -> None:
     (scheme,) = find("images", ("convit",))
     for depth, gated in {1: 1, 2: 1, 3: 2, 6: 5, 12: 10}.items():
-        passes = [scheme.passes(Shape(Grid(4, 4), 24, 4, layer, depth)) for layer in range(depth)]
+        passes = [scheme.passes(LayerSpec(Grid(4, 4), 24, 4, layer, depth)) for layer in range(depth)]
         assert [isinstance(p, GatedPosition) for ((_, p),) in passes] == [True] * gated + [False] * (depth - gated)
 
 
 def test_convits_first_layer_is_gated_attention_as_it_starts() -> None:
-    layer, plain = design("convit").inside()
+    layer, plain = design("convit").blocks()
     qk, v = layer.attention.qkv.weight.split((48, 24))
     assert torch.equal(v, torch.eye(24, dtype=v.dtype))
     assert not torch.equal(plain.attention.qkv.weight[48:], v)
@@ -101,7 +101,7 @@ def test_convits_first_layer_is_gated_attention_as_it_starts() -> None:
 
 
 def test_aims_layer_is_the_space_time_block() -> None:
-    layer = design("aim").inside()[1]
+    layer = design("aim").blocks()[1]
     time, space = layer.positions
     peer = SpaceTimeBlock(24, 4, frames=3, window=(2, 2), mlp_ratio=2.0)
     values = {f"{name}.{n}": t for name in ("norm1", "norm2") for n, t in getattr(layer, name).state_dict().items()}
@@ -124,7 +124,7 @@ def test_aim_differs_from_shared_weights_by_its_adapters_alone() -> None:
     for name, value in aim.state_dict().items():
         assert name in added or torch.equal(value, started[name]), name
     with torch.no_grad():
-        for layer in aim.inside():
+        for layer in aim.blocks():
             layer.adapters["mlp"].D_fc2.weight.zero_()
             layer.adapters["space"].D_fc2.weight.zero_()
             layer.adapters["time"] = torch.nn.Identity()
@@ -135,7 +135,7 @@ def test_aim_differs_from_shared_weights_by_its_adapters_alone() -> None:
 def test_temporal_reads_three_frames_and_no_table_of_time() -> None:
     model = design("temporal", item=(6, 1, 8, 8))
     assert model.ordered.model.receptive_field == 3
-    assert [reach for layer in model.inside() for reach, _ in layer.passes()] == ["space", "space"]
+    assert [reach for layer in model.blocks() for reach, _ in layer.passes()] == ["space", "space"]
     x = torch.randn(1, 24, 24, dtype=torch.float64, requires_grad=True)
     y = model.ordered(x, Grid(6, 2, 2)).unflatten(1, (4, 4))
     assert y.shape == (1, 4, 4, 24)  # frames 3 to 6

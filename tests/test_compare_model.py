@@ -10,7 +10,7 @@ import torch
 
 from locant.compare.looks import look
 from locant.compare.model import Classifier, grid_of, patches
-from locant.compare.schemes import SCHEMES, Shape, find
+from locant.compare.schemes import SCHEMES, LayerSpec, find
 from locant.grid import Grid
 from locant.positions.table import COMPARED_STD
 from locant.tasks.kinds import CLIPS, IMAGES, KINDS
@@ -150,7 +150,7 @@ def test_every_scheme_has_a_picture_of_its_numbers(kind, name) -> None:
 def test_the_picture_of_shared_weights_joins_what_each_pass_may_see() -> None:
     """Same frame: the spatial table. Same place, another frame: the temporal one. Else nothing."""
     model = loud(model_of("clips", "shared"))
-    time, space = (position.table.detach() for position in model.inside()[1].positions)
+    time, space = (position.table.detach() for position in model.blocks()[1].positions)
     heads = look(model)["layers"][1]["heads"]
     places = model.grid.coordinates().tolist()
     for q, (t, y, x) in enumerate(places):
@@ -186,7 +186,7 @@ def test_tables_start_as_wide_as_the_docs_say() -> None:
     inside = math.erf(a / math.sqrt(2))
     spread = COMPARED_STD * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
     torch.manual_seed(0)
-    (_, table), *_ = find("images", ("relative",))[0].passes(Shape(Grid(64, 64), 32, 8))
+    (_, table), *_ = find("images", ("relative",))[0].passes(LayerSpec(Grid(64, 64), 32, 8))
     drawn = torch.cat([p.flatten() for p in table.parameters()])
     # the sample standard deviation of n bounded numbers is off by less than spread / sqrt(2 n) per sigma
     assert abs(drawn.std().item() - spread) < 5 * spread / math.sqrt(2 * drawn.numel())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from locant.compare import checkpoint
-from locant.compare.trial import Job, _Run, digest, pace, train
+from locant.compare.trial import Job, _Run, digest, rate_factor, train
 from locant.compare.world import World
 from locant.tasks import digits, splits
 from locant.tasks.kinds import IMAGES
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_ends_the_trial_and_is_said(task, tmp_path) -> 
 
 
 def test_pace_warms_up_and_ends_at_nothing() -> None:
-    paces = [pace(step, 100) for step in range(100)]
+    paces = [rate_factor(step, 100) for step in range(100)]
     assert paces[0] == 0.1
     assert paces[9] == paces[10] == 1.0
     assert paces[10:] == sorted(paces[10:], reverse=True)

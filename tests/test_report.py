@@ -324,7 +324,7 @@ def test_ticks_are_round_and_few(scale: Scale, ticks: list[float]) -> None:
         (markup.probability(0.04), "= 0.04"),
         (markup.text("a\r\nb\x07\ud800\u202e<"), "a⏎b\ufffd\ufffd\ufffd&lt;"),
         (markup.sizes([4, 4]), "4\u00a0×\u00a04"),
-        (markup.listed(["a", "b", "c"]), "a, b and c"),
+        (markup.join_words(["a", "b", "c"]), "a, b and c"),
     ],
 )
 def test_numbers_and_names_have_one_style(got: str, wanted: str) -> None:

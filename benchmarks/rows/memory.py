@@ -43,7 +43,7 @@ def long(setting: Setting) -> Iterator[Row]:
     before = peak()
     fresh()
     grid, heads, head_dim = Grid(256, 256), 1, 16
-    work = Workload.drawn(1, heads, head_dim, grid, position=RelativeTable(grid, heads, init_std=0.5))
+    work = Workload.draw(1, heads, head_dim, grid, position=RelativeTable(grid, heads, init_std=0.5))
     work.gradients("native")
     after = peak()
     if before is None or after is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locant.measuring.clock import Gate, Ratio, Times, interleaved
+from locant.measuring.clock import Gate, Ratio, Times, time_in_turn
 from locant.measuring.exactness import Truth
 from locant.measuring.workload import Workload
 
@@ -49,7 +49,7 @@ class Setting:
     gate: Gate
 
     def times(self, calls: dict[str, Callable[[], object]]) -> Times:
-        return interleaved(calls, self.seconds, self.gate)
+        return time_in_turn(calls, self.seconds, self.gate)
 
 
 def of_ratio(family: str, work: str, against: str, ratio: Ratio, times: Times, **more: Any) -> Row:

@@ -27,7 +27,7 @@ def drawn(
     fresh()
     grid = Grid(side, side)
     position = RelativeTable(grid, heads, init_std=0.5)
-    work = Workload.drawn(batch, heads, head_dim, grid, position=position.to(dtype), dtype=dtype)
+    work = Workload.draw(batch, heads, head_dim, grid, position=position.to(dtype), dtype=dtype)
     if not apart:
         return work
     q, k, v = (x.detach().contiguous().requires_grad_() for x in (work.q, work.k, work.v))

@@ -167,7 +167,7 @@ def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:
     else:
         from rich.console import Console
 
-        print(result.settings.said())
+        print(result.settings.sentence())
         Console().print(result.table())
         print(*result.sentences(), sep="\n")
     sys.stdout.flush()

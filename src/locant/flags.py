@@ -97,12 +97,12 @@ class Flag:
 
 def _default(name: str) -> str:
     """A recipe's default in words, for every kind that differs from the first: '20 (clips 9, sequences 24)'."""
-    first, *others = ((kind.name, _spelled(getattr(kind.recipe, name))) for kind in KINDS.values())
+    first, *others = ((kind.name, _spell(getattr(kind.recipe, name))) for kind in KINDS.values())
     different = ", ".join(f"{kind} {value}" for kind, value in others if value != first[1])
     return f"{first[1]} ({different})" if different else first[1]
 
 
-def _spelled(value: Any) -> str:
+def _spell(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else "1" if value is None else f"{value:g}"
 
 

@@ -26,7 +26,7 @@ def option(panel: str, text: str, *names: str, metavar: str = "") -> Any:
 def sentences(stopped: str) -> Iterator[None]:
     """What a user can run into, as one sentence and an exit code."""
     with suppress(ValueError):  # only the main thread hears signals
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -40,7 +40,7 @@ def sentences(stopped: str) -> Iterator[None]:
         _stop(str(error), 2)
 
 
-def _terminated(number: int, _: object) -> NoReturn:
+def _terminate(number: int, _: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
@@ -98,19 +98,19 @@ def sides(name: str, given: str | None) -> int | tuple[int, ...] | None:
 
 def pair(name: str, given: str | None) -> tuple[int, ...] | None:
     """'7' and '7x7' are both (7, 7)."""
-    found = sides(name, given)
-    return (found, found) if isinstance(found, int) else found
+    both = sides(name, given)
+    return (both, both) if isinstance(both, int) else both
 
 
 def assigned(given: list[str] | None) -> dict[str, Any]:
     """['name=value', ...], the values as Python writes them: 3, 0.5, True, (7, 7), None; anything else is text."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for one in given or ():
         name, equals, value = one.partition("=")
         if not equals:
             raise typer.BadParameter(f"needs NAME=VALUE; got {one!r}.", param_hint="--set")
         try:
-            found[name.strip()] = ast.literal_eval(value)
+            values[name.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name.strip()] = value
-    return found
+            values[name.strip()] = value
+    return values

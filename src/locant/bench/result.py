@@ -104,26 +104,26 @@ class Result:
 
     def sentences(self) -> list[str]:
         """Below the table: why kernels are missing, what the plan did, and how quiet the machine was."""
-        said = [f"{e.kernel} did not run: {e.why}." for mode in self.modes for e in mode.entries if e.why]
-        said = list(dict.fromkeys(said))  # often the same forward and backward
+        lines = [f"{e.kernel} did not run: {e.why}." for mode in self.modes for e in mode.entries if e.why]
+        lines = list(dict.fromkeys(lines))  # often the same forward and backward
         for mode in self.modes:
             for entry in mode.red:
                 wrong = ", ".join(f"{f.what} is off by {f.error:.1e} (at most {f.limit:.1e})" for f in entry.red)
-                said.append(f"{NAMES[mode.mode]}: {entry.kernel} is RED: {wrong}.")
-        said += self.verdicts()
+                lines.append(f"{NAMES[mode.mode]}: {entry.kernel} is RED: {wrong}.")
+        lines += self.verdicts()
         if any(not ratio.quiet for ratio in self._ratios()):
-            said.append(
+            lines.append(
                 f"* The machine was not quiet ({self.quiet:.0%} of the probes were): read these ratios with care, or "
                 "run again with more --seconds."
             )
-        return said
+        return lines
 
     def verdicts(self) -> list[str]:
         return [mode.verdict() for mode in self.modes]
 
     def _ratios(self) -> list[Ratio]:
-        found = [mode.ratio(e.kernel) for mode in self.modes for e in mode.timed if e.kernel != mode.plan]
-        return [ratio for ratio in found if ratio is not None]
+        ratios = [mode.ratio(e.kernel) for mode in self.modes for e in mode.timed if e.kernel != mode.plan]
+        return [ratio for ratio in ratios if ratio is not None]
 
     def json(self) -> str:
         """Everything, with every sample in milliseconds."""
@@ -148,9 +148,9 @@ def _cells(mode: Mode, entry: Entry) -> tuple[str, ...]:
     if entry.red:
         return entry.kernel, "RED", "", "", error
     ratio = mode.ratio(entry.kernel)
-    said = "1" if entry.kernel == mode.plan else "" if ratio is None else str(ratio)
+    shown = "1" if entry.kernel == mode.plan else "" if ratio is None else str(ratio)
     memory = "not told here" if entry.extra is None else f"{entry.extra / 1e6:.1f} MB"
-    return entry.kernel, said, f"{1e3 * mode.times.seconds(entry.kernel):.3g}", memory, error
+    return entry.kernel, shown, f"{1e3 * mode.times.seconds(entry.kernel):.3g}", memory, error
 
 
 def _mode(mode: Mode) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from locant.bench.result import Entry, Mode, Result
 from locant.bench.settings import CHECKS, Settings, Sides, resolve
 from locant.kernels import reference
 from locant.measuring import machine, memory
-from locant.measuring.clock import Gate, Times, interleaved
+from locant.measuring.clock import Gate, Times, time_in_turn
 from locant.measuring.exactness import Truth
 from locant.measuring.workload import Workload
 
@@ -61,34 +61,34 @@ def run(
     given = {name: arguments[name] for name in CHECKS}
     chosen = resolve(given)
     say = tell or (lambda sentence: None)
-    with _threads(chosen.threads):
+    with _limit_threads(chosen.threads):
         work = chosen.workload()
         gate = Gate()
-        gate.settle()
-        modes = tuple(_measured(mode, work, chosen, gate, say) for mode in chosen.modes)
+        gate.calibrate()
+        modes = tuple(_measure_mode(mode, work, chosen, gate, say) for mode in chosen.modes)
         return Result(chosen, machine.description(), modes, gate.best, gate.quiet_probes / gate.probes)
 
 
-def _measured(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Callable[[str], object]) -> Mode:
+def _measure_mode(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Callable[[str], object]) -> Mode:
     train = mode == "train"
     plan = work.plan(train=train)
-    refused = {k.name: why for k in planner.FAMILY if (why := _why_not(k, work, train)) is not None}
+    refused = {k.name: why for k in planner.FAMILY if (why := _refusal(k, work, train)) is not None}
     say(f"{mode}: comparing with the definition in float64")
     truth = Truth(work, train=train)
     findings = {k.name: tuple(truth.check(k.name)) for k in planner.FAMILY if k.name not in refused}
-    right = [name for name, found in findings.items() if not any(f.red for f in found)]
+    right = [name for name, errors in findings.items() if not any(f.red for f in errors)]
     say(f"{mode}: timing {', '.join(right)} in turn, {chosen.seconds:g} seconds")
     run_it = work.gradients if train else work.forward
     calls = {name: (lambda name=name: run_it(name)) for name in right}
-    times = interleaved(calls, chosen.seconds, gate) if calls else Times({}, gate)
+    times = time_in_turn(calls, chosen.seconds, gate) if calls else Times({}, gate)
     extra = {name: memory.extra(call) for name, call in calls.items()}
     entries = [
-        Entry(name, found, times.samples.get(name, ()), extra.get(name)) for name, found in findings.items()
+        Entry(name, errors, times.samples.get(name, ()), extra.get(name)) for name, errors in findings.items()
     ] + [Entry(name, (), (), None, why) for name, why in refused.items()]  # fmt: skip
     return Mode(mode, plan.kernel, tuple(entries), times, truth.compared / max(1, work.pairs))
 
 
-def _why_not(kernel: Any, work: Workload, train: bool) -> str | None:
+def _refusal(kernel: Any, work: Workload, train: bool) -> str | None:
     problem = work.plan(train=train).problem
     why: str | None = kernel.refuses(problem)
     if why is None and kernel is reference and (1 + train) * kernel.work(problem).held > HELD:
@@ -97,7 +97,7 @@ def _why_not(kernel: Any, work: Workload, train: bool) -> str | None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _limit_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

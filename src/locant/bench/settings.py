@@ -56,21 +56,21 @@ class Settings:
         grid = keys if self.queries is None else keys[self.grid[0] - self.queries :]
         dtype = getattr(torch, self.dtype)
         position = POSITIONS[self.position](self)
-        work = Workload.drawn(
+        work = Workload.draw(
             self.batch, self.heads, self.head_dim, grid, key_grid=keys, kv_heads=self.kv_heads,
-            value_dim=self.value_dim, position=None if position is None else position.to(dtype), mask=self.who(),
+            value_dim=self.value_dim, position=None if position is None else position.to(dtype), mask=self.mask_value(),
             dtype=dtype,
         )  # fmt: skip
         work.plan(train=True)  # checks that all of it fits together
         return work
 
-    def who(self) -> Mask | None:
+    def mask_value(self) -> Mask | None:
         """Who may attend."""
         masks: list[Mask] = [Windows(self.window, self.shift or None)] if self.window else []
         masks += [Causal()] if self.mask == "causal" else []
         return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
-    def said(self) -> str:
+    def sentence(self) -> str:
         """The problem as a sentence."""
         cells = " × ".join(map(str, self.grid))
         parts = [f"{cells} tokens" + (f" and {self.prefix} before them" if self.prefix else "")]
@@ -111,18 +111,20 @@ def resolve(given: dict[str, Any]) -> Settings:
     Raises:
         ValueError: a name that is not known, a number out of range, sizes that don't fit.
     """
-    said = {name: value for name, value in given.items() if value is not None}
-    said = {name: CHECKS[name](name, value) for name, value in said.items()}
+    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: CHECKS[name](name, value) for name, value in values.items()}
     for name, known in (("position", tuple(POSITIONS)), ("mask", ("none", "causal")), ("dtype", tuple(BYTES))):
-        if name in said and said[name] not in known:
-            hint = ": it acts on tokens before attention, and costs attention nothing" * (said[name] in EMBEDDINGS)
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {said[name]!r}{hint}. Name one of these.")
-    chosen = Settings(**{"threads": torch.get_num_threads(), **said})
-    _fits(chosen)
+        if name in values and values[name] not in known:
+            hint = ": it acts on tokens before attention, and costs attention nothing" * (values[name] in EMBEDDINGS)
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}; got {values[name]!r}{hint}. Name one of these."
+            )
+    chosen = Settings(**{"threads": torch.get_num_threads(), **values})
+    _check_fit(chosen)
     return chosen
 
 
-def _fits(chosen: Settings) -> None:
+def _check_fit(chosen: Settings) -> None:
     if len(chosen.grid) not in (1, 2, 3):
         raise ValueError(f"grid needs one to three sizes; got {chosen.grid}. Write --grid 196, 14x14 or 8x14x14.")
     if chosen.shift and not chosen.window:
@@ -145,15 +147,15 @@ def sides(name: str, value: Sides) -> tuple[int, ...]:
     words = value.split("x") if isinstance(value, str) else (value,) if isinstance(value, int) else value
     least = 0 if name == "shift" else 1
     try:
-        found = tuple(int(word) for word in words)
+        sizes = tuple(int(word) for word in words)
     except (TypeError, ValueError):
-        found = ()
-    if not found or any(n < least for n in found):
+        sizes = ()
+    if not sizes or any(n < least for n in sizes):
         raise ValueError(
             f"{name} needs whole numbers of at least {least} with x between them; got {value!r}. "
             f"Write --{name} {'3x3' if name == 'shift' else '14x14'}, for example."
         )
-    return found
+    return sizes
 
 
 def _count(name: str, value: Any, least: int = 1) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from locant.page import charts, markup, pictures
 from locant.page.charts import Line, Mark
-from locant.page.markup import NOTHING, listed, percent, points, probability, sizes, text, user, whole
+from locant.page.markup import NOTHING, join_words, percent, points, probability, sizes, text, user, whole
 
 FEW = 12  # classes named in the sentence; the rest stand in the table of classes
 LONG = 32  # letters of a class in that sentence
@@ -36,7 +36,7 @@ def chapter(
 def _opening(task: Json, number: int) -> str:
     finding = "".join(f"<p>{text(line)}</p>" for line in task.get("finding") or [])
     count = task.get("sizes") or {}
-    parts = listed([f"{whole(n)} {'training' if part == 'train' else text(part)}" for part, n in count.items()])
+    parts = join_words([f"{whole(n)} {'training' if part == 'train' else text(part)}" for part, n in count.items()])
     patch = f", patches of {sizes(task['patch'])}" if any(n > 1 for n in task.get("patch") or []) else ""
     grid = f" Each example is {_grid(task)}{patch}."
     classes = task.get("classes") or []
@@ -44,7 +44,8 @@ def _opening(task: Json, number: int) -> str:
         f'<h2 id="task-{number}-name">{text(task["kind"]).capitalize()}</h2>'
         f'<p class="question">{text(task.get("question") or "")}</p><div class="task-finding">{finding}</div>'
         f"<p>Data: {user(task.get('source') or 'not named')}. {parts} examples, {whole(len(classes))} "
-        f"class{'es' * (len(classes) != 1)}: {_few(classes)}.{grid if task.get('grid') else ''}</p>{_classes(task)}"
+        f"class{'es' * (len(classes) != 1)}: {_name_few(classes)}.{grid if task.get('grid') else ''}</p>"
+        f"{_classes(task)}"
     )
 
 
@@ -54,7 +55,7 @@ def _grid(what: Json) -> str:
     return tokens if len(what.get("grid") or []) < 2 else f"a grid of {sizes(what['grid'])} = {tokens}"
 
 
-def _few(classes: Sequence[str]) -> str:
+def _name_few(classes: Sequence[str]) -> str:
     rest = len(classes) - FEW
     names = [user(name if len(name) <= LONG else f"{name[: LONG - 1]}…") for name in classes[:FEW]]
     return ", ".join([*names, f"and {whole(rest)} more"]) if rest > 0 else ", ".join(names)
@@ -75,8 +76,8 @@ def _classes(task: Json) -> str:
     return f'<details><summary>Examples of each class</summary><div class="wide">{table}</div></details>'
 
 
-def _who(scheme: Json, styles: Mapping[str, str], said: bool = True) -> str:
-    sentence = f"<small>{text(scheme['sentence'])}</small>" if said and scheme.get("sentence") else ""
+def _who(scheme: Json, styles: Mapping[str, str], with_sentence: bool = True) -> str:
+    sentence = f"<small>{text(scheme['sentence'])}</small>" if with_sentence and scheme.get("sentence") else ""
     mark = f'<i class="mark {styles[scheme["name"]]}"></i>'
     return f'<th scope="row">{mark}<span>{text(scheme["label"])}{sentence}</span></th>'
 
@@ -87,7 +88,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence
     body = ""
     for who, cells in rows:
         named = zip(head, cells, strict=True)
-        body += f"<tr>{who}{''.join(_labelled(name, cell) for name, cell in named)}</tr>"
+        body += f"<tr>{who}{''.join(_cell(name, cell) for name, cell in named)}</tr>"
     columns = 2 if len(head) in (2, 4) else 3
     return (
         f'<table class="by-scheme columns{columns}"><caption>{text(caption)}</caption>'
@@ -95,7 +96,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence
     )
 
 
-def _labelled(name: str, cell: str) -> str:
+def _cell(name: str, cell: str) -> str:
     return f'<td data-label="{name}">{cell}</td>'
 
 
@@ -104,7 +105,7 @@ def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
     rows = []
     for scheme in task["schemes"]:
         cells = [_accuracy(scheme.get("accuracy"))]
-        cells += [_shifted((scheme.get("shifts") or {}).get(name)) for name in shifts]
+        cells += [_shift_cell((scheme.get("shifts") or {}).get(name)) for name in shifts]
         rows.append((_who(scheme, styles), cells))
     head = ["Test set", *(text(name) for name in shifts)]
     words = "".join(f"<li><b>{text(s['name'])}</b>: {_shift(s)}</li>" for s in task.get("shifts") or [])
@@ -129,7 +130,7 @@ def _accuracy(accuracy: Json | None) -> str:
     return f"<b>{percent(accuracy['mean'])}</b>{spread}{interval}"
 
 
-def _shifted(shift: Json | None) -> str:
+def _shift_cell(shift: Json | None) -> str:
     if shift is None:
         return NOTHING
     if shift.get("why_not"):
@@ -145,11 +146,11 @@ def _notes(task: Json) -> str:
     timeless = [s["label"] for s in task["schemes"] if s.get("tells_time") is False]
     if mirror:
         notes.append(
-            f"Mirror-blind: {listed([text(name) for name in mirror])}. An offset and its opposite look alike, so left "
-            "cannot be told from right, nor before from after, however long it trains."
+            f"Mirror-blind: {join_words([text(name) for name in mirror])}. An offset and its opposite look alike, so "
+            "left cannot be told from right, nor before from after, however long it trains."
         )
     if timeless:
-        notes.append(f"Blind to the order of frames: {listed([text(name) for name in timeless])}.")
+        notes.append(f"Blind to the order of frames: {join_words([text(name) for name in timeless])}.")
     notes += [
         f"Not position alone in {text(s['label'])}: {text(s['beside'])}." for s in task["schemes"] if s.get("beside")
     ]
@@ -244,36 +245,36 @@ def _learning(task: Json, styles: Mapping[str, str]) -> str:
 
 
 def _mean(runs: Sequence[Sequence[charts.Point]]) -> tuple[charts.Point, ...]:
-    found: dict[markup.Number, list[markup.Number]] = {}
+    by_epoch: dict[markup.Number, list[markup.Number]] = {}
     for run in runs:
         for epoch, value in run:
-            found.setdefault(epoch, []).append(value)
-    return tuple((epoch, sum(values) / len(values)) for epoch, values in sorted(found.items()))
+            by_epoch.setdefault(epoch, []).append(value)
+    return tuple((epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items()))
 
 
 def _comparisons(task: Json, styles: Mapping[str, str]) -> str:
     title = "<h3>Which differences are shown</h3>"
     if _seeds(task) == 1:
         return f"{title}<p>One seed: no ranking. Repeat with three seeds or more to compare.</p>"
-    found = [_turned(c) for c in task.get("comparisons") or []]
-    if not found:
+    pairs = [_from_better_side(c) for c in task.get("comparisons") or []]
+    if not pairs:
         return f"{title}<p>There is nothing to compare.</p>"
     labels = {scheme["name"]: scheme["label"] for scheme in task["schemes"]}
-    shown = [c for c in found if c["verdict"] != "no difference shown"]
-    silent = [c for c in found if c["verdict"] == "no difference shown"]
+    shown = [c for c in pairs if c["verdict"] != "no difference shown"]
+    silent = [c for c in pairs if c["verdict"] == "no difference shown"]
     words = (
         "Dot: the difference in points, paired over the same seeds and test examples. Line: its interval, corrected "
-        f"for {len(found)} comparisons (Holm). Where the line touches zero, no difference is shown."
+        f"for {len(pairs)} comparisons (Holm). Where the line touches zero, no difference is shown."
     )
-    parts = [f"<p>Of {len(found)} pairs, {len(shown) or 'none'} show{'s' * (len(shown) < 2)} a difference.</p>"]
+    parts = [f"<p>Of {len(pairs)} pairs, {len(shown) or 'none'} show{'s' * (len(shown) < 2)} a difference.</p>"]
     if shown:
         parts.append("<h4>A difference is shown</h4>" + charts.differences([_pair(c, labels, styles) for c in shown]))
     if silent:
         parts.append("<h4>No difference shown</h4>" + charts.differences([_pair(c, labels, styles) for c in silent]))
-    return f"{title}{_figure(''.join(parts), words)}{_pair_table(found, labels)}"
+    return f"{title}{_figure(''.join(parts), words)}{_pair_table(pairs, labels)}"
 
 
-def _turned(c: Json) -> Json:
+def _from_better_side(c: Json) -> Json:
     """The comparison said from its better side: a lower b is b higher than a."""
     if c["difference"] >= 0:
         return c
@@ -288,12 +289,12 @@ def _pair(c: Json, labels: Mapping[str, str], styles: Mapping[str, str]) -> Mark
     return Mark(style, names, c["difference"], None, c["low"], c["high"])
 
 
-def _pair_table(found: Sequence[Json], labels: Mapping[str, str]) -> str:
-    rows = "".join(f"<li>{_said(c, labels)}</li>" for c in found)
+def _pair_table(pairs: Sequence[Json], labels: Mapping[str, str]) -> str:
+    rows = "".join(f"<li>{_comparison_sentence(c, labels)}</li>" for c in pairs)
     return f'<details><summary>Every comparison in words</summary><ul class="note">{rows}</ul></details>'
 
 
-def _said(c: Json, labels: Mapping[str, str]) -> str:
+def _comparison_sentence(c: Json, labels: Mapping[str, str]) -> str:
     a, b = (text(labels.get(c[side], c[side])) for side in "ab")
     numbers = f"{points(c['difference'])} points ({points(c['low'])} to {points(c['high'])})"
     p = f"; p {probability(c['p_holm'])} after Holm" if c.get("p_holm") is not None else ""
@@ -309,7 +310,7 @@ def _cost_table(task: Json, measured: Json, styles: Mapping[str, str], batch: in
         total = f"<small>of {whole(spent['total'])}</small>" if spent.get("total") is not None else ""
         cells = [f"{whole(spent.get('position'))}{total}", markup.flops((scheme.get("flops") or {}).get("forward"))]
         cells += [_cost(cost, "forward"), _cost(cost, "step")]
-        rows.append((_who(scheme, styles, said=False), cells))
+        rows.append((_who(scheme, styles, with_sentence=False), cells))
     head = ["Parameters on position", "FLOPs, forward", "Forward", "Training step"]
     size = f" for a batch of {batch}" if batch else ""
     caption = f"Time (median and range) and peak memory{size}, as measured on one machine"
@@ -352,13 +353,13 @@ def _line(scheme: Json, measured: Json, field: str, styles: Mapping[str, str]) -
 
 
 def _stops(task: Json, measured: Json) -> str:
-    said: dict[str, list[str]] = {}
+    schemes_of: dict[str, list[str]] = {}
     for scheme in task["schemes"]:
         for step in (measured.get(scheme["name"]) or {}).get("growth") or []:
             if step.get("stopped"):
                 why = f"at {whole(step['tokens'])} tokens {text(step['stopped']).rstrip('.')}"
-                said.setdefault(why, []).append(text(scheme["label"]))
-    return "".join(f" {listed(names)} {why}." for why, names in said.items())
+                schemes_of.setdefault(why, []).append(text(scheme["label"]))
+    return "".join(f" {join_words(names)} {why}." for why, names in schemes_of.items())
 
 
 def _maps(task: Json, number: int, cards: str) -> str:

@@ -32,25 +32,27 @@ def of_task(task: dict[str, Any]) -> list[str]:
     level = [c for c in task["comparisons"] if best in (c["a"], c["b"])]
     tied = [_other(c, best) for c in level if c["verdict"] == "no difference shown"]
     beaten = [_other(c, best) for c in level if c["verdict"] != "no difference shown"]
-    said = [_lead(task, best, tied, labels, means)]
+    sentences = [_lead(task, best, tied, labels, means)]
     if beaten:
-        said.append(f"Shown to be below {labels[best]}: {_list([labels[n] for n in beaten])}.")
-    said += _against_none(task, labels)
-    said += _beyond(task, labels)
+        sentences.append(f"Shown to be below {labels[best]}: {_join([labels[n] for n in beaten])}.")
+    sentences += _against_none(task, labels)
+    sentences += _on_shifts(task, labels)
     blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
-        said.append(f"{_list(blind)} is mirror-blind: to it, left is right and before is after.")
+        sentences.append(f"{_join(blind)} is mirror-blind: to it, left is right and before is after.")
     designs = [s["label"] for s in schemes if s.get("beside")]
     if designs:
-        said.append(f"{_list(designs)} differ{'s' * (len(designs) == 1)} from the rest by more than position.")
+        sentences.append(f"{_join(designs)} differ{'s' * (len(designs) == 1)} from the rest by more than position.")
     wide = [
         s["label"]
         for s in schemes
         if seeds_dominate(s["accuracy"]["mean"], s["accuracy"]["spread"], task["sizes"]["test"])
     ]
     if wide:
-        said.append(f"Seeds differ by more than the test examples explain for {_list(wide)}: use more seeds there.")
-    return said
+        sentences.append(
+            f"Seeds differ by more than the test examples explain for {_join(wide)}: use more seeds there."
+        )
+    return sentences
 
 
 def of_all(tasks: list[dict[str, Any]]) -> list[str]:
@@ -62,7 +64,7 @@ def _lead(task: dict[str, Any], best: str, tied: list[str], labels: dict[str, st
     start = f"{_kind(task)}: {labels[best]} answers {_percent(means[best])} of the test examples"
     if not tied:
         return f"{start}, shown to be more than every other scheme."
-    return f"{start}; no difference is shown to {_list([f'{labels[n]} ({_percent(means[n])})' for n in tied])}."
+    return f"{start}; no difference is shown to {_join([f'{labels[n]} ({_percent(means[n])})' for n in tied])}."
 
 
 def _against_none(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
@@ -76,20 +78,20 @@ def _against_none(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
             gains.append((low, name))
         else:
             unshown.append(labels[name])
-    said = []
+    sentences = []
     if gains:
         low, _ = min(gains)
-        said.append(
+        sentences.append(
             f"Saying where tokens are is worth at least {100 * low:.0f} points here for "
-            f"{_list([labels[n] for _, n in sorted(gains, reverse=True)])} (corrected interval, against no position)."
+            f"{_join([labels[n] for _, n in sorted(gains, reverse=True)])} (corrected interval, against no position)."
         )
     if unshown:
-        said.append(f"No gain over no position is shown for {_list(unshown)}.")
-    return said
+        sentences.append(f"No gain over no position is shown for {_join(unshown)}.")
+    return sentences
 
 
-def _beyond(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    said = []
+def _on_shifts(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    sentences = []
     for shift in task["shifts"]:
         scored = {
             s["name"]: s["shifts"][shift["name"]]["mean"]
@@ -99,11 +101,11 @@ def _beyond(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
         if len(scored) > 1:
             top = max(scored, key=lambda name: scored[name])
             worst = min(scored, key=lambda name: scored[name])
-            said.append(
+            sentences.append(
                 f"Not trained for, {shift['name']}: from {_percent(scored[worst])} ({labels[worst]}) "
                 f"to {_percent(scored[top])} ({labels[top]})."
             )
-    return said
+    return sentences
 
 
 def _other(comparison: dict[str, Any], name: str) -> str:
@@ -118,5 +120,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%"  # no line breaks before the sign
 
 
-def _list(names: list[str]) -> str:
+def _join(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

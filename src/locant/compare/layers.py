@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import locant.nn
-from locant.compare.schemes import Reach, Scheme, Shape, mask_of
+from locant.compare.schemes import LayerSpec, Reach, Scheme, mask_of
 from locant.grid import Grid
 from locant.masks import Windows
 from locant.nn.adapter import Adapter
@@ -30,7 +30,7 @@ class Layer(nn.Module):
     input behind the pass over space, one beside the perceptron.
     """
 
-    def __init__(self, scheme: Scheme, shape: Shape) -> None:
+    def __init__(self, scheme: Scheme, shape: LayerSpec) -> None:
         super().__init__()
         passes = scheme.passes(shape)
         self.norm1 = nn.LayerNorm(shape.dim)

@@ -32,10 +32,10 @@ def look(model: Classifier) -> dict[str, Any]:
         what = f"Not drawn: {grid.tokens} tokens make a picture of {grid.tokens**2:,} numbers per head."
         return {"kind": "none", "what": what, "grid": list(grid.shape), "layers": []}
     kind, maps, cut = "none", [], False
-    if len(model.tokens) and all(p is None for layer in model.inside() for _, p in layer.passes()):
+    if len(model.tokens) and all(p is None for layer in model.blocks() for _, p in layer.passes()):
         total = sum(embedding(grid) for embedding in model.tokens)
         kind, maps = "embedding", [list(likeness(torch.as_tensor(total)))]
-    for layer in model.inside():
+    for layer in model.blocks():
         heads: Tensor | None = None
         for reach, position in layer.passes():
             if position is None:
@@ -53,9 +53,7 @@ def look(model: Classifier) -> dict[str, Any]:
         "what": " ".join([WHAT[kind], *_left_out(model, kind, cut)]),
         "grid": list(grid.shape),
         "query": [size // 2 for size in grid.shape],
-        "layers": [
-            {"layer": index + 1, "heads": [_rounded(head) for head in heads]} for index, heads in enumerate(maps)
-        ],
+        "layers": [{"layer": index + 1, "heads": [_round(head) for head in heads]} for index, heads in enumerate(maps)],
     }
 
 
@@ -69,5 +67,5 @@ def _left_out(model: Classifier, kind: str, cut: bool) -> list[str]:
     return [sentence for sentence, so in holds.items() if so]
 
 
-def _rounded(matrix: Float[Tensor, "queries keys"]) -> list[list[float]]:
+def _round(matrix: Float[Tensor, "queries keys"]) -> list[list[float]]:
     return [[round(value, 4) + 0.0 for value in row] for row in matrix.tolist()]

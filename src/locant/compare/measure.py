@@ -34,10 +34,10 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
     """Every scheme of one task: its time and memory at the trained size, and at larger ones."""
     models = {name: build(Job(kind, name, 0, 0.0), task, recipe).to(device) for name in schemes}
     item = tuple(task.train.shape)
-    at_size = _in_turn(models, item, recipe.batch, device, ROUNDS)
-    found: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
+    at_size = _measure_in_turn(models, item, recipe.batch, device, ROUNDS)
+    costs: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
     for factor in GROWTH:
-        larger = _grown(KINDS[kind], item, factor)
+        larger = _enlarge(KINDS[kind], item, factor)
         tokens = models[schemes[0]].grid_of(larger).tokens
         if factor > 1 and tokens > MOST_TOKENS:
             break
@@ -45,19 +45,19 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
         fitting, stopped = {}, {}
         for name, model in models.items():
             moved, _ = model.moved_to(larger)
-            why = _too_much(moved, larger, batch)
+            why = _reason_to_stop(moved, larger, batch)
             if why is None:
                 fitting[name] = moved
             else:
                 stopped[name] = why
-        figures = _in_turn(fitting, larger, batch, device, GROWING)
+        figures = _measure_in_turn(fitting, larger, batch, device, GROWING)
         for name in schemes:
             row = _per_example(figures[name], batch) if name in figures else {}
-            found[name]["growth"].append({"tokens": tokens, "stopped": stopped.get(name), **row})
-    return found
+            costs[name]["growth"].append({"tokens": tokens, "stopped": stopped.get(name), **row})
+    return costs
 
 
-def _in_turn(
+def _measure_in_turn(
     models: dict[str, Classifier], item: tuple[int, ...], batch: int, device: str, rounds: int
 ) -> dict[str, Any]:
     x = torch.rand(batch, *item, device=device)
@@ -99,14 +99,14 @@ def _step(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
 
 
 def _milliseconds(call: Callable[[], None], device: str) -> float:
-    _settle(device)
+    _synchronize(device)
     start = time.perf_counter()
     call()
-    _settle(device)
+    _synchronize(device)
     return 1e3 * (time.perf_counter() - start)
 
 
-def _settle(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -123,13 +123,13 @@ def _per_example(figures: dict[str, Any], batch: int) -> dict[str, Any]:
     return share
 
 
-def _grown(kind: Kind, item: tuple[int, ...], factor: int) -> tuple[int, ...]:
+def _enlarge(kind: Kind, item: tuple[int, ...], factor: int) -> tuple[int, ...]:
     """A larger example: pictures and frames grow on both sides, sequences by the square of it."""
     growing = kind.axes[-2:]
     return tuple(size * factor ** (2 // len(growing)) if axis in growing else size for axis, size in enumerate(item))
 
 
-def _too_much(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
+def _reason_to_stop(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
     """A sentence if a training step would hold too many scores."""
     held = sum(p.cost.held for p in model.plans(item, batch))
     if held <= CEILING:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from locant import flops
 from locant.attend import plan
 from locant.compare.layers import Layer, OverTime
-from locant.compare.schemes import Scheme, Shape, mask_of
+from locant.compare.schemes import LayerSpec, Scheme, mask_of
 from locant.grid import Grid
 from locant.planner import Plan
 from locant.positions.position import Entrance, Position
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.kind, self.scheme, self.patch = kind, scheme, patch
         self.grid = grid_of(kind, item, patch)
-        shape = Shape(self.grid, dim, heads, depth=depth)
+        shape = LayerSpec(self.grid, dim, heads, depth=depth)
         self.embed = nn.Linear(item[kind.channel] * math.prod(patch), dim)
         self.layers = nn.ModuleList([Layer(scheme, replace(shape, layer=index)) for index in range(depth)])
         self.norm = nn.LayerNorm(dim)
@@ -80,15 +80,15 @@ class Classifier(nn.Module):
         """All weights but positions' start as normals of 1/sqrt(inputs), from a stream of their own: the seed gives
         every scheme the same start, however many numbers its positions drew. What only some designs have comes last."""
         stream = torch.Generator().manual_seed(torch.initial_seed())
-        own = {
-            id(m) for added in (self.ordered, *(x.adapters for x in self.inside())) if added for m in added.modules()
+        added_last = {
+            id(m) for added in (self.ordered, *(x.adapters for x in self.blocks())) if added for m in added.modules()
         }
-        for module in sorted(self.modules(), key=lambda m: id(m) in own):
+        for module in sorted(self.modules(), key=lambda m: id(m) in added_last):
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=stream)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for layer in self.inside():
+        for layer in self.blocks():
             if self.scheme.local and any(position is not None for _, position in layer.passes()):
                 nn.init.eye_(layer.attention.qkv.weight.data[-layer.attention.dim :])
 
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
         x = self.embed(patches(self.kind, x, self.patch))
         for embedding in self.tokens:
             x = x + embedding(grid)
-        for layer in self.inside():
+        for layer in self.blocks():
             x = layer(x, grid)
         if self.ordered is not None:
             x = self.ordered(x, grid)
@@ -107,13 +107,13 @@ class Classifier(nn.Module):
         """The grid of an example of this shape."""
         return grid_of(self.kind, item, self.patch)
 
-    def inside(self) -> list[Layer]:
+    def blocks(self) -> list[Layer]:
         """The layers."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def positions(self) -> list[Position]:
         """Every scheme inside, tokens' first, then layer by layer."""
-        modules = [*self.tokens, *(p for layer in self.inside() for p in layer.positions)]
+        modules = [*self.tokens, *(p for layer in self.blocks() for p in layer.positions)]
         return [p for p in modules if isinstance(p, Position)]
 
     def position_parameters(self) -> int:
@@ -126,10 +126,10 @@ class Classifier(nn.Module):
         moved, how = copy.deepcopy(self), "its own reach"
         if grid.shape == self.grid.shape:
             return moved, "the same grid"
-        for modules, fixed in ((moved.tokens, ()), *((x.positions, x.windowed()) for x in moved.inside())):
+        for modules, fixed in ((moved.tokens, ()), *((x.positions, x.windowed()) for x in moved.blocks())):
             for index, position in enumerate(modules):
                 if index not in fixed and isinstance(position, Resizable):
-                    larger = _stretched(position.grid, self.grid, grid)
+                    larger = _enlarge(position.grid, self.grid, grid)
                     if larger != position.grid:
                         what, method = RESIZED[position.entrance]
                         modules[index] = position.resized(larger, method=method)
@@ -140,13 +140,13 @@ class Classifier(nn.Module):
     def plans(self, item: tuple[int, ...], batch: int) -> list[Plan]:
         """How each pass of each layer would attend to examples of this size."""
         grid = self.grid_of(item)
-        found = []
-        for layer in self.inside():
+        plans = []
+        for layer in self.blocks():
             heads = layer.attention.heads
             q = torch.empty(batch, heads, grid.tokens, layer.attention.dim // heads, device="meta")
             for reach, position in layer.passes():
-                found.append(plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)))
-        return found
+                plans.append(plan(q, q, q, grid=grid, position=position, mask=mask_of(reach, grid)))
+        return plans
 
     def flops(self, item: tuple[int, ...]) -> int:
         """FLOPs of a forward pass on one example: attention as the plan runs it, two per other multiply-add."""
@@ -180,7 +180,7 @@ def patches(kind: Kind, x: Float[Tensor, "batch ..."], patch: tuple[int, ...]) -
     return x.reshape(len(x), *sizes).permute(0, *outer, *inner).flatten(1 + len(outer)).flatten(1, len(outer))
 
 
-def _stretched(own: Grid, old: Grid, new: Grid) -> Grid:
+def _enlarge(scheme: Grid, old: Grid, new: Grid) -> Grid:
     """`own` grown as the model's grid grows, axis by axis; axes of size 1 that the scheme ignores stay so."""
-    sizes = [n if mine == o else mine for mine, o, n in zip(own.shape, old.shape, new.shape, strict=True)]
-    return Grid(*sizes, prefix=own.prefix)
+    sizes = [n if mine == o else mine for mine, o, n in zip(scheme.shape, old.shape, new.shape, strict=True)]
+    return Grid(*sizes, prefix=scheme.prefix)

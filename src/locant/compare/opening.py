@@ -20,11 +20,12 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
         recipe = next(iter(settings.recipes.values()))
         frames = next((r.frames for name, r in settings.recipes.items() if KINDS[name].timed), recipe.frames)
         task = open_task(settings.data, asked, size=recipe.size, frames=frames, strict=settings.strict, seed=0)
-        return {task.kind: _shifted(task, settings.recipes[task.kind])}
-    return {kind: _shifted(_built_in(kind, settings.recipes[kind]), settings.recipes[kind]) for kind in settings.task}
+        return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
+    recipes = {kind: settings.recipes[kind] for kind in settings.task}
+    return {kind: _add_shifts(_built_in(kind, recipe), recipe) for kind, recipe in recipes.items()}
 
 
-def _shifted(task: Task, recipe: Recipe) -> Task:
+def _add_shifts(task: Task, recipe: Recipe) -> Task:
     """The task with a note on its share, and with the data that it was not trained for, made of its test examples."""
     patch = KINDS[task.kind].patch(task.test.shape, recipe.patch)
     notes = task.notes

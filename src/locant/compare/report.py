@@ -13,7 +13,7 @@ from typing import Any
 from locant.atomic import write_bytes
 from locant.compare import chapters
 from locant.page import pictures, shell
-from locant.page.markup import NOTHING, code, listed, text, user, whole
+from locant.page.markup import NOTHING, code, join_words, text, user, whole
 
 FORMAT = 1
 MOST_FILES = 200  # skipped files on the page; results.json has all
@@ -45,13 +45,13 @@ def render(results: Json) -> str:
     for number, task in enumerate(tasks):
         cards, maps = _gallery(task, number, styles)
         batch = ((results.get("settings") or {}).get(task["kind"]) or {}).get("batch")
-        said = [line for line in task.get("finding") or [] if line not in (results.get("finding") or [])]
-        task = {**task, "finding": said}  # what the page opens with is not said twice
+        sentences = [line for line in task.get("finding") or [] if line not in (results.get("finding") or [])]
+        task = {**task, "finding": sentences}  # what the page opens with is not said twice
         shown.append(chapters.chapter(task, number, measured.get(task["kind"]) or {}, styles, cards, batch))
         carried.update(maps)
     links = [(f"task-{i}", str(task["kind"]).capitalize()) for i, task in enumerate(tasks)]
     return shell.fill(
-        title=f"Locant compare: {listed([task['kind'] for task in tasks])}",
+        title=f"Locant compare: {join_words([task['kind'] for task in tasks])}",
         kicker="Locant compare",
         heading="Which position scheme should this model use?",
         finding=_finding(results, tasks),

@@ -144,7 +144,7 @@ def _open_folder(folder: Path, chosen: Settings, tasks: dict[str, Task], resume:
         checkpoint.sweep(folder)
         checkpoint.sweep(folder / "trials")
         if (folder / "identity.json").exists():
-            _same(json.loads((folder / "identity.json").read_text()), json.loads(json.dumps(about)), folder)
+            _refuse_changes(json.loads((folder / "identity.json").read_text()), json.loads(json.dumps(about)), folder)
         checkpoint.write_bytes(folder / "identity.json", json.dumps(about, indent=1).encode())
         checkpoint.write_bytes(path, settings.toml(chosen).encode())
     except OSError as error:
@@ -158,7 +158,7 @@ def _identity(chosen: Settings) -> dict[str, Any]:
     return {name: value for name, value in chosen.flags().items() if name != "threads"}
 
 
-def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     changed = [name for name in new["settings"] if old["settings"].get(name) != new["settings"][name]]
     if changed:
         was = ", ".join(f"{name} was {old['settings'].get(name)!r}" for name in changed)
@@ -228,15 +228,15 @@ def _assemble(
     shown: Progress,
 ) -> dict[str, Any]:
     """results.json: what was found, and in a block of its own what was measured."""
-    found, costs = [], {}
+    results, costs = [], {}
     for kind, task in tasks.items():
-        found.append(summary.of_task(task, chosen, schemes[kind], trials, folder))
+        results.append(summary.of_task(task, chosen, schemes[kind], trials, folder))
         shown.say(f"measuring the cost of {kind}")
         names = tuple(scheme.name for scheme in schemes[kind])
         costs[kind] = measure.measure(kind, task, chosen.recipes[kind], names, chosen.device)
     return {
         "format": 1,
-        "finding": finding.of_all(found),
+        "finding": finding.of_all(results),
         "limits": list(finding.LIMITS),
         "settings": _identity(chosen),
         "versions": {
@@ -245,8 +245,8 @@ def _assemble(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "tasks": found,
-        "best": summary.best(found),
+        "tasks": results,
+        "best": summary.best(results),
         "measured": {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine.summary(),

@@ -35,7 +35,7 @@ WINDOW = 7  # tokens a side of the largest window, as Swin has it
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerSpec:
     """What a scheme may depend on when it is built; `layer` counts from 0."""
 
     grid: Grid
@@ -68,8 +68,8 @@ class Scheme:
     label: str
     sentence: str
     axes: tuple[int, ...]
-    tokens: Callable[[Shape], tuple[Embedding, ...]] = field(default=lambda shape: ())
-    passes: Callable[[Shape], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
+    tokens: Callable[[LayerSpec], tuple[Embedding, ...]] = field(default=lambda shape: ())
+    passes: Callable[[LayerSpec], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
     direction: bool = True
     time: bool = True
     beside: str = ""
@@ -97,16 +97,16 @@ def _table(grid: Grid, heads: int) -> Position:
     return RelativeTable.compared.build(grid, 0, heads)
 
 
-def _shared_weights(shape: Shape) -> tuple[Pass, ...]:
+def _shared_weights(shape: LayerSpec) -> tuple[Pass, ...]:
     time, space = shape.only(0), shape.only(1, 2)
     return ("time", _table(time, shape.heads)), ("space", _table(space, shape.heads))
 
 
-def _space(shape: Shape) -> tuple[Pass, ...]:
+def _space(shape: LayerSpec) -> tuple[Pass, ...]:
     return (("space", _table(shape.only(1, 2), shape.heads)),)
 
 
-def _windows(shape: Shape) -> tuple[Pass, ...]:
+def _windows(shape: LayerSpec) -> tuple[Pass, ...]:
     """Windows of half a side, 2 to Swin's 7 tokens; every second layer moves them by half of that."""
     size = tuple(min(side, max(2, -(-side // 2)), WINDOW) for side in shape.grid.shape)
     odd = shape.layer % 2 == 1
@@ -114,7 +114,7 @@ def _windows(shape: Shape) -> tuple[Pass, ...]:
     return ((Windows(size, shift), _table(Grid(*size), shape.heads)),)
 
 
-def _gated_first(shape: Shape) -> tuple[Pass, ...]:
+def _gated_first(shape: LayerSpec) -> tuple[Pass, ...]:
     """A gate in all layers but the last sixth, as ten of ConViT's twelve; at least one is plain, at least one gated."""
     gated = max(1, shape.depth - max(1, shape.depth // 6))
     return (("joint", GatedPosition(shape.heads, axes=shape.grid.axes) if shape.layer < gated else None),)

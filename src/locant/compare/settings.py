@@ -56,35 +56,35 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     Raises:
         Refusal: an unknown name in the config file, or a value out of range.
     """
-    said = _read(config) if config is not None else {}
-    tables = {kind: said.pop(kind) for kind in KINDS if kind in said}
-    said.update({name: value for name, value in given.items() if value is not None and value is not False})
-    usual = () if said.get("data") is not None else tuple(kind.name for kind in KINDS.values() if kind.usual)
-    tasks = _texts("task", said.pop("task", usual), tuple(KINDS))
-    if len(tasks) > 1 and said.get("data") is not None:
+    values = _read(config) if config is not None else {}
+    tables = {kind: values.pop(kind) for kind in KINDS if kind in values}
+    values.update({name: value for name, value in given.items() if value is not None and value is not False})
+    usual = () if values.get("data") is not None else tuple(kind.name for kind in KINDS.values() if kind.usual)
+    tasks = _texts("task", values.pop("task", usual), tuple(KINDS))
+    if len(tasks) > 1 and values.get("data") is not None:
         raise Refusal(
             f"your own data are one task; --task names {', '.join(tasks)}. Name one, or none to have it guessed."
         )
-    quick = bool(said.pop("quick", False))
-    common = {name: said.pop(name) for name in flags.RECIPE if name in said}
+    quick = bool(values.pop("quick", False))
+    common = {name: values.pop(name) for name in flags.RECIPE if name in values}
     called = {name for name, value in given.items() if value is not None}
     recipes = {}
     for kind in tasks or tuple(KINDS):
-        own = {name: value for name, value in tables.get(kind, {}).items() if name not in called}
+        table = {name: value for name, value in tables.get(kind, {}).items() if name not in called}
         start = KINDS[kind].quick if quick else KINDS[kind].recipe
-        start = start if said.get("data") is None else replace(start, patch=None)
-        recipes[kind] = _recipe(start, {**common, **own})
-    positions = said.pop("positions", None)
+        start = start if values.get("data") is None else replace(start, patch=None)
+        recipes[kind] = _recipe(start, {**common, **table})
+    positions = values.pop("positions", None)
     return Settings(
         task=tasks,
         recipes=recipes,
-        seeds=_seeds(said.pop("seeds", 1 if quick else flags.SEED_COUNT)),
+        seeds=_seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT)),
         positions=None if positions is None else _texts("positions", positions, None),
-        data=None if said.get("data") is None else str(said.pop("data")),
-        device=_device(str(said.pop("device", "cpu"))),
-        threads=_count("threads", said.pop("threads", os.cpu_count() or 1)),
+        data=None if values.get("data") is None else str(values.pop("data")),
+        device=_device(str(values.pop("device", "cpu"))),
+        threads=_count("threads", values.pop("threads", os.cpu_count() or 1)),
         quick=quick,
-        strict=bool(said.pop("strict", False)),
+        strict=bool(values.pop("strict", False)),
     )
 
 
@@ -102,24 +102,24 @@ def toml(settings: Settings) -> str:
 def _read(config: str | Path) -> dict[str, Any]:
     path = Path(config)
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Refusal(
             f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as epochs = 30."
         ) from None
     known = flags.KEPT | set(KINDS)
-    strange = [name for name in said if name not in known]
-    strange += [f"{k}.{n}" for k in KINDS for n in said.get(k, {}) if n not in flags.RECIPE]
+    strange = [name for name in values if name not in known]
+    strange += [f"{k}.{n}" for k in KINDS for n in values.get(k, {}) if n not in flags.RECIPE]
     if strange:
         raise Refusal(
             f"the config file may name {', '.join(sorted(known))}; {str(path)!r} names {', '.join(strange)}. "
             "Correct or remove that."
         )
-    return said
+    return values
 
 
-def _recipe(base: Recipe, said: dict[str, Any]) -> Recipe:
-    recipe = replace(base, **{name: CHECKS[flags.RECIPE[name].value](name, value) for name, value in said.items()})
+def _recipe(base: Recipe, values: dict[str, Any]) -> Recipe:
+    recipe = replace(base, **{name: CHECKS[flags.RECIPE[name].value](name, value) for name, value in values.items()})
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
             f"dim must be an even multiple of heads; got dim={recipe.dim}, heads={recipe.heads}. "

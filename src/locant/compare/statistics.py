@@ -114,13 +114,13 @@ def compare(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]]) -> list[C
     drawn = _resample(tables, resamples_needed(len(pairs)))
     p = np.array([_two_sided(drawn[:, a] - drawn[:, b]) for a, b in pairs])
     p_holm, levels = holm(p)
-    found = []
+    comparisons = []
     for (a, b), one, corrected, level in zip(pairs, p, p_holm, levels, strict=True):
         low, high = _ends(drawn[:, a] - drawn[:, b], level)
         verdict: Verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
         difference = float(means[a] - means[b])
-        found.append(Comparison(names[a], names[b], difference, low, high, float(one), float(corrected), verdict))
-    return found
+        comparisons.append(Comparison(names[a], names[b], difference, low, high, float(one), float(corrected), verdict))
+    return comparisons
 
 
 def difference(

@@ -37,7 +37,7 @@ def of_task(
         row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
         rows.append(row)
     _keep_best(task, rows, folder)
-    found = {
+    results = {
         "kind": task.kind,
         "source": task.source,
         "question": task.question,
@@ -58,7 +58,7 @@ def of_task(
         "schemes": rows,
         "comparisons": [asdict(c) for c in statistics.compare(answers)] if chosen.ranked else [],
     }  # fmt: skip
-    return {**found, "finding": finding.of_task(found)}
+    return {**results, "finding": finding.of_task(results)}
 
 
 def best_rate(sweep: list[dict[str, Any]]) -> float:
@@ -66,12 +66,12 @@ def best_rate(sweep: list[dict[str, Any]]) -> float:
     return float(max(sweep, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"])
 
 
-def best(found: list[dict[str, Any]]) -> dict[str, Any]:
+def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the best model of each task lies, and the lines that rebuild and load it."""
-    files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in found}
+    files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in tasks}
     lines = ["from locant.compare import load", ""]
     lines += [f'{kind}, about = load("{file}")' for kind, file in files.items()]
-    first = found[0]
+    first = tasks[0]
     name, seed = _winner(first["schemes"])
     return {"task": first["kind"], "scheme": name, "seed": seed, "files": files, "file": files[first["kind"]],
             "snippet": "\n".join(lines)}  # fmt: skip
@@ -80,10 +80,10 @@ def best(found: list[dict[str, Any]]) -> dict[str, Any]:
 def load(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     """The model that a comparison saved, rebuilt and loaded, and what is known of it. Raises Refusal."""
     tensors, about = checkpoint.read(Path(path))
-    return _rebuilt(tensors, about), about
+    return _rebuild(tensors, about), about
 
 
-def _rebuilt(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
+def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
     kind, recipe, item = KINDS[about["job"]["kind"]], Recipe.of(about["recipe"]), tuple(about["item"])
     (scheme,) = find(kind.name, (about["job"]["scheme"],))
     patch = kind.patch(item, recipe.patch)
@@ -100,7 +100,7 @@ def _of_scheme(
     rate = best_rate(sweep)
     jobs = [Job(task.kind, scheme.name, seed, rate) for seed in chosen.seeds]
     saved = [checkpoint.read(folder / "trials" / f"{job.key}.safetensors")[0] for job in jobs]
-    model = _rebuilt(saved[0], trials[jobs[0].key])
+    model = _rebuild(saved[0], trials[jobs[0].key])
     answers = _answers(saved, "test")
     row = {
         "name": scheme.name,

@@ -38,10 +38,10 @@ def estimate(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], cho
             trials += count
     workers = min(chosen.threads, trials) if chosen.device == "cpu" else 1
     whole = 1.2 * seconds / workers + MEASURING * len(tasks)
-    return f"{trials} trials on {workers} worker{'s' * (workers > 1)}: about {spoken(whole)}"
+    return f"{trials} trials on {workers} worker{'s' * (workers > 1)}: about {spell_duration(whole)}"
 
 
-def spoken(seconds: float) -> str:
+def spell_duration(seconds: float) -> str:
     """A duration as one says it."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"

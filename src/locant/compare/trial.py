@@ -88,7 +88,7 @@ class _Run:
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
         self.model = build(job, task, recipe).to(world.device)
         self.replica = world.wrap(self.model)
-        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
         self.per_epoch = -(-len(task.train) // recipe.batch)
         self.steps = recipe.epochs * self.per_epoch
         self.step, self.loss, self.order = 0, 0.0, np.empty(0, np.int64)
@@ -103,7 +103,7 @@ class _Run:
             self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
         batch = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.job.lr * pace(self.step, self.steps)
+            group["lr"] = self.job.lr * rate_factor(self.step, self.steps)
         loss = self.world.loss(self.losses(self.world.share(batch)), len(batch))
         self.optimizer.zero_grad()
         loss.backward()
@@ -141,10 +141,10 @@ class _Run:
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         for name in ("step", "loss", "curve", "best_epoch", "best_validation"):
             setattr(self, name, about[name])
-        self.model.load_state_dict(_below("model.", tensors))
-        self.best = _below("best.", tensors)
+        self.model.load_state_dict(_strip_prefix("model.", tensors))
+        self.best = _strip_prefix("best.", tensors)
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below("optimizer.", tensors).items():
+        for name, tensor in _strip_prefix("optimizer.", tensors).items():
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = tensor
         if state:
@@ -183,7 +183,7 @@ class _Run:
         return tensors, about
 
 
-def pace(step: int, steps: int) -> float:
+def rate_factor(step: int, steps: int) -> float:
     """The share of the peak learning rate: a tenth of warm-up, then a cosine down to nothing."""
     warm = max(1, steps // 10)
     if step < warm:
@@ -223,7 +223,7 @@ def digest(state: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _groups(model: Classifier) -> list[dict[str, Any]]:
+def _parameter_groups(model: Classifier) -> list[dict[str, Any]]:
     """Weight decay on matrices; none on biases, norms and whatever says where tokens are."""
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv3d)}
     parameters = list(model.parameters())
@@ -233,5 +233,5 @@ def _groups(model: Classifier) -> list[dict[str, Any]]:
     ]
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -43,7 +43,7 @@ class Gate:
         self.best = float("inf")
         self.probes = self.quiet_probes = 0
 
-    def settle(self, probes: int = 200) -> None:
+    def calibrate(self, probes: int = 200) -> None:
         """Find the best probe before anything is measured."""
         for _ in range(probes):
             self.probe()
@@ -67,17 +67,17 @@ class Gate:
 
         After the time `until` nothing is waited for and nothing is repeated.
         """
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for _ in range(ATTEMPTS):
             before = self._wait(until)
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
             seconds = (time.perf_counter() - start) / repeats
-            found.append(Sample(seconds, before, self.probe()))
-            if self.accepts(found[-1]) or time.perf_counter() > until:
+            samples.append(Sample(seconds, before, self.probe()))
+            if self.accepts(samples[-1]) or time.perf_counter() > until:
                 break
-        return min(found, key=lambda s: max(s.before, s.after))
+        return min(samples, key=lambda s: max(s.before, s.after))
 
     def _wait(self, until: float) -> float:
         """The probe of the first quiet moment."""
@@ -148,17 +148,17 @@ class Times:
         return min(names, key=self.seconds)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float, gate: Gate, rounds: int = ROUNDS) -> Times:
+def time_in_turn(calls: Mapping[str, Callable[[], object]], seconds: float, gate: Gate, rounds: int = ROUNDS) -> Times:
     """Time all calls in turn until `seconds` are spent, waiting for quiet included, but `rounds` times at least."""
     repeats = {name: _repeats(call) for name, call in calls.items()}
-    names, found = list(calls), {name: list[Sample]() for name in calls}
+    names, samples = list(calls), {name: list[Sample]() for name in calls}
     end, turn = time.perf_counter() + seconds, 0
     while turn < rounds or time.perf_counter() < end:
         first = turn % len(names)
         for name in (*names[first:], *names[:first]):
-            found[name].append(gate.sample(calls[name], repeats[name], end))
+            samples[name].append(gate.sample(calls[name], repeats[name], end))
         turn += 1
-    return Times(found, gate)
+    return Times(samples, gate)
 
 
 def _repeats(call: Callable[[], object]) -> int:

@@ -74,18 +74,18 @@ class Truth:
     def check(self, kernel: str) -> list[Finding]:
         """Every result of the kernel against the truth."""
         out = self.work.forward(kernel)
-        found = [torch.cat([out[s.samples, :, s.start : s.stop].flatten() for s in self.slices])]
+        results = [torch.cat([out[s.samples, :, s.start : s.stop].flatten() for s in self.slices])]
         if self.train:
-            found += _joined(self.work.gradients(kernel))
+            results += _join_learned(self.work.gradients(kernel))
         return [
             finding(what, x, low, ref, 2 if what == "out" else 3)
-            for what, x, low, ref in zip(NAMES, found, self.plain, self.golden, strict=False)
+            for what, x, low, ref in zip(NAMES, results, self.plain, self.golden, strict=False)
         ]
 
 
 def finding(what: str, x: Tensor, low: Tensor, ref: Tensor, factor: int = 2) -> Finding:
     """`low` is the same mathematics done plainly in the dtype of x, `ref` in float64; gradients have a factor of 3."""
-    error, usual = (_far(y, ref) for y in (x, low))
+    error, usual = (_distance(y, ref) for y in (x, low))
     top = ref.abs().max().item() if ref.numel() else 0.0
     if x.dtype == torch.float64:
         limit = 1e-10 * max(1.0, top)
@@ -93,11 +93,11 @@ def finding(what: str, x: Tensor, low: Tensor, ref: Tensor, factor: int = 2) -> 
         limit = max(factor * usual, 1e-5 * top)
     else:
         rounded = ref.to(x.dtype)
-        limit = factor * usual + 2 * _far((rounded + 0.3 - 0.3).double(), rounded.double())
+        limit = factor * usual + 2 * _distance((rounded + 0.3 - 0.3).double(), rounded.double())
     return Finding(what, error, limit)
 
 
-def _far(x: Tensor, ref: Tensor) -> float:
+def _distance(x: Tensor, ref: Tensor) -> float:
     return (x.double() - ref).abs().max().item() if ref.numel() else 0.0
 
 
@@ -119,14 +119,14 @@ def _definition(work: Workload, slices: Sequence[Slice], dtype: torch.dtype, tra
         outs.append(out.detach().flatten())
         if train:
             dout = work.dout[s.samples, :, s.start : s.stop].to(dtype)
-            found = torch.autograd.grad(out, [*inputs, *learned], dout, allow_unused=True)
-            for total, part in zip(gradients, found, strict=True):
+            parts = torch.autograd.grad(out, [*inputs, *learned], dout, allow_unused=True)
+            for total, part in zip(gradients, parts, strict=True):
                 if part is not None:
                     total += part
-    return [torch.cat(outs), *(_joined(gradients) if train else [])]
+    return [torch.cat(outs), *(_join_learned(gradients) if train else [])]
 
 
-def _joined(gradients: Sequence[Tensor]) -> list[Tensor]:
+def _join_learned(gradients: Sequence[Tensor]) -> list[Tensor]:
     """What a scheme learns is one tensor: two numbers alone may have no scale of their own."""
     dq, dk, dv, *learned = gradients
     return [dq, dk, dv, *([torch.cat([x.flatten() for x in learned])] if learned else [])]

@@ -46,10 +46,10 @@ def commit() -> str:
         return "none"
     try:
         command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=10"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        found = ""
-    return found or "unknown"
+        revision = ""
+    return revision or "unknown"
 
 
 def _version(package: str) -> str:

@@ -61,5 +61,5 @@ def _resident(line: str) -> int | None:
         lines = STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = [text.split()[1] for text in lines if text.startswith(line + ":")]
-    return 1024 * int(found[0]) if found else None
+    sizes = [text.split()[1] for text in lines if text.startswith(line + ":")]
+    return 1024 * int(sizes[0]) if sizes else None

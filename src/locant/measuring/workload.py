@@ -29,7 +29,7 @@ class Workload:
     mask: Mask | None = None
 
     @staticmethod
-    def drawn(
+    def draw(
         batch: int, heads: int, head_dim: int, grid: Grid, *, key_grid: Grid | None = None, kv_heads: int | None = None,
         value_dim: int | None = None, position: Position | None = None, mask: Mask | None = None,
         dtype: torch.dtype = torch.float32,

@@ -102,8 +102,8 @@ def curves(lines: Sequence[Line], seeds: Sequence[Sequence[Sequence[Point]]], he
     panels = []
     for line, runs in zip(lines, seeds, strict=True):
         others = "".join(_path(o.points, across, up, height, "ghost") for o in lines if o is not line)
-        own = "".join(_path(run, across, up, height, "seed") for run in runs)
-        body = f"{grid}{_stretched(others + own + _path(line.points, across, up, height, 'mean'), height)}"
+        thin = "".join(_path(run, across, up, height, "seed") for run in runs)
+        body = f"{grid}{_stretch(others + thin + _path(line.points, across, up, height, 'mean'), height)}"
         last = f"<small>{percent(line.points[-1][1])}</small>"
         panels.append(
             f'<div class="panel {line.style}"><p>{_name(line.name)} {last}</p>'
@@ -124,7 +124,7 @@ def growth(title: str, lines: Sequence[Line], unit: Callable[[Number | None], st
     columns = sorted({x for x, _ in places})
     columns = columns if len(columns) <= 6 else columns[:: -(-len(columns) // 6)]
     grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' for y, _ in levels)
-    drawn = _stretched("".join(_path(o.points, across, up, height, f"mean {o.style}") for o in lines), height)
+    drawn = _stretch("".join(_path(o.points, across, up, height, f"mean {o.style}") for o in lines), height)
     dots = "".join(_points(line, across, up, height) for line in lines)
     side = "".join(f'<text x="100%" y="{y + 4:.1f}" text-anchor="end">{label}</text>' for y, label in levels)
     feet = "".join(_tick(across(x), markup.whole(x), "middle") for x in columns)
@@ -207,7 +207,7 @@ def _level(at: float, height: int, label: str) -> str:
     return f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>{words}'
 
 
-def _stretched(body: str, height: int) -> str:
+def _stretch(body: str, height: int) -> str:
     box = f'viewBox="0 0 {WIDE} {height}" preserveAspectRatio="none"'
     return f'<svg class="curves" width="100%" height="{height}" {box}>{body}</svg>'
 
@@ -259,7 +259,7 @@ def _steps(span: Number) -> list[float]:
 def _log_ticks(low: Number, high: Number, most: int) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
-        found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
-        if len(found) <= most:
-            return found
-    return found[:: -(-len(found) // most)]
+        ticks = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: -(-len(ticks) // most)]

@@ -81,7 +81,7 @@ def sizes(values: Iterable[int]) -> str:
     return "\u00a0×\u00a0".join(str(v) for v in values)
 
 
-def listed(items: list[str], joint: str = "and") -> str:
+def join_words(items: list[str], joint: str = "and") -> str:
     """a, b and c"""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {joint} {items[-1]}" if items else ""
 

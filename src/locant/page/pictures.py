@@ -53,7 +53,7 @@ def card(
     if levels.size <= MOST_BYTES:
         carried = {
             "picker": picker, "grid": picture["grid"], "query": picture["query"], "scale": scale,
-            "maps": [[_packed(head) for head in layer] for layer in levels],
+            "maps": [[_encode(head) for head in layer] for layer in levels],
         }  # fmt: skip
     note = "" if carried else '<p class="note">Too large to carry for every query; the page shows one.</p>'
     return (
@@ -125,7 +125,7 @@ def _words(layer: Mapping[str, Any], head: int, heads: int) -> str:
 
 def _map(row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[int], key: str, words: str) -> str:
     """One map: a frame is one image of as many pixels as cells, the query a ring about its own cell."""
-    frames, rows, columns = _as_frames(grid)
+    frames, rows, columns = _frame_shape(grid)
     at = (*([0] * (3 - len(grid))), *query)
     cells = row.reshape(frames, rows, columns)
     images = "".join(
@@ -142,7 +142,7 @@ def _map(row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[in
     return f'<svg class="map" viewBox="{box}"{stretch} {named}>{images}{ring}</svg>'
 
 
-def _as_frames(grid: Sequence[int]) -> tuple[int, int, int]:
+def _frame_shape(grid: Sequence[int]) -> tuple[int, int, int]:
     frames, rows, columns = (*([1] * (3 - len(grid))), *grid)
     return frames, rows, columns
 
@@ -179,5 +179,5 @@ def _png(pixels: UInt8[np.ndarray, "rows columns 3"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def _packed(head: Int8[np.ndarray, "queries keys"]) -> str:
+def _encode(head: Int8[np.ndarray, "queries keys"]) -> str:
     return base64.b64encode(head.tobytes()).decode()

@@ -72,12 +72,12 @@ def open_member(path: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
                     f"an .npz needs arrays x and y; {path.name!r} has {', '.join(names) or 'nothing'} and no {name!r}. "
                     "Save it with numpy.savez(path, x=x, y=y)."
                 )
-            return _mapped(path, archive, archive.infolist()[names.index(name)])
+            return _map_member(path, archive, archive.infolist()[names.index(name)])
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise Refusal(f"DATA needs a whole .npz file; {path.name!r} is broken: {error}. Save it again.") from None
 
 
-def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with cast(zipfile.ZipExtFile, archive.open(info)) as member:
         shape, order, dtype = _header(path, info, member)
         start = member.tell()
@@ -91,7 +91,7 @@ def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
             return np.empty(shape, dtype, order)
         if info.compress_type == zipfile.ZIP_STORED:
             return np.memmap(path, dtype, "r", _offset(path, info) + start, shape, order)
-        return _unpacked(member, info.file_size - start, dtype, shape, order)
+        return _unpack_member(member, info.file_size - start, dtype, shape, order)
 
 
 def _header(
@@ -124,7 +124,7 @@ def _offset(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
-def _unpacked(
+def _unpack_member(
     member: zipfile.ZipExtFile, size: int, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
 ) -> np.ndarray:
     """A compressed member, streamed into a temporary file without a name, which lives as long as the array."""

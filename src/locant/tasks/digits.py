@@ -76,7 +76,7 @@ def images(size: int | tuple[int, ...] | None = None) -> Task:
     size = _one_side(SIDE if size is None else size)
     if size < 4:
         raise Refusal(f"the digits need a size of 4 or more to be told apart; it is {size}. Take --size 8, as scanned.")
-    parts = {name: ArrayExamples(_resized(x, size)[:, None], y) for name, (x, y) in _scans().items()}
+    parts = {name: ArrayExamples(_resize(x, size)[:, None], y) for name, (x, y) in _scans().items()}
     return _task("images", "Which digit was written?", DIGITS, parts, (SPLIT_NOTE,), {"size": size})
 
 
@@ -154,7 +154,7 @@ def _one_side(size: int | tuple[int, ...]) -> int:
     return rows
 
 
-def _resized(scans: Scans, size: int) -> Canvases:
+def _resize(scans: Scans, size: int) -> Canvases:
     """The scans at another size, bilinear; as they are when it is their own."""
     if size == scans.shape[1]:
         return scans

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from locant.tasks import stills
-from locant.tasks.stills import PIXEL_LIMIT, Decoded, Unusable, fitted, read_still, reason_of, require_file
+from locant.tasks.stills import PIXEL_LIMIT, Decoded, Unusable, crop, read_still, reason_of, require_file
 
 if TYPE_CHECKING:
     import av
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp .ts .gif".split())
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
     """A sort key that counts: frame2 comes before frame10."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts if part]
 
 
-def spaced(count: int, frames: int) -> Int64[np.ndarray, " frames"]:
+def spread_frames(count: int, frames: int) -> Int64[np.ndarray, " frames"]:
     """Which of `count` frames to take."""
     return np.round(np.linspace(0, count - 1, frames)).astype(np.int64)
 
@@ -37,7 +37,7 @@ def frame_files(folder: str | Path) -> list[str]:
     """The frames of a clip folder in natural order: files with a picture's suffix, hidden ones left out."""
     names = [e.name for e in os.scandir(folder) if not e.name.startswith(".") and not os.path.isdir(e.path)]
     pictures = [name for name in names if os.path.splitext(name)[1].lower() in stills.SUFFIXES]
-    return [os.path.join(folder, name) for name in sorted(pictures, key=natural)]
+    return [os.path.join(folder, name) for name in sorted(pictures, key=natural_key)]
 
 
 def read_clip(path: str | Path, size: tuple[int, int], frames: int) -> Decoded:
@@ -58,7 +58,7 @@ def _from_folder(folder: str | Path, size: tuple[int, int], frames: int) -> Deco
         raise Unusable("a folder without frames")
     remarks: set[str] = {"short"} if len(files) < frames else set()
     pixels: list[np.ndarray] = []
-    for place in spaced(len(files), frames):
+    for place in spread_frames(len(files), frames):
         try:
             still = read_still(files[place], size)
         except Unusable as error:
@@ -76,10 +76,10 @@ def _from_video(path: str | Path, size: tuple[int, int], frames: int) -> Decoded
 
     try:
         count = _count(path)
-        taken, seen = _take(path, size, spaced(max(1, count), frames))
+        taken, seen = _take(path, size, spread_frames(max(1, count), frames))
         if 0 < seen < count:  # the container promised more than it holds
             count = seen
-            taken, seen = _take(path, size, spaced(count, frames))
+            taken, seen = _take(path, size, spread_frames(count, frames))
     except Unusable:
         raise
     except av.error.FFmpegError as error:
@@ -115,16 +115,16 @@ def _take(
     with av.open(str(path)) as video:
         for seen, frame in enumerate(video.decode(video=0), start=1):
             if here := wanted.count(seen - 1):
-                taken += [_shown(frame, size)] * here
+                taken += [_upright(frame, size)] * here
             if len(taken) == len(wanted):
                 break
     return taken, seen
 
 
-def _shown(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
+def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
     """A frame, turned as it asks to be shown."""
     from PIL import Image
 
     grey = frame.format.name.startswith("gray")
     pixels = np.rot90(frame.to_ndarray(format="gray" if grey else "rgb24"), round(frame.rotation / 90))
-    return fitted(Image.fromarray(np.ascontiguousarray(pixels)), size)
+    return crop(Image.fromarray(np.ascontiguousarray(pixels)), size)

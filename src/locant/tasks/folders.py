@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from locant.tasks import films, stills
-from locant.tasks.films import natural
+from locant.tasks.films import natural_key
 from locant.tasks.task import Refusal, Skipped
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -44,13 +44,13 @@ class Listing:
     hidden: int = 0
 
     def skip(self, path: str, reason: str) -> None:
-        self.skipped.append(Skipped(shown(os.path.relpath(path, self.root)), reason))
+        self.skipped.append(Skipped(printable(os.path.relpath(path, self.root)), reason))
 
 
 Items = Callable[[Listing, str], Iterator[str]]
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as it may be printed: undecodable bytes and control characters escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -76,12 +76,12 @@ def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) 
     homes = [(s, c, os.path.join(groups[s], c)) for s in groups for c in classes[s]]
     if not homes:
         raise Refusal(
-            f"DATA needs a folder for each class; {shown(listing.root)!r} has no folders with data in them. "
+            f"DATA needs a folder for each class; {printable(listing.root)!r} has no folders with data in them. "
             "Lay it out as class/picture.png, class/clip/frame.png, class/video.mp4 or train/class/..."
         )
     listing.kind = _guess_kind([home for *_, home in homes]) if kind is None else kind
-    listing.classes = tuple(sorted({c for _, c, _ in homes}, key=natural))
-    for s, label, home in sorted(homes, key=lambda h: (str(h[0]), natural(h[1]))):
+    listing.classes = tuple(sorted({c for _, c, _ in homes}, key=natural_key))
+    for s, label, home in sorted(homes, key=lambda h: (str(h[0]), natural_key(h[1]))):
         for path in items[listing.kind](listing, home):
             name = os.path.relpath(path, listing.root).replace(os.sep, "/")
             listing.items.append(Item(path, name, label, s))
@@ -89,7 +89,7 @@ def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) 
 
 
 def _check_splits(listing: Listing, folders: list[str], splits: dict[str, str]) -> None:
-    root = shown(listing.root)
+    root = printable(listing.root)
     if "train" not in splits.values():
         raise Refusal(f"a folder with splits needs train; {root!r} has {', '.join(splits)} only. Add train.")
     if len(set(splits.values())) < len(splits):
@@ -105,7 +105,7 @@ def _check_splits(listing: Listing, folders: list[str], splits: dict[str, str]) 
 def _entries(listing: Listing, folder: str) -> Iterator[os.DirEntry[str]]:
     """What lies in a folder, in natural order, without hidden files and litter, which are counted."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda e: natural(e.name))
+        entries = sorted(os.scandir(folder), key=lambda e: natural_key(e.name))
     except OSError as error:
         listing.skip(folder, f"cannot be read: {stills.reason_of(error)}")
         return

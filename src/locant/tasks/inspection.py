@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
 from locant.tasks import films
-from locant.tasks.folders import Item, Listing, shown
+from locant.tasks.folders import Item, Listing, printable
 from locant.tasks.stills import REMARKS, Decoded, Unusable, reason_of, require_file
 from locant.tasks.task import Examples, Refusal
 
@@ -49,7 +49,7 @@ class Store:
             return self.decode(path).pixels
         except Unusable as error:
             raise Refusal(
-                f"the data needs to stay as it was at the start; {shown(path)!r} can no longer be used: {error}. "
+                f"the data needs to stay as it was at the start; {printable(path)!r} can no longer be used: {error}. "
                 "Bring it back and --resume, or start again."
             ) from None
 
@@ -97,7 +97,7 @@ def inspect(listing: Listing, store: Store, progress: Callable[[int, int], None]
 
 def _look(item: Item, store: Store) -> Seen:
     decoded = store.first(item.path)
-    odd = {"odd name"} if shown(item.name) != item.name else set()
+    odd = {"odd name"} if printable(item.name) != item.name else set()
     colour = np.broadcast_to(decoded.pixels, (*decoded.pixels.shape[:-1], 3))
     digest = hashlib.sha256(np.ascontiguousarray(colour).data).digest()
     grey = decoded.pixels.shape[-1] == 1
@@ -126,11 +126,13 @@ def changes(seen: Sequence[Seen]) -> list[str]:
     names: dict[str, list[str]] = defaultdict(list)
     for one in seen:
         for remark in one.remarks:
-            names[remark].append(shown(one.item.name))
-    return [f"{len(names[r])} usable files {REMARKS[r]} ({listed(names[r], LISTED)})" for r in REMARKS if r in names]
+            names[remark].append(printable(one.item.name))
+    return [
+        f"{len(names[r])} usable files {REMARKS[r]} ({first_names(names[r], LISTED)})" for r in REMARKS if r in names
+    ]
 
 
-def listed(names: Sequence[str], most: int) -> str:
+def first_names(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -138,10 +140,10 @@ def listed(names: Sequence[str], most: int) -> str:
 
 def refuse_strictly(listing: Listing, notes: Sequence[str]) -> None:
     """With --strict: refuses if a file was skipped, or usable only after a change."""
-    found = [f"{skip.path} ({skip.reason})" for skip in listing.skipped] + list(notes)
-    if found:
+    reasons = [f"{skip.path} ({skip.reason})" for skip in listing.skipped] + list(notes)
+    if reasons:
         raise Refusal(
             f"--strict needs every file to be usable as it is; {len(listing.skipped)} were skipped and {len(notes)} "
-            f"kinds of change were needed: {listed(found, LISTED_STRICTLY)}. "
+            f"kinds of change were needed: {first_names(reasons, LISTED_STRICTLY)}. "
             "Repair or remove those, or leave out --strict."
         )

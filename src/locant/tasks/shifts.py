@@ -33,14 +33,14 @@ def of_clips(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
 
 def of_sequences(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
     """Longer sequences."""
-    longer = _grown(test.shape[0], patch[0])
+    longer = _larger_side(test.shape[0], patch[0])
     sentence = f"the same sequences at a random place in blank ones of {longer} steps instead of {test.shape[0]}"
     return (Shift("longer sequence", sentence, Placed(test, {0: (longer, patch[0])})),)
 
 
 def _larger_canvas(what: str, test: Examples, patch: tuple[int, ...]) -> Shift:
     rows, columns = len(test.shape) - 2, len(test.shape) - 1
-    height, width = _grown(test.shape[rows], patch[-2]), _grown(test.shape[columns], patch[-1])
+    height, width = _larger_side(test.shape[rows], patch[-2]), _larger_side(test.shape[columns], patch[-1])
     return Shift(
         "larger canvas",
         f"the same {what} at a random place, in whole patches, on an empty canvas of {height} × {width} pixels",
@@ -106,5 +106,5 @@ class Held(Examples):
         return clips[np.arange(len(index))[:, None], np.clip(frame, 0, self.base.shape[0] - 1)]
 
 
-def _grown(size: int, patch: int) -> int:
+def _larger_side(size: int, patch: int) -> int:
     return max(size // patch + 1, int(GROWTH * size / patch)) * patch

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from locant.tasks import arrays, films, folders, splits
-from locant.tasks.folders import Listing, shown
+from locant.tasks.folders import Listing, printable
 from locant.tasks.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
 from locant.tasks.kind import Files
 from locant.tasks.kinds import KINDS
@@ -65,10 +65,10 @@ def open_task(
         listing = folders.list_folder(path, kind, items)
         return _of_folder(listing, kind, sides, frames_taken, strict, seed, progress)
     if not path.exists():
-        raise Refusal(f"DATA needs a folder or an .npz file; there is no {shown(str(path))!r}. Check the path.")
+        raise Refusal(f"DATA needs a folder or an .npz file; there is no {printable(str(path))!r}. Check the path.")
     if path.suffix.lower() != ".npz":
         raise Refusal(
-            f"DATA needs a folder of class folders or an .npz file; {shown(path.name)!r} is neither. "
+            f"DATA needs a folder of class folders or an .npz file; {printable(path.name)!r} is neither. "
             "Save arrays with numpy.savez(path, x=x, y=y)."
         )
     ignored = [name for name, value in (("size", size), ("frames", frames)) if value is not None]
@@ -95,10 +95,10 @@ def _of_folder(
         refuse_strictly(listing, altered)
     if not seen:
         raise Refusal(
-            f"DATA needs usable files in its class folders; {shown(listing.root)!r} has none "
+            f"DATA needs usable files in its class folders; {printable(listing.root)!r} has none "
             f"({_reasons(listing)}). Add some, or say another --task."
         )
-    names = tuple(shown(name) for name in listing.classes)
+    names = tuple(printable(name) for name in listing.classes)
     number = {name: index for index, name in enumerate(listing.classes)}
     labels = np.array([number[one.item.label] for one in seen], np.int64)
     digests = [one.pixels for one in seen]
@@ -119,7 +119,7 @@ def _of_folder(
         {n: [os.fsencode(seen[i].item.name) + b"\0" + seen[i].content.encode() for i in parts[n]] for n in NAMES},
     )
     question = kind.question.format(len(names))
-    source = shown(listing.root)
+    source = printable(listing.root)
     return Task(
         kind.name, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark
     )
@@ -204,25 +204,25 @@ def _fingerprint(settings: dict[str, object], parts: dict[str, list[bytes]]) -> 
 def _of_arrays(path: Path, asked: str | None, ignored: Sequence[str], strict: bool, seed: int) -> Task:
     x, y = arrays.open_member(path, "x"), arrays.open_member(path, "y")
     kind, order = arrays.read_order(x.shape, asked, KINDS)
-    labels, names = arrays.read_labels(y, len(x), shown(path.name))
-    found = arrays.survey(x, shown(path.name))
-    names = tuple(shown(name) for name in names)
-    parts = splits.divide(labels, names, seed, found.digests)
+    labels, names = arrays.read_labels(y, len(x), printable(path.name))
+    survey = arrays.survey(x, printable(path.name))
+    names = tuple(printable(name) for name in names)
+    parts = splits.divide(labels, names, seed, survey.digests)
     notes = [
         f"split 60/20/20 into train, validation and test, each class alike (seed {seed})",
         order.sentence + (", by its shape" if asked is None else ", as asked"),
-        *_overlap(parts, found.digests, labels, strict),
+        *_overlap(parts, survey.digests, labels, strict),
         *splits.balance(labels, names),
     ]
-    if (found.low, found.high) != (0.0, 1.0):
-        notes.append(f"values from {found.low:g} to {found.high:g} are mapped linearly to 0 to 1")
+    if (survey.low, survey.high) != (0.0, 1.0):
+        notes.append(f"values from {survey.low:g} to {survey.high:g} are mapped linearly to 0 to 1")
     notes += [f"{name} is for files; arrays are used as they are" for name in ignored]
     train, validation, test = (
-        arrays.StoredExamples(x, parts[n], labels[parts[n]], order, found.low, found.high) for n in NAMES
+        arrays.StoredExamples(x, parts[n], labels[parts[n]], order, survey.low, survey.high) for n in NAMES
     )
     mark = _fingerprint(
         {"kind": kind.name, "order": order.axes, "shape": x.shape[1:], "type": x.dtype.str, "classes": names},
-        {n: [found.digests[i] + labels[i].tobytes() for i in parts[n]] for n in NAMES},
+        {n: [survey.digests[i] + labels[i].tobytes() for i in parts[n]] for n in NAMES},
     )
     question = kind.question.format(len(names))
-    return Task(kind.name, shown(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)
+    return Task(kind.name, printable(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)

@@ -121,15 +121,15 @@ def contradictions(digests: Sequence[bytes | str], labels: Integer[np.ndarray, "
 
 def leaks(parts: dict[str, Sequence[bytes | str]]) -> dict[tuple[str, str], int]:
     """For each pair of splits, how many examples of the later one stand in the earlier one too."""
-    found: dict[tuple[str, str], int] = {}
+    shared_by: dict[tuple[str, str], int] = {}
     names = list(parts)
     for i, early in enumerate(names):
         known = set(parts[early])
         for late in names[i + 1 :]:
             shared = sum(digest in known for digest in parts[late])
             if shared:
-                found[early, late] = shared
-    return found
+                shared_by[early, late] = shared
+    return shared_by
 
 
 def balance(labels: Integer[np.ndarray, " count"], classes: Sequence[str]) -> list[str]:

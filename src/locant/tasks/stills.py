@@ -59,8 +59,8 @@ def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
     from PIL import Image
 
     try:
-        with _limited(), open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
-            plain, remarks = _opened(image)
+        with _pixel_limit(), open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            plain, remarks = _decode(image)
     except Unusable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,20 +69,20 @@ def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
         raise Unusable("not an image that can be read") from None
     except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, EOFError, ...
         raise Unusable(f"broken image: {reason_of(error)}") from None
-    return Decoded(fitted(plain, size), remarks)
+    return Decoded(crop(plain, size), remarks)
 
 
 def require_file(path: str | Path) -> None:
     """Raises Unusable unless this is a regular file with something in it; never opens a pipe."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         if os.path.islink(path):
             raise Unusable("a symbolic link that leads nowhere, or in a circle") from None
         raise Unusable(f"cannot be read: {reason_of(error)}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Unusable("not a regular file")
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise Unusable("empty: 0 bytes")
     if not os.access(path, os.R_OK):
         raise Unusable("cannot be read: no permission")
@@ -105,7 +105,7 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
+def _pixel_limit() -> Iterator[None]:
     """Pillow with its pixel limit lowered and the warning made an error; as before afterwards."""
     from PIL import Image
 
@@ -120,7 +120,7 @@ def _limited() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _opened(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
+def _decode(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
     """The picture decoded, upright, in mode L or RGB, and what had to be done for that."""
     from PIL import ImageOps
 
@@ -135,10 +135,10 @@ def _opened(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
         remarks.add("transparent")
-    return _plain(upright), frozenset(remarks)
+    return _to_grey_or_rgb(upright), frozenset(remarks)
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
+def crop(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
     """A picture in mode L or RGB at rows × columns: the largest middle part of that shape, resized (bilinear)."""
     from PIL import Image
 
@@ -150,7 +150,7 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "rows
     return np.asarray(small, np.uint8).reshape(rows, columns, -1)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     """The picture in mode L or RGB."""
     from PIL import Image
 
