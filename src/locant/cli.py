@@ -18,7 +18,7 @@ import typer
 
 from locant import __version__, flags
 from locant.flags import OUTPUT
-from locant.options import assigned, option, pair, sentences, sides, takes
+from locant.options import assigned, option, options_from, pair, sentences, sides
 
 if TYPE_CHECKING:
     from locant import bench
@@ -75,7 +75,7 @@ def _locant(
 
 
 @app.command("compare", epilog="Example: `locant compare photos --positions none,relative,rotary --seeds 5`")
-@takes(flags.COMPARE)
+@options_from(flags.COMPARE)
 def _compare(given: dict[str, Any]) -> None:
     """Which position scheme should my model use?
 
@@ -96,7 +96,7 @@ def _compare(given: dict[str, Any]) -> None:
 
 
 @app.command("bench", epilog="Example: `locant bench --grid 14x14 --heads 12 --head-dim 64 --position relative`")
-@takes(flags.BENCH)
+@options_from(flags.BENCH)
 def _bench(given: dict[str, Any]) -> None:
     """Which kernel is the fastest on my problem, here?
 

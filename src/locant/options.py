@@ -49,7 +49,7 @@ def _stop(sentence: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def takes(declared: tuple[Flag, ...]) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
+def options_from(declared: tuple[Flag, ...]) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
     """The command with these flags as its options: it gets their values, read, by name; None is not given."""
 
     def with_options(command: Callable[[dict[str, Any]], None]) -> Callable[..., None]:

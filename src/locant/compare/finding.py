@@ -28,6 +28,7 @@ def of_task(task: dict[str, Any]) -> list[str]:
                 f"to {_percent(max(means.values()))}."
             )
         ]
+    # 1 the best, and what it is shown to differ from
     best = max(means, key=lambda name: means[name])
     level = [c for c in task["comparisons"] if best in (c["a"], c["b"])]
     tied = [_other(c, best) for c in level if c["verdict"] == "no difference shown"]
@@ -35,8 +36,10 @@ def of_task(task: dict[str, Any]) -> list[str]:
     sentences = [_lead(task, best, tied, labels, means)]
     if beaten:
         sentences.append(f"Shown to be below {labels[best]}: {_join([labels[n] for n in beaten])}.")
+    # 2 what position is worth, and what holds beyond what was trained for
     sentences += _against_none(task, labels)
     sentences += _on_shifts(task, labels)
+    # 3 what must be known beside
     blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
         sentences.append(f"{_join(blind)} is mirror-blind: to it, left is right and before is after.")

@@ -83,18 +83,21 @@ def run(
     arguments = locals()
     given = {name: arguments[name] for name in KEPT}
     started = time.monotonic()
+    # 1 what is compared; what does not fit is said before anything is written
     chosen = settings.resolve(given, config)
     world = World.join(chosen.device)
     folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
     schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
-    for kind, opened in tasks.items():  # what doesn't fit is said before anything is written
+    for kind, opened in tasks.items():
         for scheme in schemes[kind]:
             model = build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind])
             model(torch.zeros(1, *opened.train.shape))
+    # 2 the folder, new or gone on with
     if world.leads:
         _open_folder(folder, chosen, tasks, resume)
     world.wait()
+    # 3 the trials, statistics and costs
     with Progress(quiet or not world.leads, progress) as shown:
         if world.leads and not quiet:
             shown.announce(estimate(tasks, schemes, chosen))
@@ -103,6 +106,7 @@ def run(
             world.wait()
             return Result(json.loads((folder / "results.json").read_text()), folder)
         results = _assemble(tasks, schemes, chosen, trials, folder, shown)
+    # 4 results.json, and the page from what was written
     results["measured"]["seconds"] = time.monotonic() - started
     written = json.dumps(results, indent=1)
     checkpoint.write_bytes(folder / "results.json", written.encode())
@@ -182,6 +186,7 @@ def _train_all(
     shown: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Every trial, by key. The first seed tries every rate; the other seeds take the one that validates best."""
+    # 1 the first seed's trials wait; the others join them when a scheme's rate is known
     first, *others = chosen.seeds
     waiting = deque(
         Job(kind, scheme.name, first, rate)
@@ -202,11 +207,13 @@ def _train_all(
             rate = summary.best_rate([t for t in tried if t is not None])
             waiting.extend(Job(job.kind, job.scheme, seed, rate) for seed in others)
 
+    # 2 on a GPU or under torchrun: one after the other
     if world.size > 1 or world.device != "cpu":
         while waiting:
             job = waiting.popleft()
             ended(train(job, tasks[job.kind], chosen.recipes[job.kind], folder / "trials", world, shown.tell))
         return trials
+    # 3 on a CPU: side by side in worker processes
     fingerprints = {kind: task.fingerprint for kind, task in tasks.items()}
     pool = Pool(min(chosen.threads, count), chosen, folder / "trials", fingerprints)
     try:

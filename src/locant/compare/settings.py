@@ -56,6 +56,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     Raises:
         Refusal: an unknown name in the config file, or a value out of range.
     """
+    # 1 flags over the config file
     values = _read(config) if config is not None else {}
     tables = {kind: values.pop(kind) for kind in KINDS if kind in values}
     values.update({name: value for name, value in given.items() if value is not None and value is not False})
@@ -65,6 +66,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         raise Refusal(
             f"your own data are one task; --task names {', '.join(tasks)}. Name one, or none to have it guessed."
         )
+    # 2 a recipe per task: flags over its table over what holds for all over its default
     quick = bool(values.pop("quick", False))
     common = {name: values.pop(name) for name in flags.RECIPE if name in values}
     called = {name for name, value in given.items() if value is not None}
@@ -74,6 +76,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         start = KINDS[kind].quick if quick else KINDS[kind].recipe
         start = start if values.get("data") is None else replace(start, patch=None)
         recipes[kind] = _recipe(start, {**common, **table})
+    # 3 the rest
     positions = values.pop("positions", None)
     return Settings(
         task=tasks,

@@ -32,11 +32,13 @@ def of_task(
         "validation": task.validation,
         "test": task.test,
     }
+    # 1 scheme by scheme
     rows, answers = [], {}
     for scheme in schemes:
         row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
         rows.append(row)
     _keep_best(task, rows, folder)
+    # 2 what the task is, and what the schemes have to do with each other
     results = {
         "kind": task.kind,
         "source": task.source,

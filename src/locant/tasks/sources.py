@@ -84,6 +84,7 @@ def _of_folder(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> Task:
+    # 1 every file is opened once
     kind = KINDS[listing.kind]
     files = kind.files
     assert files is not None, f"{kind.name} do not lie in folders"
@@ -98,6 +99,7 @@ def _of_folder(
             f"DATA needs usable files in its class folders; {printable(listing.root)!r} has none "
             f"({_reasons(listing)}). Add some, or say another --task."
         )
+    # 2 labels and splits, with notes on what was found
     names = tuple(printable(name) for name in listing.classes)
     number = {name: index for index, name in enumerate(listing.classes)}
     labels = np.array([number[one.item.label] for one in seen], np.int64)
@@ -108,6 +110,7 @@ def _of_folder(
         notes.append(f"the data is taken for {kind.name}, by what lies in the class folders")
     if listing.hidden:
         notes.append(f"{listing.hidden} hidden files and litter of file managers were left out")
+    # 3 examples that are read when asked for, and the fingerprint of data and split
     channels = 1 if all(one.grey for one in seen) else 3
     shape = files.shape(channels, size, frames)
     paths = [one.item.path for one in seen]
