@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.grid import Grid
 from locant.masks import Padding
+from locant.models.vision import init_linears
 from locant.nn.adapter import Adapter
 
 GROUPS = {
@@ -177,13 +178,9 @@ class AIM(nn.Module):
         return x.masked_fill(~valid[:, None, :, None, None], 0), steps
 
 
-def drawn(model: AIM) -> None:
-    """The published start: linear maps normal (0.02) with biases of zero, adapters as nothing, the head 0.01."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+def init_as_published(model: AIM) -> None:
+    """Start in place: linear maps normal (0.02) with biases of zero, adapters as nothing, the head 0.01."""
+    init_linears(model)
     for module in model.modules():
         if isinstance(module, Adapter):
             nn.init.zeros_(module.D_fc2.weight)
@@ -193,11 +190,6 @@ def drawn(model: AIM) -> None:
 
 def _head(dim: int, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(OrderedDict({"dropout": nn.Dropout(dropout), "fc_cls": nn.Linear(dim, num_classes)}))
-
-
-def rates(drop_path: float, blocks: int) -> list[float]:
-    """Drop path grows from 0 at the first block to `drop_path` at the last."""
-    return [drop_path * i / max(1, blocks - 1) for i in range(blocks)]
 
 
 def _mean(

@@ -9,8 +9,9 @@ from typing import cast
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from locant.models.aim import AIM, drawn, rates
-from locant.models.swin import Size, Stage, half, pair
+from locant.models.aim import AIM, init_as_published
+from locant.models.pyramid import Stage, half
+from locant.models.vision import Size, drop_path_rates, pair
 from locant.nn.patches import PatchEmbedding, PatchMerging
 from locant.nn.space_time import SpaceTimeBlock
 
@@ -73,7 +74,7 @@ class AIMSwin(AIM):
         super().__init__(frames, PATCH[0], dim * 2 ** (len(depths) - 1), num_classes, head_dropout)
         self.patch_embed = PatchEmbedding(dim, PATCH, channels=in_chans, norm=True, border="pad")
         self.window = pair("AIMSwin", "window", window)
-        drop, stages = iter(rates(drop_path_rate, sum(depths))), []
+        drop, stages = iter(drop_path_rates(drop_path_rate, sum(depths))), []
         for stage, (depth, many) in enumerate(zip(depths, heads, strict=True)):
             wide = dim * 2**stage
             blocks = [
@@ -87,7 +88,7 @@ class AIMSwin(AIM):
             stages.append(Stage(blocks, PatchMerging(wide) if stage + 1 < len(depths) else None))
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(wide)
-        drawn(self)
+        init_as_published(self)
 
     def _features(
         self, x: Float[Tensor, "batch channels time height width"], real: Bool[Tensor, "batch steps"] | None

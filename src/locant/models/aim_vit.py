@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from locant.grid import Grid
-from locant.models.aim import AIM, drawn, rates
-from locant.models.swin import Size, pair
+from locant.models.aim import AIM, init_as_published
+from locant.models.vision import Size, drop_path_rates, patch_grid
 from locant.nn.patches import PatchEmbedding
 from locant.nn.space_time import SpaceTimeBlock
 from locant.positions.learned import Learned
@@ -75,7 +75,7 @@ class AIMViT(AIM):
         head_dropout: float = 0.5,
     ) -> None:
         super().__init__(frames, 1, dim, num_classes, head_dropout)
-        self.patch, self.cells = patch, _cells(img_size, patch)
+        self.patch, self.cells = patch, patch_grid("AIMViT", img_size, patch, prefix=1)
         self.conv1 = PatchEmbedding(dim, (1, patch, patch), channels=in_chans, bias=False)
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
         self.positional_embedding = Learned(self.cells, dim, init_std=dim**-0.5)
@@ -86,10 +86,10 @@ class AIMViT(AIM):
                 dim, heads, frames=frames, adapters=num_tadapter, scale=adapter_scale, causal=causal,
                 activation=QuickGELU(), drop_path=rate,
             )
-            for rate in rates(drop_path_rate, depth)
+            for rate in drop_path_rates(drop_path_rate, depth)
         )  # fmt: skip
         self.ln_post = nn.LayerNorm(dim)
-        drawn(self)
+        init_as_published(self)
 
     def _features(
         self, x: Float[Tensor, "batch channels time height width"], real: Bool[Tensor, "batch time"] | None
@@ -122,7 +122,7 @@ class AIMViT(AIM):
         """
         new = copy.deepcopy(self)
         if img_size is not None:
-            new.cells = _cells(img_size, self.patch)
+            new.cells = patch_grid("AIMViT", img_size, self.patch, prefix=1)
             new.positional_embedding = new.positional_embedding.resized(new.cells, method=method)
         if frames is not None:
             new.frames = self._length(frames)
@@ -131,17 +131,6 @@ class AIMViT(AIM):
                 block.attention = block.attention.resized(frames=frames)
         new._freeze_as(self)
         return new
-
-
-def _cells(img_size: Size, patch: int) -> Grid:
-    height, width = pair("AIMViT", "img_size", img_size)
-    if patch < 1 or height % patch or width % patch:
-        near = tuple(max(1, round(side / max(1, patch))) * max(1, patch) for side in (height, width))
-        raise ValueError(
-            f"AIMViT needs an `img_size` that `patch` divides; got img_size={img_size}, patch={patch}. "
-            f"Use img_size={near}."
-        )
-    return Grid(height // patch, width // patch, prefix=1)
 
 
 def aim_vit_base(

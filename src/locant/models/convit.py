@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.grid import Grid
 from locant.models.nonlocality import attention_map, non_locality
+from locant.models.vision import Size, drop_path_rates, init_linears, patch_grid
 from locant.nn.arguments import check_probabilities
 from locant.nn.block import Block
 from locant.nn.gated import GatedAttention
@@ -57,7 +58,7 @@ class ConViT(nn.Module):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
+        img_size: Size = 224,
         patch: int = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -85,7 +86,7 @@ class ConViT(nn.Module):
             "ConViT", drop_path_rate=drop_path_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate
         )
         self.patch, self.local_up_to_layer, self.checkpointing = patch, local_up_to_layer, False
-        self.grid = _patches(img_size, patch)
+        self.grid = patch_grid("ConViT", img_size, patch)
         self.patch_embed = PatchEmbedding(dim, (patch, patch), channels=in_chans)
         self.pos_embed = Learned(self.grid, dim) if pos_embed else None
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
@@ -96,14 +97,13 @@ class ConViT(nn.Module):
                 return Attention(dim, heads, **shared)
             return GatedAttention(dim, heads, grid=self.grid, locality=locality, local_init=local_init, **shared)
 
-        rates = [drop_path_rate * index / max(1, depth - 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio=mlp_ratio, attention=attention(i), dropout=proj_drop_rate, drop_path=rate)
-            for i, rate in enumerate(rates)
+            for i, rate in enumerate(drop_path_rates(drop_path_rate, depth))
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_classes) if num_classes else None
-        self._start(local_init)
+        self._init_weights(local_init)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
@@ -138,7 +138,7 @@ class ConViT(nn.Module):
             x = block(x, grid=grid)
         return torch.stack(found)
 
-    def resized(self, *, img_size: int | tuple[int, int], method: str = "linear") -> ConViT:
+    def resized(self, *, img_size: Size, method: str = "linear") -> ConViT:
         """A new model for images of another size, with the trained values; pos_embed by a method of `locant.resizing`.
 
         All else serves any size as it is: gated layers know offsets in patches, which stay what they were.
@@ -147,7 +147,7 @@ class ConViT(nn.Module):
             ValueError: if the patch does not divide `img_size`, or the method is unknown.
         """
         new = copy.deepcopy(self)
-        new.grid = _patches(img_size, self.patch)
+        new.grid = patch_grid("ConViT", img_size, self.patch)
         if new.pos_embed is not None:
             new.pos_embed = new.pos_embed.resized(new.grid, method=method)
         for module in new.modules():
@@ -158,6 +158,13 @@ class ConViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that published training does not decay, besides biases and norms."""
         return {"pos_embed.table", "cls_token"} & {name for name, _ in self.named_parameters()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters lie how deep, as timm's `param_groups_layer_decay` asks; blocks are as coarse as it gets."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are computed again in the backward pass, which saves their memory."""
@@ -186,12 +193,8 @@ class ConViT(nn.Module):
         x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return x, Grid(*grid.shape, prefix=1)
 
-    def _start(self, local_init: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    def _init_weights(self, local_init: bool) -> None:
+        init_linears(self)
         for module in self.modules():
             if isinstance(module, GatedAttention) and local_init:
                 nn.init.eye_(module.v.weight)
@@ -200,20 +203,9 @@ class ConViT(nn.Module):
         return f"{self.grid}, patch={self.patch}, local_up_to_layer={self.local_up_to_layer}"
 
 
-def _patches(img_size: int | tuple[int, int], patch: int) -> Grid:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if patch < 1 or min(height, width) < 1 or height % patch or width % patch:
-        near = tuple(max(1, round(side / max(1, patch))) * max(1, patch) for side in (height, width))
-        raise ValueError(
-            f"ConViT needs an `img_size` that `patch` divides, both at least 1; got img_size={img_size}, "
-            f"patch={patch}. Use img_size={near}."
-        )
-    return Grid(height // patch, width // patch)
-
-
 def convit_tiny(
     *,
-    img_size: int | tuple[int, int] = 224,
+    img_size: Size = 224,
     patch: int = 16,
     in_chans: int = 3,
     num_classes: int = 1000,
@@ -235,7 +227,7 @@ def convit_tiny(
 
 def convit_small(
     *,
-    img_size: int | tuple[int, int] = 224,
+    img_size: Size = 224,
     patch: int = 16,
     in_chans: int = 3,
     num_classes: int = 1000,
@@ -257,7 +249,7 @@ def convit_small(
 
 def convit_base(
     *,
-    img_size: int | tuple[int, int] = 224,
+    img_size: Size = 224,
     patch: int = 16,
     in_chans: int = 3,
     num_classes: int = 1000,

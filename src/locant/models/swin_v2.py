@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from locant.attend import Positions
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.models.swin import Size, Swin
+from locant.models.pyramid import Pyramid
+from locant.models.rules import SWIN_V2, Rules
+from locant.models.swin import sized
+from locant.models.vision import Size
 from locant.nn.block import Block
 from locant.nn.cosine import CosineWindowAttention
-from locant.nn.window import WindowAttention
+from locant.nn.patches import PatchMerging
 from locant.positions.field import LogCPB
 from locant.positions.position import Position
 
@@ -38,7 +42,7 @@ class ResPostNormBlock(Block):
         return x + self._path(self.norm2(self.mlp(x)))
 
 
-class SwinV2(Swin):
+class SwinV2(Pyramid):
     """Swin on `CosineWindowAttention` and `LogCPB`, with norms behind the branches and behind the merging.
 
     The bias measures offsets by the windows that the model is built for, in each stage the one that fits the map of
@@ -49,40 +53,55 @@ class SwinV2(Swin):
 
     Both norms of a block start at 0, so that it starts as the identity.
 
-    Where it differs: transformers and torchvision start these norms at 1. On small maps transformers shrinks windows
-    and drops shifts by the rows alone.
+    Where it differs: transformers and torchvision start these norms at 1. The published maps of `img_size` by which
+    windows are chosen have ⌊rows / 2^s⌋ rows in transformers, ⌈rows / 2^s⌉ here.
     Source: Swin V2 (arXiv 2111.09883); microsoft/Swin-Transformer `swin_transformer_v2.py`.
 
-    Args and Raises: as `Swin`.
+    Args and Raises: as `Swin`; the libraries are those of `rules.SWIN_V2`.
     """
 
-    _attention: ClassVar[type[WindowAttention]] = CosineWindowAttention
-    _block: ClassVar[type[Block]] = ResPostNormBlock
-    _norm_first: ClassVar[bool] = False
+    LIBRARIES: ClassVar[Mapping[str, Rules]] = SWIN_V2
 
-    def resized(self, *, img_size: Size | None = None, window: Size | None = None) -> SwinV2:  # type: ignore[override]
+    def resized(self, *, img_size: Size | None = None, window: Size | None = None) -> SwinV2:
         """A copy for other pictures or windows: a bias of the offset, still measured by the windows of this model.
 
-        There is no method to choose, for nothing is interpolated.
+        There is no method to choose, for no table is interpolated; vectors per place are, "bicubic" as published.
 
         Args:
             img_size: that the windows are fitted to; None keeps it.
             window: None keeps it.
         """
-        return self._resized(img_size, window, lambda position, reach: position.resized(reach))
+        found: SwinV2 = self._resized(img_size, window, lambda old, reach: old.resized(reach), "bicubic")
+        return found
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {n for n, _ in self.named_parameters() if n.endswith("logit_scale")}
 
-    def _draw(self) -> None:
-        super()._draw()
+    def _attention(self, *args: Any, **options: Any) -> CosineWindowAttention:
+        return CosineWindowAttention(*args, **options)
+
+    def _block(self, dim: int, heads: int, **options: Any) -> Block:
+        return ResPostNormBlock(dim, heads, **options)
+
+    def _merging(self, dim: int) -> PatchMerging:
+        return PatchMerging(dim, norm_first=False)
+
+    def _position(self, reach: Grid, heads: int) -> Position:
+        return LogCPB(reach, heads)
+
+    def _cut_position(self, position: LogCPB, reach: Grid) -> Position:
+        """Measured by the new reach, unless it was measured by another window than its own before."""
+        new = position.resized(reach)
+        if position.pretrained == position.grid:
+            new.pretrained = new.grid
+        return new
+
+    def _init_weights(self) -> None:
+        super()._init_weights()
         for stage in self.layers:
             for block in stage.blocks:
                 for norm in (block.norm1, block.norm2):
                     nn.init.zeros_(norm.weight)
-
-    def _position(self, reach: Grid, heads: int) -> Position:
-        return LogCPB(reach, heads)
 
 
 def swinv2_tiny(
@@ -91,16 +110,16 @@ def swinv2_tiny(
     window: Size = 8,
     in_chans: int = 3,
     num_classes: int = 1000,
-    drop_path_rate: float = 0.2,
-    border: str = "cells",
-    small: str = "joint",
-    patch_border: str = "pad",
+    drop_path_rate: float | None = None,
+    like: str | None = None,
+    border: str | None = None,
+    small: str | None = None,
+    patch_border: str | None = None,
+    absolute: bool = False,
+    stage_norms: bool | tuple[int, ...] = False,
 ) -> SwinV2:
-    """Swin v2-T: 28 million parameters."""
-    return SwinV2(
-        dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), img_size=img_size, window=window, in_chans=in_chans,
-        num_classes=num_classes, drop_path_rate=drop_path_rate, border=border, small=small, patch_border=patch_border,
-    )  # fmt: skip
+    """Swin v2-T: 28 million parameters, drop path 0.2 unless `like` has another. Arguments as `SwinV2`."""
+    return SwinV2(**sized("tiny", SwinV2.LIBRARIES, locals()))
 
 
 def swinv2_small(
@@ -109,16 +128,16 @@ def swinv2_small(
     window: Size = 8,
     in_chans: int = 3,
     num_classes: int = 1000,
-    drop_path_rate: float = 0.3,
-    border: str = "cells",
-    small: str = "joint",
-    patch_border: str = "pad",
+    drop_path_rate: float | None = None,
+    like: str | None = None,
+    border: str | None = None,
+    small: str | None = None,
+    patch_border: str | None = None,
+    absolute: bool = False,
+    stage_norms: bool | tuple[int, ...] = False,
 ) -> SwinV2:
-    """Swin v2-S: 50 million parameters."""
-    return SwinV2(
-        dim=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), img_size=img_size, window=window, in_chans=in_chans,
-        num_classes=num_classes, drop_path_rate=drop_path_rate, border=border, small=small, patch_border=patch_border,
-    )  # fmt: skip
+    """Swin v2-S: 50 million parameters, drop path 0.3 unless `like` has another. Arguments as `SwinV2`."""
+    return SwinV2(**sized("small", SwinV2.LIBRARIES, locals()))
 
 
 def swinv2_base(
@@ -127,16 +146,16 @@ def swinv2_base(
     window: Size = 8,
     in_chans: int = 3,
     num_classes: int = 1000,
-    drop_path_rate: float = 0.5,
-    border: str = "cells",
-    small: str = "joint",
-    patch_border: str = "pad",
+    drop_path_rate: float | None = None,
+    like: str | None = None,
+    border: str | None = None,
+    small: str | None = None,
+    patch_border: str | None = None,
+    absolute: bool = False,
+    stage_norms: bool | tuple[int, ...] = False,
 ) -> SwinV2:
-    """Swin v2-B: 88 million parameters."""
-    return SwinV2(
-        dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), img_size=img_size, window=window, in_chans=in_chans,
-        num_classes=num_classes, drop_path_rate=drop_path_rate, border=border, small=small, patch_border=patch_border,
-    )  # fmt: skip
+    """Swin v2-B: 88 million parameters, drop path 0.5 unless `like` has another. Arguments as `SwinV2`."""
+    return SwinV2(**sized("base", SwinV2.LIBRARIES, locals()))
 
 
 def swinv2_large(
@@ -145,13 +164,13 @@ def swinv2_large(
     window: Size = 8,
     in_chans: int = 3,
     num_classes: int = 1000,
-    drop_path_rate: float = 0.2,
-    border: str = "cells",
-    small: str = "joint",
-    patch_border: str = "pad",
+    drop_path_rate: float | None = None,
+    like: str | None = None,
+    border: str | None = None,
+    small: str | None = None,
+    patch_border: str | None = None,
+    absolute: bool = False,
+    stage_norms: bool | tuple[int, ...] = False,
 ) -> SwinV2:
-    """Swin v2-L: 197 million parameters."""
-    return SwinV2(
-        dim=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), img_size=img_size, window=window, in_chans=in_chans,
-        num_classes=num_classes, drop_path_rate=drop_path_rate, border=border, small=small, patch_border=patch_border,
-    )  # fmt: skip
+    """Swin v2-L: 197 million parameters, drop path 0.2 unless `like` has another. Arguments as `SwinV2`."""
+    return SwinV2(**sized("large", SwinV2.LIBRARIES, locals()))

@@ -20,7 +20,7 @@ from locant.positions.position import Position
 from locant.positions.table import RelativeTable
 
 BORDERS = ("cells", "pad-roll", "roll-pad")
-SMALL = ("joint", "per-axis", "pad")
+SMALL = ("joint", "per-axis", "pad", "keep", "rows")
 
 
 class WindowAttention(Attention):
@@ -44,6 +44,9 @@ class WindowAttention(Attention):
         "per-axis"    that axis alone loses its shift, and its window shrinks to it: timm, Video Swin.
         "pad"         that axis alone loses its shift, and the map is filled up to the window: torchvision on
                       pictures. It differs from "per-axis" only on borders that fill.
+        "keep"        window and shift stay, and the map is filled up to the window: Swin's detection code, mmdetection.
+        "rows"        a square window shrinks to the rows alone, and no axis is shifted if they are no longer than it:
+                      transformers' Swin v2.
 
     Where it differs: windows that shrink read the centre of the table, which is the part for their offsets; published
     code builds a smaller table. A forbidden pair has weight 0, not exp(-100).
@@ -167,8 +170,10 @@ def fitted(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Window and shift on a map of `shape`, by the rule `small` for axes that are no longer than their window."""
     short = [side <= size for side, size in zip(shape, window, strict=True)]
-    if not any(short):
+    if not any(short) or small == "keep":
         return window, shift
+    if small == "rows":
+        return tuple(min(size, max(1, shape[0])) for size in window), tuple(0 if short[0] else n for n in shift)
     joint = small == "joint"
     shift = tuple(0 if joint or s else n for s, n in zip(short, shift, strict=True))
     if small == "pad":
