@@ -9,7 +9,8 @@ from torch import Tensor
 
 from locant import hooks, planner
 from locant.call import Call, Positions, describe, materialise
-from locant.grid import Grid
+from locant.checks import check_tensor
+from locant.grid import Grid, check_grid
 from locant.kernels import reference
 from locant.kernels.kernel import Output
 from locant.masks import Mask
@@ -88,6 +89,8 @@ def attention_packed(
     With a prefix, or by choice, the tokens lie on one axis: `[batch, tokens, 3, heads, head_dim]`. The result has the
     same leading axes and `heads · head_dim` channels, ready for the output projection.
     """
+    check_tensor("attention_packed", "qkv", qkv, "a tensor [batch, *grid, 3, heads, head_dim]")
+    check_grid("attention_packed", "grid", grid, needed=False)
     if qkv.ndim < 5 or qkv.shape[-3] != 3:
         raise ValueError(
             "attention_packed needs qkv of shape [batch, *grid, 3, heads, head_dim]; "

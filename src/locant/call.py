@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from locant.checks import check_tensor
+from locant.checks import check_number, check_tensor, check_type, description
 from locant.forms import AxialTerms, OffsetTable, Separable, add_tables, add_values
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Pairs, Structure, check_mask
@@ -113,6 +113,9 @@ def describe(
     check_grid("attention", "grid", grid, needed=False)
     check_grid("attention", "key_grid", key_grid, needed=False)
     check_mask("attention", "mask", mask)
+    check_number("attention", "dropout", dropout)
+    check_type("attention", "return_lse", lse, bool)
+    check_type("attention", "kernel", kernel, str)
     _check_tensors(q, k, v, dropout)
     schemes, structure = by_entrance(position), Structure.of(mask)
     grid, key_grid = _grids(q, k, grid, key_grid, position is None, structure)
@@ -291,10 +294,14 @@ def _checked_scale(scale: float | Tensor | None, q: Tensor) -> float | Tensor:
         if fits and here and scale.is_floating_point():
             return scale
         came = f"{scale.dtype} {list(scale.shape)} on {scale.device}"
-    elif isinstance(scale, int | float | torch.SymInt | torch.SymFloat) and not isinstance(scale, bool):
+    elif (
+        isinstance(scale, int | float | torch.SymInt | torch.SymFloat)
+        and not isinstance(scale, bool)
+        and scale == scale
+    ):
         return scale
     else:
-        came = repr(scale)
+        came = description(scale)
     raise ValueError(
         f"scale needs a number, or a floating tensor of one number or [heads, 1, 1] on {q.device} with "
         f"{q.shape[1]} heads; got {came}. Leave it out for head_dim ** -0.5."

@@ -5,11 +5,19 @@ Nothing is coerced: True is no whole number, 4.0 is none, and an array is no ten
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+ADVICE: dict[type, Callable[[object], str]] = {}  # what to write instead of a value that is none of that class
 
 
 def is_whole(value: object) -> bool:
@@ -22,6 +30,93 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_types(function: Callable[P, R]) -> Callable[P, R]:
+    """Checks every argument of a constructor or function against its annotation, before it runs.
+
+    For what runs once: constructors, builders. Annotations that say nothing of a type (Any, callables) are passed over.
+    """
+    names = tuple(inspect.signature(function).parameters)
+    kinds = functools.cache(lambda: get_type_hints(function))
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        owner = function.__name__
+        if names[:1] in (("self",), ("cls",)):
+            name = (args[0] if names[0] == "cls" else type(args[0])).__name__  # type: ignore[attr-defined]
+            owner = name if owner == "__init__" else f"{name}.{owner}"
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in kinds():
+                check_type(owner, name, value, kinds()[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_type(owner: str, name: str, value: object, kind: Any) -> None:
+    """A value of the annotation `kind`, or a ValueError that says what to write instead."""
+    if not _fits(value, kind):
+        raise ValueError(f"{owner} needs `{name}` as {_words(kind)}; got {description(value)}. {_advice(value, kind)}")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether `value` is what the annotation says; shapes and dtypes of tensors are left to whoever asked."""
+    if kind in PLAIN:
+        return PLAIN[kind][0](value)
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, member) for member in members)
+    if origin is Literal:
+        return isinstance(value, str)  # which words there are is said by whoever knows what they do
+    if origin is tuple:
+        if not isinstance(value, tuple | list) or (members[-1] is not ... and len(members) != len(value)):
+            return False
+        return all(_fits(item, members[0]) for item in value)
+    if hasattr(kind, "array_type"):  # jaxtyping's
+        return isinstance(value, Tensor)
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    """An annotation in words."""
+    if kind in PLAIN:
+        return PLAIN[kind][1]
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_words, members)))
+    if origin is Literal:
+        return " or ".join(map(repr, members))
+    if origin is tuple:
+        many = "" if members[-1] is ... else f"{len(members)} "
+        plural = {int: "whole numbers", float: "numbers"}.get(members[0], f"{members[0].__name__}s")
+        return f"a tuple of {many}{plural}"
+    if hasattr(kind, "array_type") or kind is Tensor:
+        return "a tensor"
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+
+
+def _advice(value: object, kind: Any) -> str:
+    """What to do instead."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for one in (one for one in kinds if isinstance(one, type)):
+        for known, advice in ADVICE.items():
+            if issubclass(one, known):
+                return advice(value)
+        if isinstance(value, type) and issubclass(value, one):
+            return f"That is the class: make one, {value.__name__}(...)."
+        if one is Tensor or hasattr(one, "array_type"):
+            return "Convert it first: torch.as_tensor(...)."
+    return f"Pass {_words(kinds[0])}."
+
+
+PLAIN: dict[Any, tuple[Callable[[object], bool], str]] = {
+    int: (is_whole, "a whole number"),
+    float: (is_number, "a number"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    str: (lambda value: isinstance(value, str), "a string"),
+    type(None): (lambda value: value is None, "None"),
+}
+
+
 def check_whole(
     owner: str, name: str, value: object, *, least: int | None = 1, most: int | None = None, advice: str = ""
 ) -> None:
@@ -32,25 +127,8 @@ def check_whole(
             return
     bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
     raise ValueError(
-        f"{owner} needs `{name}` as a whole number{bounds}; got {description(value)}. {advice or 'Pass a plain int.'}"
-    )
-
-
-def check_wholes(
-    owner: str, name: str, value: object, *, count: int | None = None, least: int | None = 1, advice: str = ""
-) -> None:
-    """A tuple (or list) of whole numbers, `count` of them."""
-    if (
-        isinstance(value, tuple | list)
-        and count in (None, len(value))
-        and all(is_whole(n) and (least is None or n >= least) for n in value)
-    ):
-        return
-    many = "" if count is None else f"{count} "
-    bound = "" if least is None else f" of at least {least}"
-    raise ValueError(
-        f"{owner} needs `{name}` as a tuple of {many}whole numbers{bound}; got {description(value)}. "
-        f"{advice or 'Pass plain ints.'}"
+        f"{owner} needs `{name}` as a whole number{bounds}; got {description(value)}. "
+        f"{advice or ('Choose one in that range.' if is_whole(value) else 'Pass a plain int.')}"
     )
 
 
@@ -75,23 +153,8 @@ def check_number(
     bounds = " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
     raise ValueError(
         f"{owner} needs `{name}` as a number{bounds and ' ' + bounds}; got {description(value)}. "
-        f"{advice or 'Pass a plain float.'}"
+        f"{advice or ('Choose one in that range.' if is_number(value) else 'Pass a plain float.')}"
     )
-
-
-def check_flag(owner: str, name: str, value: object) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{owner} needs `{name}` as True or False; got {description(value)}. Pass one of the two.")
-
-
-def check_choice(owner: str, name: str, value: object, choices: Sequence[str], advice: str = "") -> None:
-    """One of these words."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(
-            f"{owner} needs `{name}` out of {', '.join(map(repr, choices))}; got {description(value)}. "
-            f"{advice or 'Name one of them.'}"
-        )
 
 
 def check_tensor(owner: str, name: str, value: object, needed: str = "a tensor") -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils import _pytree
 
-from locant.checks import description, is_whole
+from locant.checks import ADVICE, check_type, description, is_whole
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
 
@@ -168,14 +168,15 @@ class Grid:
 
 def check_grid(owner: str, name: str, value: object, needed: bool = True) -> None:
     """A Grid, or None unless it is `needed`. Raises a ValueError that writes the one that was meant."""
-    if isinstance(value, Grid) or (value is None and not needed):
-        return
+    if not isinstance(value, Grid) and (needed or value is not None):
+        check_type(owner, name, value, Grid if needed else Grid | None)
+
+
+def _meant(value: object) -> str:
+    """The grid to write instead of sizes."""
     sizes = value if isinstance(value, tuple | list) else (value,)
     fit = all(map(is_whole, sizes)) and len(sizes) in AXES
-    meant = f"Grid({', '.join(map(str, sizes))})" if fit else "Grid(14, 14)"
-    raise ValueError(
-        f"{owner} needs `{name}` as a Grid{'' if needed else ' or None'}; got {description(value)}. Write {meant}."
-    )
+    return f"Write Grid({', '.join(map(str, sizes))})." if fit else "Write Grid(196), Grid(14, 14) or Grid(8, 14, 14)."
 
 
 def _check(what: str, values: tuple[int, ...], count: int, least: int | None) -> None:
@@ -190,3 +191,4 @@ def _check(what: str, values: tuple[int, ...], count: int, least: int | None) ->
 
 
 _pytree.register_constant(Grid)
+ADVICE[Grid] = _meant

@@ -11,8 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from locant.checks import description
-from locant.grid import Grid, Tokens
+from locant.checks import ADVICE, check_type, description
+from locant.grid import Grid, Tokens, check_grid
 
 
 def _refused(came: str, instead: str) -> Callable[..., Any]:
@@ -47,6 +47,8 @@ class Mask(ABC):
         self, grid: Grid, key_grid: Grid | None = None, device: torch.device | str | None = None
     ) -> Bool[Tensor, "#batch #heads queries keys"]:
         """The dense truth, for looking at it and for the reference."""
+        check_grid("Mask.allowed", "grid", grid)
+        check_grid("Mask.allowed", "key_grid", key_grid, needed=False)
         key_grid = grid if key_grid is None else key_grid
         queries, keys = grid.select(device=device), key_grid.select(device=device)
         pairs = self.bound(grid, key_grid).pairs(queries, keys)[:, :, 0]
@@ -99,13 +101,9 @@ class Every(Mask):
 
 
 def check_mask(owner: str, name: str, value: object, needed: bool = False) -> None:
-    """A mask, or None unless it is `needed`. Raises a ValueError that names what was meant."""
-    if isinstance(value, Mask) or (value is None and not needed):
-        return
-    raise ValueError(
-        f"{owner} needs `{name}` as a mask, such as Causal() or Padding.from_lengths(lengths, tokens)"
-        f"{'' if needed else ', or None'}; got {description(value)}. {_meant(value)}"
-    )
+    """A mask, or None unless it is `needed`. Raises a ValueError that names the constructor that was meant."""
+    if (needed or value is not None) and not isinstance(value, Mask):
+        check_type(owner, name, value, Mask if needed else Mask | None)
 
 
 def _meant(value: object) -> str:
@@ -128,7 +126,7 @@ def _meant(value: object) -> str:
     if isinstance(value, tuple | list) and any(isinstance(m, Mask) for m in value):
         return "Join masks by &: a & b."
     if isinstance(value, type) and issubclass(value, Mask):
-        return f"Make one: {getattr(value, 'example', value.__name__)}."
+        return f"That is the class: make one, {getattr(value, 'example', 'Causal()')}."
     if isinstance(value, nn.Module):
         return "A position is passed as position=."
     return "Make one: Causal(), Windows((7, 7)), or of tensors Padding, Segments or Pairs (see their from_... names)."
@@ -170,3 +168,4 @@ def register_node(kind: type[Mask], names: tuple[str, ...]) -> None:
 
 
 register_node(Every, ("masks",))
+ADVICE[Mask] = _meant

@@ -24,14 +24,14 @@ WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # dtyp
 def read_zeros_and_ones(owner: str, mask: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """1 or True as True, 0 as False. Raises ValueError for other numbers, and for what is being learned."""
     check_tensor(owner, "mask", mask, "a tensor of zeros and ones")
-    _check_not_learned(owner, mask)
+    _check_numbers(owner, mask)
     return mask if mask.dtype == torch.bool else _read("zeros_and_ones", mask, owner)
 
 
 def read_additive(owner: str, mask: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """0 as True, -100 or less as False. Raises ValueError for numbers between, and for what is being learned."""
     check_tensor(owner, "mask", mask, "a tensor that is added to the logits")
-    _check_not_learned(owner, mask)
+    _check_numbers(owner, mask)
     if mask.dtype == torch.bool:
         raise ValueError(
             f"{owner} needs a `mask` of numbers that are added to the logits, 0 = free; got a bool tensor of shape "
@@ -53,8 +53,12 @@ def read_lengths(owner: str, lengths: Shaped[Tensor, "*shape"], count: int, name
     return _read("first", lengths, count, owner)
 
 
-def _check_not_learned(owner: str, mask: Tensor) -> None:
-    """A mask has no gradient: what asks for one is a bias, though it may be all zeros when training starts."""
+def _check_numbers(owner: str, mask: Tensor) -> None:
+    """Real, and without a gradient: what asks for one is a bias, though it may be all zeros when training starts."""
+    if mask.is_complex():
+        raise ValueError(
+            f"{owner} needs a `mask` of real numbers; got {mask.dtype} of shape {list(mask.shape)}. Pass mask.real."
+        )
     if mask.requires_grad:
         raise ValueError(
             f"{owner} needs a `mask` without a gradient, which a mask cannot pass on; got one that requires grad, of "

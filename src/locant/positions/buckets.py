@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from locant.cells import reach
+from locant.checks import check_number, check_tensor, check_types, check_whole, description
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask, Structure
@@ -44,6 +45,7 @@ class T5Buckets(Bias):
         ValueError: for too few or odd buckets, and a max_distance that the near buckets reach already.
     """
 
+    @check_types
     def __init__(
         self,
         heads: int,
@@ -54,6 +56,8 @@ class T5Buckets(Bias):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        check_whole("T5Buckets", "heads", heads)
+        check_number("T5Buckets", "init_std", init_std, least=0.0)
         side = buckets // 2 if bidirectional else buckets
         if side < 2 or (bidirectional and buckets % 2) or max_distance <= side // 2:
             least = 4 if bidirectional else 2
@@ -68,6 +72,11 @@ class T5Buckets(Bias):
 
     def bucket(self, offsets: Int[Tensor, "*offsets"]) -> Int[Tensor, "*offsets"]:
         """The bucket of each offset (query - key)."""
+        check_tensor("T5Buckets.bucket", "offsets", offsets, "a tensor of whole numbers")
+        if offsets.is_complex():
+            raise ValueError(
+                f"T5Buckets.bucket needs `offsets` as real numbers; got {description(offsets)}. Pass query - key."
+            )
         side = self.buckets // 2 if self.bidirectional else self.buckets
         exact = side // 2
         distance = offsets.abs() if self.bidirectional else offsets.clamp(min=0)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.cells import reach_of
+from locant.checks import check_number, check_types
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -41,6 +42,7 @@ class Decomposed(Content):
         ValueError: for a grid with a prefix or without cells, and sizes below 1.
     """
 
+    @check_types
     def __init__(self, grid: Grid, heads: int, head_dim: int, *, init_std: float = 0.02) -> None:
         super().__init__()
         if 0 in grid.shape or grid.prefix or min(heads, head_dim) < 1:
@@ -48,6 +50,7 @@ class Decomposed(Content):
                 "Decomposed needs a grid of at least one cell without prefix, and heads and head_dim of at least 1; "
                 f"got {grid}, {heads} and {head_dim}. Prefix tokens belong to the attention's grid, and get 0."
             )
+        check_number("Decomposed", "init_std", init_std, least=0.0)
         self.grid, self.heads, self.head_dim = grid, heads, head_dim
         self.tables = nn.ParameterList(torch.empty(2 * size - 1, head_dim) for size in grid.shape)
         for table in self.tables:
@@ -66,6 +69,7 @@ class Decomposed(Content):
             terms.append(q @ centre.T.to(q.dtype))  # not scaled
         return AxialValues(tuple(terms))
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> Decomposed:
         """A new module that reaches over `grid`: its tables interpolated, axis by axis (locant.resizing)."""
         new = Decomposed(grid, self.heads, self.head_dim).to(self.tables[0])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from locant.cells import reach_of
+from locant.checks import check_number, check_types, check_whole
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -40,10 +41,14 @@ class LogCPB(Bias):
         ValueError: for grids without cells, or of different numbers of axes.
     """
 
+    @check_types
     def __init__(
         self, grid: Grid, heads: int, *, hidden: int = 512, pretrained: Grid | None = None, init_std: float = 0.02
     ) -> None:
         super().__init__()
+        check_whole("LogCPB", "heads", heads)
+        check_whole("LogCPB", "hidden", hidden, advice="Swin v2 uses 512.")
+        check_number("LogCPB", "init_std", init_std, least=0.0)
         pretrained = grid if pretrained is None else pretrained
         if 0 in (*grid.shape, *pretrained.shape) or pretrained.axes != grid.axes:
             raise ValueError(
@@ -71,6 +76,7 @@ class LogCPB(Bias):
         coordinates = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).to(like.dtype)
         return OffsetValues(16 * torch.sigmoid(self.mlp(coordinates)).movedim(-1, 0))
 
+    @check_types
     def resized(self, grid: Grid) -> LogCPB:
         """A new module with the same weights that reaches over `grid`; offsets are still measured by `pretrained`."""
         new = LogCPB(grid, self.heads, hidden=self.hidden, pretrained=self.pretrained).to(next(self.mlp.parameters()))

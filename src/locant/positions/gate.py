@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import nn
 
+from locant.checks import check_number, check_types, check_whole
 from locant.forms import Separable, SeparableValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -46,10 +47,14 @@ class GatedPosition(Gate):
         build=lambda grid, dim, heads: GatedPosition(heads, axes=grid.axes),
     )  # fmt: skip
 
+    @check_types
     def __init__(
         self, heads: int, *, axes: int = 2, locality: float = 1.0, local_init: bool = True, init_std: float = 0.02
     ) -> None:
         super().__init__()
+        check_whole("GatedPosition", "heads", heads)
+        check_whole("GatedPosition", "axes", axes, most=3, advice="A sequence has 1, an image 2, a clip 3.")
+        check_number("GatedPosition", "init_std", init_std, least=0.0)
         self.heads, self.axes = heads, axes
         self.direction = nn.Parameter(torch.empty(heads, axes))
         self.spread = nn.Parameter(torch.empty(heads))

@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.grid import AXES, Grid
-from locant.masks import Mask
+from locant.checks import check_types
+from locant.grid import AXES, Grid, check_grid
+from locant.masks import Mask, check_mask
 from locant.positions.position import Comparison, Embedding
 from locant.resizing import resize_embedding
 
@@ -45,6 +46,7 @@ class Learned(Embedding):
         build=lambda grid, dim, heads: Learned(grid, dim),
     )  # fmt: skip
 
+    @check_types
     def __init__(self, grid: Grid, dim: int, *, axes: tuple[int, ...] | None = None, init_std: float = 0.02) -> None:
         super().__init__()
         axes = tuple(range(grid.axes)) if axes is None else tuple(axes)
@@ -78,6 +80,8 @@ class Learned(Embedding):
             ValueError: if a coordinate has no row, or the prefix is neither none nor the one it was built with.
         """
         grid = self.grid if grid is None else grid
+        check_grid("Learned", "grid", grid)
+        check_mask("Learned", "mask", mask)
         if grid.axes != self.grid.axes or grid.prefix not in (0, self.grid.prefix):
             raise ValueError(
                 f"this Learned needs a grid of {self.grid.axes} axes with prefix={self.grid.prefix} or none, as "
@@ -90,6 +94,7 @@ class Learned(Embedding):
         rows = cut.expand(*grid.shape, self.dim).reshape(grid.cells, self.dim)
         return rows if self.prefix is None or not grid.prefix else torch.cat([self.prefix, rows])
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> Learned:
         """A new module for `grid` with the trained values carried over, by a method of `locant.resizing`.
 

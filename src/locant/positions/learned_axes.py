@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.grid import AXES, Grid
-from locant.masks import Mask
+from locant.checks import check_types
+from locant.grid import AXES, Grid, check_grid
+from locant.masks import Mask, check_mask
 from locant.positions.position import Embedding
 from locant.resizing import resize_embedding
 
@@ -39,6 +40,7 @@ class LearnedAxial(Embedding):
         ValueError: if dim does not divide over the axes.
     """
 
+    @check_types
     def __init__(self, grid: Grid, dim: int) -> None:
         super().__init__()
         per_axis, rest = divmod(dim, grid.axes)
@@ -65,6 +67,8 @@ class LearnedAxial(Embedding):
             ValueError: if a coordinate has no entry, or the grid has another number of axes.
         """
         grid = self.grid if grid is None else grid
+        check_grid("LearnedAxial", "grid", grid)
+        check_mask("LearnedAxial", "mask", mask)
         if grid.axes != self.grid.axes:
             raise ValueError(
                 f"this LearnedAxial needs a grid of {self.grid.axes} axes, as {self.grid} it was built on; got {grid}. "
@@ -78,6 +82,7 @@ class LearnedAxial(Embedding):
         rows = torch.cat(parts, dim=-1).reshape(grid.cells, self.dim)
         return nn.functional.pad(rows, (0, 0, grid.prefix, 0))
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> LearnedAxial:
         """A new module for `grid`, each axis carried over by itself by a method of `locant.resizing`.
 

@@ -28,8 +28,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locant.grid import Grid
-from locant.masks import Mask, Padding
+from locant.checks import check_tensor, check_types, check_whole
+from locant.grid import Grid, check_grid
+from locant.masks import Mask, Padding, check_mask
 from locant.positions.position import Comparison, Embedding
 
 EPSILON = 1e-6  # an axis without a real cell is 0 / 1e-6, not 0 / 0
@@ -56,6 +57,7 @@ class MaskedSine(Embedding):
 
     like: Tensor
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -88,6 +90,8 @@ class MaskedSine(Embedding):
         Raises:
             ValueError: if dim does not divide over the axes of the grid, or the padding is laid out for another.
         """
+        check_grid("MaskedSine", "grid", grid)
+        check_mask("MaskedSine", "mask", mask)
         valid = torch.ones(grid.shape, dtype=torch.bool, device=self.like.device)
         for member in () if mask is None else mask.members():
             if isinstance(member, Padding):
@@ -106,6 +110,8 @@ class MaskedSine(Embedding):
         Raises:
             ValueError: if `valid` is not bool or has fewer dimensions, or dim does not divide over the axes.
         """
+        check_tensor("MaskedSine.encode", "valid", valid, "a bool map, True = a real cell")
+        check_whole("MaskedSine.encode", "axes", axes, most=3)
         if valid.dtype != torch.bool or valid.ndim < axes:
             raise ValueError(
                 f"MaskedSine.encode needs a bool map of at least {axes} dimensions as `valid`, True = a real cell; "

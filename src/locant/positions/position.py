@@ -15,9 +15,10 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from locant.checks import check_number, check_tensor, description
 from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, Separable, SeparableValues
-from locant.grid import Grid
-from locant.masks import Mask
+from locant.grid import Grid, check_grid
+from locant.masks import Mask, check_mask
 
 Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
 
@@ -90,6 +91,7 @@ class Bias(Position):
         self, grid: Grid, key_grid: Grid | None = None, mask: Mask | None = None
     ) -> Float[Tensor, "heads queries keys"]:
         """The bias, dense: for looking at it. Attention never calls this."""
+        _check_places(type(self).__name__, grid, key_grid, mask)
         key_grid = grid if key_grid is None else key_grid
         return self.values(self.form(grid, key_grid, mask)).dense(grid, key_grid)
 
@@ -130,6 +132,15 @@ class Content(Position):
         scale: float = 1.0,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """What these queries have added to their logits, dense: for looking at it. Attention never calls this."""
+        name = type(self).__name__
+        _check_places(name, grid, key_grid, mask)
+        check_tensor(name, "q", q, "queries [batch, heads, tokens, head_dim]")
+        check_number(name, "scale", scale)
+        if q.ndim != 4 or q.shape[1] != self.heads or q.shape[3] != self.head_dim or not q.is_floating_point():
+            raise ValueError(
+                f"{name} needs `q` [batch, {self.heads}, {grid.tokens}, {self.head_dim}] on {grid}; "
+                f"got {description(q)}. Project to these heads."
+            )
         key_grid = grid if key_grid is None else key_grid
         return self.values(self.form(grid, key_grid, mask), q, scale).dense(grid, key_grid)
 
@@ -147,3 +158,9 @@ class Gate(Position):
     @abstractmethod
     def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
         """The logits per axis on these grids, and the share of position per head."""
+
+
+def _check_places(owner: str, grid: Grid, key_grid: Grid | None, mask: Mask | None) -> None:
+    check_grid(owner, "grid", grid)
+    check_grid(owner, "key_grid", key_grid, needed=False)
+    check_mask(owner, "mask", mask)

@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.grid import AXES, Grid
+from locant.checks import check_tensor, check_types
+from locant.grid import AXES, Grid, check_grid
 from locant.positions.position import Comparison, Rotation
 
 LAYOUTS = ("interleaved", "halves")
@@ -52,6 +53,7 @@ class Rotary(Rotation):
         build=lambda grid, dim, heads: Rotary(dim // heads, axes=grid.axes, base=100.0),
     )  # fmt: skip
 
+    @check_types
     def __init__(
         self,
         head_dim: int,
@@ -92,6 +94,8 @@ class Rotary(Rotation):
         Raises:
             ValueError: if the grid has other axes than `axes`, or `x` other tokens or channels.
         """
+        check_tensor("Rotary", "x", x, "queries or keys [batch, heads, tokens, head_dim]")
+        check_grid("Rotary", "grid", grid)
         if grid.axes != self.axes:
             raise ValueError(
                 f"this Rotary needs a grid of {self.axes} {'axes' if self.axes > 1 else 'axis'}; got {grid}, "

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.cells import reach
+from locant.checks import check_number, check_types
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
 from locant.masks import Mask, Structure
@@ -50,6 +51,7 @@ class Shaw(Content):
     u: nn.Parameter | None
     bias: nn.Parameter | None
 
+    @check_types
     def __init__(
         self,
         heads: int,
@@ -68,6 +70,7 @@ class Shaw(Content):
                 "Shaw needs `heads` and `head_dim` of at least 1, `distance` and `clamp` of at least 0; "
                 f"got {heads}, {head_dim}, {distance} and {clamp}. The paper uses distances of 2 to 64 and no clamp."
             )
+        check_number("Shaw", "init_std", init_std, least=0.0)
         self.heads, self.head_dim, self.distance, self.causal, self.clamp = heads, head_dim, distance, causal, clamp
         tables, rows = heads if per_head else 1, distance + 1 if causal else 2 * distance + 1
         self.table = nn.Parameter(torch.empty(tables, rows, head_dim))

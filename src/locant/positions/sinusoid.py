@@ -26,8 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.grid import Grid
-from locant.masks import Mask
+from locant.checks import check_types
+from locant.grid import Grid, check_grid
+from locant.masks import Mask, check_mask
 from locant.positions.position import Comparison, Embedding
 
 LAYOUTS = ("interleaved", "halves", "t2t", "timm", "mae")
@@ -56,6 +57,7 @@ class Sinusoid(Embedding):
 
     like: Tensor
 
+    @check_types
     def __init__(self, dim: int, *, layout: str = "interleaved", base: float = 10000.0, start: int = 0) -> None:
         super().__init__()
         if layout not in LAYOUTS:
@@ -76,6 +78,8 @@ class Sinusoid(Embedding):
         Raises:
             ValueError: if dim does not divide over the axes of the grid.
         """
+        check_grid("Sinusoid", "grid", grid)
+        check_mask("Sinusoid", "mask", mask)
         frequencies = self._frequencies(grid.axes)
         rates = torch.tensor(frequencies, dtype=torch.float64, device=self.like.device)
         waves = []  # per axis [*grid, sin or cos, frequency]: an axis has few coordinates, so few sines are taken

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from locant.cells import reach
+from locant.checks import check_types, check_whole
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -41,8 +42,10 @@ class ALiBi(Bias):
         build=lambda grid, dim, heads: ALiBi(heads, distance="euclidean"), direction=False,
     )  # fmt: skip
 
+    @check_types
     def __init__(self, heads: int, *, distance: Distance | None = None) -> None:
         super().__init__()
+        check_whole("ALiBi", "heads", heads)
         if distance not in (None, "euclidean", "manhattan"):
             raise ValueError(f'ALiBi needs distance="euclidean" or "manhattan"; got {distance!r}. Name one of them.')
         self.heads, self.distance = heads, distance

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from locant.cells import reach_of
+from locant.checks import check_number, check_types, check_whole
 from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -45,8 +46,11 @@ class RelativeTable(Bias):
     key_prefix: nn.Parameter | None
     both: nn.Parameter | None
 
+    @check_types
     def __init__(self, grid: Grid, heads: int, *, init_std: float = 0.02) -> None:
         super().__init__()
+        check_whole("RelativeTable", "heads", heads)
+        check_number("RelativeTable", "init_std", init_std, least=0.0)
         if 0 in grid.shape:
             raise ValueError(f"RelativeTable needs a grid with at least one cell; got {grid}. Give sizes of 1 or more.")
         self.grid, self.heads = grid, heads
@@ -68,6 +72,7 @@ class RelativeTable(Bias):
                 centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
         return OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:
         """A new module that reaches over `grid`: its table interpolated, its prefix rows kept (locant.resizing)."""
         if bool(grid.prefix) != bool(self.grid.prefix):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.cells import reach
+from locant.checks import check_number, check_types, check_whole
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
 from locant.masks import Mask
@@ -51,6 +52,7 @@ class TransformerXL(Content):
     u: nn.Parameter | None
     v: nn.Parameter | None
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -73,6 +75,10 @@ class TransformerXL(Content):
                 f"TransformerXL needs a `clamp` of at least 0, or None for no limit; got {clamp}. "
                 "Published scripts write -1 for None."
             )
+        if head_dim is not None:
+            check_whole("TransformerXL", "head_dim", head_dim)
+        check_number("TransformerXL", "dropout", dropout, least=0.0, below=1.0)
+        check_number("TransformerXL", "init_std", init_std, least=0.0)
         self.dim, self.heads, self.head_dim = dim, heads, dim // heads if head_dim is None else head_dim
         self.clamp, self.dropout = clamp, dropout
         if shared is not None and (shared.heads, shared.head_dim) != (self.heads, self.head_dim):

@@ -1,0 +1,170 @@
+"""Every public callable, every argument, everything it is not: a ValueError that names the argument.
+
+The README promises it. `CALLS` has a call that is right for each; one argument after another is replaced by a value of
+another type, unless its annotation lets that type in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import locant
+from locant import Grid, masks
+
+pytestmark = pytest.mark.plain
+
+ON = Grid(2, 3)
+Q = torch.randn(2, 4, 6, 8)
+KEPT = torch.ones(2, 6, dtype=torch.bool)
+ALL = torch.ones(6, 6, dtype=torch.bool)
+
+# Of each type a value that is right nowhere, and the annotations that let the type in but not the value.
+WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "None": (None, ("None", "Positions")),
+    "a string": ("no such word", ()),
+    "a float": (2.5, ("float",)),
+    "nan": (float("nan"), ()),
+    "a tuple": (("no", 2.5), ()),
+    "a list": (["no", 2.5], ()),
+    "a tensor": (torch.zeros(1, 2, 3, 1, 2, 3, 1, dtype=torch.complex64), ()),
+    "an array": (np.zeros((2, 3)), ()),
+    "a class": (dict, ()),
+    "an object": (object(), ()),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is right. `free` names arguments that may be anything, and `words` what else errors may say."""
+
+    run: Callable[..., Any]
+    given: dict[str, Any] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    words: dict[str, str] = field(default_factory=dict)
+    of: Any = None  # whose signature counts, if `run` is made of another
+
+
+def packed(**given: Any) -> Any:
+    return locant.attention_packed(**given)
+
+
+QKV = {"q": Q, "k": Q, "v": Q}
+CALLS: dict[str, Call] = {
+    "Grid": Call(lambda size=2, **rest: Grid(size, 3, **rest), {"size": 2}, words={"size": "size"}, of=Grid.__init__),
+    "Grid.pooled": Call(ON.pooled, {"stride": 2}),
+    "Causal": Call(masks.Causal),
+    "Windows": Call(masks.Windows, {"size": (2, 2), "shift": (1, 1)}),
+    "Padding": Call(masks.Padding, {"valid": KEPT}, words={"valid": "valid|Padding"}),
+    "Segments": Call(masks.Segments, {"ids": KEPT.long(), "key_ids": KEPT.long()}),
+    "Pairs": Call(masks.Pairs, {"allowed": ALL}, words={"allowed": "allowed|Pairs"}),
+    "Every": Call(masks.Every, {"masks": (masks.Causal(),)}),
+    "Mask.allowed": Call(masks.Causal().allowed, {"grid": ON}, free=("device",)),
+    "Padding.from_lengths": Call(masks.Padding.from_lengths, {"lengths": torch.tensor([2, 3]), "tokens": 6}),
+    "Padding.from_key_padding_mask": Call(
+        masks.Padding.from_key_padding_mask, {"mask": ~KEPT}, words={"mask": "mask|from_key_padding_mask"}
+    ),
+    "Padding.from_attention_mask": Call(masks.Padding.from_attention_mask, {"mask": KEPT.long()}),
+    "Padding.from_additive": Call(masks.Padding.from_additive, {"mask": torch.zeros(2, 6)}),
+    "Pairs.from_kept": Call(masks.Pairs.from_kept, {"mask": ALL}),
+    "Pairs.from_blocked": Call(masks.Pairs.from_blocked, {"mask": ~ALL}),
+    "Pairs.from_additive": Call(masks.Pairs.from_additive, {"mask": torch.zeros(6, 6)}),
+    "Pairs.from_window_mask": Call(masks.Pairs.from_window_mask, {"mask": torch.zeros(1, 6, 6), "batch": 2}),
+    "Pairs.from_lengths": Call(masks.Pairs.from_lengths, {"lengths": torch.tensor([[2, 3]]), "keys": 6}),
+    "ALiBi": Call(locant.ALiBi, {"heads": 4}),
+    "Decomposed": Call(locant.Decomposed, {"grid": ON, "heads": 4, "head_dim": 8}),
+    "GatedPosition": Call(locant.GatedPosition, {"heads": 4}),
+    "Learned": Call(locant.Learned, {"grid": ON, "dim": 8}),
+    "LearnedAxial": Call(locant.LearnedAxial, {"grid": ON, "dim": 8}),
+    "LogCPB": Call(locant.LogCPB, {"grid": ON, "heads": 4}),
+    "MaskedSine": Call(locant.MaskedSine, {"dim": 8}),
+    "RelativeTable": Call(locant.RelativeTable, {"grid": ON, "heads": 4}),
+    "Rotary": Call(locant.Rotary, {"head_dim": 8}),
+    "Shaw": Call(locant.Shaw, {"heads": 4, "head_dim": 8, "distance": 2}),
+    "Sinusoid": Call(locant.Sinusoid, {"dim": 8}),
+    "T5Buckets": Call(locant.T5Buckets, {"heads": 4}),
+    "TransformerXL": Call(locant.TransformerXL, {"dim": 8, "heads": 4}),
+    "Learned()": Call(locant.Learned(ON, 8).forward, {}),
+    "LearnedAxial()": Call(locant.LearnedAxial(ON, 8).forward, {}),
+    "Sinusoid()": Call(locant.Sinusoid(8).forward, {"grid": ON}),
+    "MaskedSine()": Call(locant.MaskedSine(8).forward, {"grid": ON}),
+    "MaskedSine.encode": Call(locant.MaskedSine(8).encode, {"valid": KEPT}),
+    "Rotary()": Call(locant.Rotary(8, axes=2).forward, {"x": Q, "grid": ON}),
+    "RelativeTable()": Call(locant.RelativeTable(ON, 4).forward, {"grid": ON}),
+    "Shaw()": Call(locant.Shaw(4, 8, 2).forward, {"q": Q, "grid": Grid(6)}),
+    "T5Buckets.bucket": Call(locant.T5Buckets(4).bucket, {"offsets": torch.arange(3)}),
+    "Learned.resized": Call(locant.Learned(ON, 8).resized, {"grid": ON}),
+    "LearnedAxial.resized": Call(locant.LearnedAxial(ON, 8).resized, {"grid": ON}),
+    "RelativeTable.resized": Call(locant.RelativeTable(ON, 4).resized, {"grid": ON}),
+    "Decomposed.resized": Call(locant.Decomposed(ON, 4, 8).resized, {"grid": ON}),
+    "LogCPB.resized": Call(locant.LogCPB(ON, 4).resized, {"grid": ON}),
+    # verbs
+    "attention": Call(locant.attention, {**QKV, "grid": ON}),
+    "attention_packed": Call(locant.attention_packed, {"qkv": torch.randn(2, 6, 3, 4, 8)}),
+    "plan": Call(locant.plan, {**QKV, "grid": ON}),
+    "weights": Call(locant.weights, {"q": Q, "k": Q, "grid": ON}),
+}
+
+
+def arguments(call: Call) -> Iterator[tuple[str, str]]:
+    """Each argument with its annotation."""
+    for name, parameter in inspect.signature(call.of or call.run).parameters.items():
+        if name not in ("self", *call.free):
+            yield name if parameter.kind != parameter.VAR_POSITIONAL else "size", str(parameter.annotation)
+
+
+def cases() -> Iterator[Any]:
+    for title, call in CALLS.items():
+        for name, annotation in arguments(call):
+            for kind, (_, allowed) in WRONG.items():
+                if not set(allowed) & set(re.split(r"[^\w]+", annotation)):
+                    yield pytest.param(title, name, kind, id=f"{title}: {name} = {kind}")
+
+
+def complaint(call: Call, name: str, value: object) -> str | None:
+    """What is wrong with the answer, if anything."""
+    try:
+        call.run(**{**call.given, name: value})
+    except ValueError as error:
+        text = str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    else:
+        return "no error"
+    named = re.search(rf"\b({call.words.get(name, name)})s?\b", text)
+    return None if named and "\n" not in text and text.rstrip().endswith(".") else f"not named: {text}"
+
+
+@pytest.mark.parametrize(("title", "name", "kind"), cases())
+def test_an_argument_of_another_type_is_named(title, name, kind):
+    assert complaint(CALLS[title], name, WRONG[kind][0]) is None
+
+
+@pytest.mark.parametrize("title", CALLS)
+def test_the_right_call_is_right(title):
+    CALLS[title].run(**CALLS[title].given)
+
+
+def test_nothing_public_is_left_out():
+    """Each name of the package, and each constructor of a mask."""
+    callables = {name for name in locant.__all__ if callable(getattr(locant, name))}
+    assert callables <= set(CALLS)
+    for kind in (masks.Padding, masks.Pairs):
+        assert {f"{kind.__name__}.{name}" for name in vars(kind) if name.startswith("from_")} <= set(CALLS)
+
+
+if __name__ == "__main__":  # what is left, as a list
+    for title, call in CALLS.items():
+        for name, annotation in arguments(call):
+            for kind, (value, allowed) in WRONG.items():
+                if not set(allowed) & set(re.split(r"[^\w]+", annotation)):
+                    wrong = complaint(call, name, value)
+                    if wrong is not None:
+                        print(f"{title}: {name} = {kind}: {wrong}"[:220])
