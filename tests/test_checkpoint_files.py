@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -107,6 +106,19 @@ def longer_storage(*, legacy: bool) -> bytes:
     return zipped(inner(data).replace(b"K\x0ctq", number + b"tq"))
 
 
+def grown() -> bytes:
+    """A tensor of 12 numbers, told by BUILD to have 2**40 of its storage, which would grow to hold them."""
+    text = lambda word: b"X" + struct.pack("<I", len(word)) + word  # noqa: E731
+    storage = b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu") + b"K\x0ctQ"
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\x00K\x0c\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+    )
+    build = b"(" + storage + b"K\x00\x8a\x06" + HUGE.to_bytes(6, "little") + b"\x85K\x01\x85tb"
+    return b"\x80\x02}" + text(b"w") + tensor + build + b"s."
+
+
 def renamed(name: str) -> bytes:
     return header({name: entry()}, bytes(8))
 
@@ -164,10 +176,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "an older storage of 2⁴⁰": (lambda: longer_storage(legacy=True), "tensors need 4,398,046,5.* it was cut or padded"),
     "a tensor beyond its storage": (larger_view, r"a tensor of shape \[1099511627776, 4\] is larger than its storage"),
     "one number 2⁴² times": (expanded, r"a tensor of shape \[1099511627776, 4\] is larger than its storage"),
-    "a Namespace of arguments": (
-        lambda: saved({"model": STATE, "args": argparse.Namespace(lr=1)}), "it holds argparse.Namespace, which only"
+    "a tensor changed after it was made": (lambda: zipped(grown()), "a tensor is changed after it was made"),
+    "a storage that is called": (lambda: zipped(called("torch.FloatStorage")), "it holds torch.FloatStorage"),
+    "objects of 1,001 kinds": (
+        lambda: zipped(b"\x80\x02]" + b"".join(b"ca%d\nb\na" % i for i in range(1001)) + b"."), "more than 1,000 kinds"
     ),
-    "a whole module": (lambda: saved(nn.Linear(2, 2)), "it holds torch.nn.modules.linear.Linear"),
+    "an older whole module": (lambda: saved({"w": nn.Linear(2, 2)}, legacy=True), "it holds a whole module with its"),
+    "a whole module": (lambda: saved(nn.Linear(2, 2)), "it holds a torch.nn.modules.linear.Linear, not a dictionary"),
     "a zip bomb": (
         lambda: zipped(None, zipfile.ZIP_DEFLATED, **{"archive/data.pkl": bytes(10**7)}), "unpack to more than the file"
     ),
@@ -233,7 +248,7 @@ def test_the_page_tells_of_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda path: path.mkdir(), "a folder"),
+    (lambda path: path.mkdir(), "a folder, in which .* was looked for; it has none"),
     (lambda path: os.mkfifo(path), "a folder, a pipe or a device"),
     (lambda path: path.symlink_to("/dev/zero"), "a folder, a pipe or a device"),
 ], ids=["folder", "pipe", "device"])  # fmt: skip

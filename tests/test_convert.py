@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from locant.checkpoints import export, load, read, write
 from locant.cli import app
+from locant.models import from_file
 from locant.resizing import resize_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
@@ -104,7 +105,11 @@ def test_a_file_of_each_source(source):
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == line
     assert f"| {source} | {line} |" in PAGE.read_text(), "docs/checkpoints.py writes it there"
-    assert done.stdout.splitlines()[-1] == "Written: out.safetensors"
+    assert done.stdout.splitlines()[-2:] == [
+        "Written: out.safetensors", "Next, in Python: model = locant.models.from_file('out.safetensors')"
+    ]  # fmt: skip
+    model = from_file("out.safetensors")
+    assert same(dict(model.state_dict()), read("out.safetensors"))
     assert all(tensor.isfinite().all() for tensor in read("out.safetensors").values())
 
 
@@ -123,7 +128,7 @@ def test_values_arrive_and_go_back():
         again = swin()
         assert load(again, file).layout == to
         assert same(export(again, "official"), learned(state))
-    assert list(torch.load("official.pth", weights_only=True)) == ["model"]
+    assert next(iter(torch.load("official.pth", weights_only=True))) == "patch_embed.proj.weight", "as it loads there"
 
 
 def test_a_file_says_what_it_is():
@@ -184,10 +189,10 @@ def test_an_image_model_becomes_one_for_clips():
 
 
 REFUSED = {
-    "unknown model": (("--model", "swin_huge"), "`model` needs a name out of AIMSwin, .*; got 'swin_huge'. Load other"),
+    "unknown model": (("--model", "swin_huge"), "--model needs a name out of AIMSwin, .*; got 'swin_huge'. Load other"),
     "unknown layout": (
         (*SWIN, "--to", "keras"),
-        "`layout` needs a name out of 'locant', 'official'.* got 'keras'. Leave",
+        "--to needs a name out of 'locant', 'official'.* got 'keras'. Name one of them, or leave it out for Locant's",
     ),
     "unknown setting": ((*SWIN, "--set", "width=3"), "Swin needs settings out of .*dim.*; got width. Correct the name"),
     "no such size": ((*FIERY, "--window", "7"), "TemporalModel has no window to set; got 7. Leave it out"),

@@ -74,7 +74,10 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
-def test_the_code_of_a_page_runs_and_prints_what_it_shows(path: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_page_runs_and_prints_what_it_shows(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what a page writes
     names: dict[str, object] = {"__name__": "page"}
     printed = ""
     for block in blocks(path.read_text()):

@@ -14,7 +14,7 @@ from torch import nn
 from locant import models
 from locant.registry import BUILDERS, CLASSES, FAMILIES, builder, family
 
-TOOLS = {"TransformerDecoder", "TransformerEncoder", "attention_map", "greedy", "non_locality"}
+TOOLS = {"TransformerDecoder", "TransformerEncoder", "attention_map", "from_file", "greedy", "non_locality"}
 
 
 def test_every_family_has_a_small_model_in_the_tests() -> None:

@@ -34,9 +34,18 @@ app = typer.Typer(
 
 
 WANTED, GIVEN = "The model that is wanted", "The file that is there"
-Source = Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.", metavar="IN", show_default=False)]
-Target = Annotated[Path, typer.Argument(help="A file with one of these endings.", metavar="OUT", show_default=False)]
-Model = Annotated[str, option(WANTED, "Its published name: swin_tiny, convit_base, detr.", "--model", metavar="NAME")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A .safetensors, .pt or .pth file; of several parts, their folder.", metavar="IN", show_default=False
+    ),
+]
+Target = Annotated[
+    Path, typer.Argument(help="Another file with one of these endings.", metavar="OUT", show_default=False)
+]
+Model = Annotated[
+    str, option(WANTED, "Its published name: swin_tiny, convit_base; --models prints all.", "--model", metavar="NAME")
+]
 Image = Annotated[str | None, option(WANTED, "Pixels: 384, or 384x512.", "--image-size", metavar="SIZE")]
 Cell = Annotated[str | None, option(WANTED, "Cells per side: 12, or 8x16.", "--window", metavar="SIZE")]
 Clip = Annotated[int | None, option(WANTED, "The longest clip.", "--frames", metavar="N")]
@@ -51,10 +60,30 @@ Method = Annotated[
 ]
 OldWindow = Annotated[str | None, option(GIVEN, "Its window, if not square: 8x16.", "--from-window", metavar="SIZE")]
 OldGrid = Annotated[str | None, option(GIVEN, "Its grid of patches, if not square.", "--from-grid", metavar="SIZE")]
-Fresh = Annotated[list[str] | None, option(GIVEN, "Names to start anew instead: cls_head.*", metavar="PATTERN")]
+Fresh = Annotated[list[str] | None, option(GIVEN, "Names to start anew instead: 'cls_head.*'", metavar="PATTERN")]
 Top = Annotated[str | None, option(GIVEN, "The key that holds the tensors: model_ema.", "--top", metavar="KEY")]
+Behind = Annotated[
+    str | None,
+    option(GIVEN, "What its names begin with: 'backbone.'; found out by itself.", "--prefix", metavar="TEXT"),
+]
+Models = Annotated[
+    bool,
+    typer.Option(
+        "--models", callback=lambda asked: _list_models(asked), is_eager=True, metavar="", rich_help_panel=WANTED,
+        help="Print every name that --model takes, and stop.",
+    ),
+]  # fmt: skip
 Loose = Annotated[bool, option(GIVEN, "Take what fits and list the rest, instead of refusing.", "--loose")]
 Silent = Annotated[bool, option(OUTPUT, "Print nothing but errors.", "--quiet", "-q")]
+
+
+def _list_models(asked: bool) -> bool:
+    if asked:
+        from locant.registry import BUILDERS
+
+        typer.echo("\n".join(sorted(BUILDERS, key=lambda name: (name[0].isupper(), name))))
+        raise typer.Exit
+    return asked
 
 
 def _version(asked: bool) -> bool:
@@ -135,8 +164,10 @@ def _convert(
     from_grid: OldGrid = None,
     fresh: Fresh = None,
     top: Top = None,
+    prefix: Behind = None,
     loose: Loose = False,
     quiet: Silent = False,
+    models: Models = False,
 ) -> None:
     """Published weights for a model at another size, or under another library's names.
 
@@ -146,17 +177,19 @@ def _convert(
     """
     with sentences("stopped; nothing was written"):
         from locant import checkpoints
+        from locant.checkpoints.wording import COMMAND, asked_by
 
-        report = checkpoints.convert(
-            source, target, model=model, to=to or "locant", layout=layout, method=method,
-            image_size=sides("--image-size", image_size), window=sides("--window", window), frames=frames,
-            classes=classes, settings=assigned(settings), from_window=pair("--from-window", from_window),
-            from_grid=pair("--from-grid", from_grid), fresh=fresh or (), top=top, strict=not loose,
-        )  # fmt: skip
-        if not quiet:
-            print(report)
-            print(f"\nWritten: {target}")
-            sys.stdout.flush()
+        with asked_by(COMMAND):
+            report = checkpoints.convert(
+                source, target, model=model, to=to or "locant", layout=layout, method=method,
+                image_size=sides("--image-size", image_size), window=sides("--window", window), frames=frames,
+                classes=classes, settings=assigned(settings), from_window=pair("--from-window", from_window),
+                from_grid=pair("--from-grid", from_grid), fresh=fresh or (), top=top, prefix=prefix, strict=not loose,
+            )  # fmt: skip
+            if not quiet:
+                print(report)
+                print(f"\nWritten: {target}\nNext, in Python: {report.next_step}")
+                sys.stdout.flush()
 
 
 def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:

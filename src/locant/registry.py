@@ -21,12 +21,14 @@ class Family:
         names: the file of `locant.checkpoints` with its `LAYOUTS`.
         builders: functions beside the class, one per published model.
         head: patterns of the names of tensors that depend on the number of classes.
+        spare: rows of these beside the classes.
         plain: whether the class is built of plain settings (numbers, words), and not of other modules.
     """
 
     names: str
     builders: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
+    spare: int = 0
     plain: bool = True
 
 
@@ -36,7 +38,7 @@ FAMILIES = {
     "models.bahdanau.Bahdanau": Family("d2l"),
     "models.bert.BertEmbeddings": Family("bert"),
     "models.convit.ConViT": Family("convit", ("convit_tiny", "convit_small", "convit_base"), head=("head.*",)),
-    "models.detr.DETR": Family("detr", ("detr",), head=("class_embed.*",), plain=False),
+    "models.detr.DETR": Family("detr", ("detr",), head=("class_embed.*",), spare=1, plain=False),  # no object
     "models.swin.Swin": Family("swin", ("swin_tiny", "swin_small", "swin_base", "swin_large"), head=("head.*",)),
     "models.swin_v2.SwinV2": Family(
         "swin_v2", ("swinv2_tiny", "swinv2_small", "swinv2_base", "swinv2_large"), head=("head.*",)
@@ -69,15 +71,15 @@ BUILDERS = {
 """The module of each name that a model is built by: published models, and classes with all settings of one's own."""
 
 
-def builder(name: str) -> Callable[..., nn.Module]:
-    """What builds the model of a name: a function, or the class.
+def builder(name: str, asked: str = "`model`") -> Callable[..., nn.Module]:
+    """What builds the model of a name: a function, or the class; `asked` is what an error calls the option.
 
     Raises:
         ValueError: for a name that is not in `BUILDERS`.
     """
     if name not in BUILDERS:
         raise ValueError(
-            f"`model` needs a name out of {', '.join(sorted(BUILDERS))}; got {name!r}. "
+            f"{asked} needs a name out of {', '.join(sorted(BUILDERS))}; got {name!r}. "
             "Load other models in Python: locant.checkpoints.load(model, file)."
         )
     found: Callable[..., nn.Module] = getattr(import_module(f"locant.{BUILDERS[name]}"), name)

@@ -10,8 +10,9 @@ Names are tables of data, one file per family (`names.py` says how they are read
 grid by the named methods of `locant.resizing`, and files are checked before anything is made of them (`files.py`).
 """
 
+from locant.checkpoints.contents import read
 from locant.checkpoints.converting import convert
-from locant.checkpoints.files import read, write
+from locant.checkpoints.files import write
 from locant.checkpoints.loading import export, load, resize
 from locant.checkpoints.names import Layout, Rule
 from locant.checkpoints.report import Report, Resized

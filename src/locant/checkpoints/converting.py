@@ -12,15 +12,18 @@ import torch
 from torch import nn
 
 from locant.checkpoints.families import recognised
-from locant.checkpoints.files import check_target, opened, write
+from locant.checkpoints.files import check_target, metadata, reject_constant, unique_keys, write
 from locant.checkpoints.loading import exported, prepared
 from locant.checkpoints.names import fits
 from locant.checkpoints.report import Report
-from locant.registry import builder, family
+from locant.checkpoints.shards import opened, sources
+from locant.checkpoints.wording import CONVERT, asked_by, in_flags, word
+from locant.registry import BUILDERS, builder, family
 
 ARGUMENTS = {"image_size": "img_size", "window": "window", "frames": "frames", "classes": "num_classes"}
 
 
+@asked_by(CONVERT)
 def convert(
     source: str | Path,
     target: str | Path,
@@ -38,16 +41,17 @@ def convert(
     from_grid: Sequence[int] | None = None,
     fresh: Sequence[str] = (),
     top: str | None = None,
+    prefix: str | None = None,
     strict: bool = True,
 ) -> Report:
     """Read `source`, bring it to the names and sizes that are wanted, and write `target`, whole or not at all.
 
     Args:
-        source: a .safetensors, .pt or .pth file.
+        source: a .safetensors, .pt or .pth file, the index of several, or a folder with either.
         target: a file with one of these endings, and another one than `source`.
         model: its published name, "swin_tiny", "convit_base", "detr", or its class, "Swin", all of it by `settings`.
         to: the layout to write, "locant" or one of the model's family.
-        layout, method, fresh, top, strict: as `checkpoints.load` takes them.
+        layout, method, fresh, top, prefix, strict: as `checkpoints.load` takes them.
         image_size, window, frames, classes: of the model that is wanted; None is the published one. For another number
             of classes the head starts anew (seed 0), and the report says that it was left alone.
         settings: other arguments of the model's builder, by their names.
@@ -58,15 +62,16 @@ def convert(
             refuses.
         OSError: if a file cannot be read or written.
     """
-    check_target(Path(target), [Path(source)])
+    check_target(Path(target), sources(source))
     held = opened(source)  # before a model is built for it
     wanted = {"image_size": image_size, "window": window, "frames": frames, "classes": classes}
     arguments = _arguments(model, {name: value for name, value in wanted.items() if value is not None}, settings or {})
     with torch.device("meta"):  # names and shapes alone
         built = build(model, arguments)
-    outwards = recognised(built, to)
+    outwards = recognised(built, to, asked="to")
     options: dict[str, Any] = {
-        "layout": layout, "method": method, "window": from_window, "grid": from_grid, "top": top, "held": held,
+        "layout": layout, "method": method, "window": from_window, "grid": from_grid, "top": top,
+        "prefix": prefix, "held": held,
     }  # fmt: skip
     own = family(built)
     head = () if classes is None or own is None else own.head
@@ -77,8 +82,49 @@ def convert(
     if state.keys() != built.state_dict().keys():
         state = {**build(model, arguments).state_dict(), **state}  # what the file does not say starts anew
     about = {"format": "pt", "model": model, "layout": to, "settings": json.dumps(arguments, default=str)}
-    write(target, exported(state, outwards), about=about, top="" if to == "locant" else outwards[0].top[0])
+    write(target, exported(state, outwards, built), about=about)
+    report.next_step = _next_step(Path(target), to, model, arguments)
     return report
+
+
+def _next_step(target: Path, to: str, model: str, arguments: Mapping[str, Any]) -> str:
+    """What to write in Python to have the model of a file that was converted."""
+    name, safe = str(target), target.suffix == ".safetensors"
+    if to != "locant":
+        read = f"safetensors.torch.load_file({name!r})" if safe else f"torch.load({name!r})"
+        return f"model.load_state_dict({read})  # a model of {to}"
+    if safe:
+        return f"model = locant.models.from_file({name!r})"
+    given = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
+    return (
+        f"model = locant.{BUILDERS[model].partition('.')[0]}.{model}({given}); locant.checkpoints.load(model, {name!r})"
+    )
+
+
+def described(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of the model that `convert` wrote a file for.
+
+    Raises:
+        ValueError: if the file does not say, or names no model that there is.
+        OSError: if it cannot be opened.
+    """
+    about = metadata(path)
+    try:
+        settings = json.loads(about.get("settings", ""), object_pairs_hook=unique_keys, parse_constant=reject_constant)
+    except (ValueError, RecursionError):
+        settings = None
+    if about.get("model") not in BUILDERS or not isinstance(settings, dict):
+        raise ValueError(
+            "a .safetensors file that `locant convert` wrote, with the name and the settings of its model, was needed; "
+            f"got {str(path)!r}, which tells of {about.get('model', 'none')!r}. Build the model that it was made for, "
+            "and load it: locant.checkpoints.load(model, path)."
+        )
+    return about["model"], _arguments(about["model"], {}, {name: _tuples(value) for name, value in settings.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists alone."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +133,7 @@ def _arguments(name: str, wanted: Mapping[str, Any], settings: Mapping[str, Any]
     Raises:
         ValueError: for an unknown name, or an argument that its builder does not have.
     """
-    known = inspect.signature(builder(name)).parameters
+    known = inspect.signature(builder(name, word("model"))).parameters
     arguments = dict(settings)
     for asked, value in wanted.items():
         if ARGUMENTS[asked] not in known:
@@ -113,7 +159,9 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         torch.manual_seed(0)
         try:
             return builder(name)(**arguments)
-        except TypeError as error:  # one that it needs is not there, or of the wrong kind
+        except (TypeError, RuntimeError, OverflowError) as error:  # one is missing, or of the wrong kind, or too large
             raise ValueError(
                 f"{name} needs other settings: {error}; got {dict(arguments) or 'none'}. Set them by name."
             ) from None
+        except ValueError as error:
+            raise ValueError(in_flags(str(error), {python: flag for flag, python in ARGUMENTS.items()})) from None

@@ -2,14 +2,14 @@
 
 Their pos_proj.weight [heads, 3] acts on (dx, dy, dx² + dy²) of key - query, ours on (row, column) of query - key and on
 the squared distance: direction = -pos_proj.weight[:, (1, 0)], spread = pos_proj.weight[:, 2]. pos_proj.bias cancels in
-the softmax and is dropped; a file that is written for them goes without it.
+the softmax and is dropped; a file that is written for them has zeros there.
 """
 
 from __future__ import annotations
 
 import torch
 
-from locant.checkpoints.names import Layout, Rule
+from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.turns import FIRST, Turn
 
 KEY_MINUS_QUERY = Turn(
@@ -33,7 +33,13 @@ RULES = (
     Rule("head.*", "head.*"),
 )
 
+BIAS = Buffer(
+    "blocks.{}.attention.position",
+    "blocks.{}.attn.pos_proj.bias",
+    lambda position, *_: torch.zeros(position.heads, device="cpu"),
+)
+
 LAYOUTS = tuple(
-    Layout(name, rules=RULES, recomputed=("*.attn.pos_proj.bias", "*.attn.rel_indices"))
+    Layout(name, rules=RULES, recomputed=("*.attn.pos_proj.bias", "*.attn.rel_indices"), buffers=(BIAS,))
     for name in ("official", "timm")
 )

@@ -7,6 +7,7 @@ from importlib import import_module
 from torch import nn
 
 from locant.checkpoints.names import Layout, Rule
+from locant.checkpoints.wording import word
 from locant.registry import family
 
 OWN = Layout("locant", (Rule("*", "*"),), table_method="linear", rows_method="linear")
@@ -18,8 +19,8 @@ def layouts(model: nn.Module) -> tuple[Layout, ...]:
     return (OWN,) if found is None else (OWN, *import_module(f"locant.checkpoints.{found.names}").LAYOUTS)
 
 
-def recognised(model: nn.Module, layout: str | Layout | None) -> tuple[Layout, ...]:
-    """The layouts that may be meant: all, those of a name, or the one given.
+def recognised(model: nn.Module, layout: str | Layout | None, asked: str = "layout") -> tuple[Layout, ...]:
+    """The layouts that may be meant: all, those of a name, or the one given; `asked` is the option that names it.
 
     Raises:
         ValueError: for a name that the model's family does not have.
@@ -29,8 +30,9 @@ def recognised(model: nn.Module, layout: str | Layout | None) -> tuple[Layout, .
     known = layouts(model)
     named = tuple(one for one in known if layout in (None, one.name))
     if not named:
-        raise ValueError(
-            f"`layout` needs a name out of {', '.join(dict.fromkeys(repr(one.name) for one in known))} for a "
-            f"{type(model).__name__}; got {layout!r}. Leave it out to have it found, or pass a Layout of your own."
-        )
+        names = ", ".join(dict.fromkeys(repr(one.name) for one in known))
+        needed = f"{word(asked)} needs a name out of {names} for a {type(model).__name__}; got {layout!r}."
+        if asked == "to":
+            raise ValueError(f"{needed} Name one of them, or leave it out for Locant's own.")
+        raise ValueError(f"{needed} Leave it out to have it found, or pass a Layout of your own.")
     return named

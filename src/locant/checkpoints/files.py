@@ -1,7 +1,7 @@
 """Tensors in files: safetensors, and what torch.save wrote, read without running or trusting anything in them.
 
 Before a tensor is made, the file's own account of itself is checked against its length: sizes, offsets, overlaps,
-dtypes, names, and that nothing but tensors is in it. What a file holds is told by its first bytes, not by its name.
+dtypes, names, and that nothing in it would run. What a file holds is told by its first bytes, not by its name.
 Writing is whole or not at all (`atomic.py`).
 
 Where it differs: safetensors 0.8 takes duplicate keys, shapes such as [0, 2⁶²], 100,000 axes and names like ../../x;
@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import stat
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -31,37 +32,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from locant.atomic import write_bytes
-from locant.checkpoints.pickles import MAGIC, Damage, walked
+from locant.checkpoints import pickles
+from locant.checkpoints.pickles import MAGIC, SAVE, Damage, walked
 
 ENDINGS = (".safetensors", ".pt", ".pth")  # that are written
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-SAVE = "Save a state dict: torch.save(model.state_dict(), path)."
 CHUNK, UNKNOWN, SUM = 2**20, b"0" * 8, re.compile(rb'"locant.crc32":"([0-9a-f]{8})"')
 HEADER, TENSORS, AXES, ELEMENTS, NAME = 16 * 2**20, 20_000, 8, 2**40, 512
 
 
-def read(path: str | Path, top: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The tensors of a file by their names, on the CPU, read from disk when they are used.
+def opened_file(path: str | Path) -> Any:
+    """What one file holds, checked: tensors by name, or what torch.save was given.
 
-    Args:
-        path: a .safetensors, .pt, .pth or .bin file.
-        top: keys under which torch.save's dictionary may hold them, the most wanted first.
+    Other objects than tensors, plain values and containers are a `Skipped` of `pickles.py`.
 
     Raises:
-        ValueError: if the file is no such thing, or damaged, or holds more than tensors.
-        OSError: if it cannot be opened.
-    """
-    try:
-        return unwrapped(opened(path), top)
-    except Damage as damage:
-        raise refused(Path(path), damage) from None
-
-
-def opened(path: str | Path) -> Any:
-    """What a file holds, checked: tensors by name, or what torch.save was given.
-
-    Raises:
-        ValueError: if the file is no checkpoint, or damaged, or holds more than tensors and plain containers.
+        ValueError: if the file is no checkpoint, or damaged, or would run something.
         OSError: if it cannot be opened.
     """
     path = Path(path)
@@ -72,11 +58,9 @@ def opened(path: str | Path) -> Any:
             size, first = os.fstat(file.fileno()).st_size, file.read(len(MAGIC))
             file.seek(0)
             if first.startswith(b"PK\x03\x04"):
-                _check_zip(file, size)
-                return _torch(path, mmap=True)
+                return _torch(path, mmap=True, foreign=_check_zip(file, size))
             if first == MAGIC:
-                _check_legacy(file, size)
-                return _torch(path, mmap=False)
+                return _torch(path, mmap=False, foreign=_check_legacy(file, size))
             check_header(file, size)
             _check_sum(file)
         with safe_open(path, "pt") as tensors:
@@ -98,15 +82,36 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to is refused, not awaited
 
 
-def check_header(file: io.BufferedIOBase, size: int) -> dict[str, Any]:
-    """The header of a safetensors file, by whose account every byte behind it belongs to exactly one tensor."""
+def metadata(path: str | Path) -> dict[str, str]:
+    """The text that a safetensors file says of itself; files of torch.save have none.
+
+    Raises:
+        ValueError: if it is no checkpoint, or its header is damaged.
+        OSError: if it cannot be opened.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            first = file.read(len(MAGIC))
+            file.seek(0)
+            torchs = first == MAGIC or first.startswith(b"PK\x03\x04")
+            return {} if torchs else check_header(file, os.fstat(file.fileno()).st_size)
+    except Damage as damage:
+        raise refused(Path(path), damage) from None
+
+
+def check_header(file: io.BufferedIOBase, size: int) -> dict[str, str]:
+    """Refuse a safetensors file by whose account not every byte behind its header belongs to exactly one tensor.
+
+    Returns:
+        Its metadata.
+    """
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or file.read(1) != b"{":
         raise Damage("it is neither safetensors nor torch.save's", "Name a .safetensors, .pt or .pth file.")
     if length > min(HEADER, size - 8):
         raise Damage(f"its header claims {length:,} bytes of a file of {size:,} (at most {HEADER:,} are read)")
     try:
-        header = json.loads(b"{" + file.read(length - 1), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = json.loads(b"{" + file.read(length - 1), object_pairs_hook=unique_keys, parse_constant=reject_constant)
     except (ValueError, RecursionError) as error:
         reason = error.reason if isinstance(error, Damage) else "its header is no JSON"
         raise Damage(reason) from error
@@ -125,10 +130,11 @@ def check_header(file: io.BufferedIOBase, size: int) -> dict[str, Any]:
         raise Damage(
             f"its tensors have {end:,} bytes, and the file {size - 8 - length:,} for them: it was cut or padded"
         )
-    return header
+    return about
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary; a key that comes twice is damage, for readers would differ in which one counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -137,7 +143,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> None:
+def reject_constant(text: str) -> None:
+    """NaN and infinities, which Python's JSON reads and the standard does not have."""
     raise Damage(f"its header holds {text}")
 
 
@@ -183,8 +190,12 @@ def _check_sum(file: io.BufferedIOBase) -> None:
         raise Damage("its checksum differs: bytes have changed since it was written")
 
 
-def _check_zip(file: io.BufferedIOBase, size: int) -> None:
-    """torch.save's container: plain entries that share the file's bytes, one of them the pickle."""
+def _check_zip(file: io.BufferedIOBase, size: int) -> bool:
+    """torch.save's container: plain entries that share the file's bytes, one of them the pickle.
+
+    Returns:
+        Whether the pickle names objects that are to be skipped.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -192,11 +203,11 @@ def _check_zip(file: io.BufferedIOBase, size: int) -> None:
                 raise Damage("it is a TorchScript program", SAVE)
             if len(entries) > 2 * TENSORS or sum(entry.file_size for entry in entries) > size:
                 raise Damage("its entries unpack to more than the file holds")
-            pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+            named = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             stored = {entry.filename: entry.file_size for entry in entries}
             if len(stored) < len(entries):
                 raise Damage("two of its entries have one name")
-            if len(pickles) != 1 or pickles[0].file_size > HEADER:
+            if len(named) != 1 or named[0].file_size > HEADER:
                 raise Damage("it is a zip file, but no checkpoint", SAVE)
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
                 raise Damage("its entries are packed, which torch.save does not do", "Unpack it first.")
@@ -204,29 +215,42 @@ def _check_zip(file: io.BufferedIOBase, size: int) -> None:
                 with archive.open(entry) as content:
                     while content.read(CHUNK):  # to the end, where its checksum is compared
                         pass
-            root = pickles[0].filename.removesuffix("data.pkl")
-            for key, storage in walked(io.BytesIO(archive.read(pickles[0]))).items():
+            root = named[0].filename.removesuffix("data.pkl")
+            walk = walked(io.BytesIO(archive.read(named[0])))
+            for key, storage in walk.storages.items():
                 if stored.get(f"{root}data/{key}") != storage.elements * storage.width:
                     raise Damage(
                         f"the storage {key!r} does not have the {storage.elements * storage.width:,} bytes it claims"
                     )
+            return bool(walk.foreign)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, UnicodeDecodeError) as error:
         raise Damage(f"its zip container is damaged or cut: {error}") from error
 
 
-def _check_legacy(file: io.BufferedIOBase, size: int) -> None:
-    """The format before torch 1.6: five pickles, the fourth of which is the object, then the storages' bytes."""
-    storages = [walked(file) for _ in range(5)][3]
-    wanted = sum(8 + storage.elements * storage.width for storage in storages.values())
+def _check_legacy(file: io.BufferedIOBase, size: int) -> bool:
+    """The format before torch 1.6: five pickles, the fourth of which is the object, then the storages' bytes.
+
+    Returns:
+        Whether one of the pickles names objects that are to be skipped.
+    """
+    walks = [walked(file) for _ in range(5)]
+    wanted = sum(8 + storage.elements * storage.width for storage in walks[3].storages.values())
     if wanted != size - file.tell():
         raise Damage(
             f"its tensors need {wanted:,} bytes, and it has {size - file.tell():,} for them: it was cut or padded"
         )
+    return any(walk.foreign for walk in walks)
 
 
-def _torch(path: Path, *, mmap: bool) -> Any:
+def _torch(path: Path, *, mmap: bool, foreign: bool) -> Any:
+    """What torch.load makes of a file whose pickles were walked, with a `Skipped` for every foreign object."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if not foreign:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if tarfile.is_tarfile(path):  # torch.load would read it as its oldest format, whose pickles were not walked
+            raise Damage("it is a tar archive", SAVE)
+        # Not `weights_only`, which refuses foreign names: they are not imported by `pickles.Unpickler` either.
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=pickles, mmap=mmap)
     except (
         RuntimeError,
         ValueError,
@@ -237,40 +261,7 @@ def _torch(path: Path, *, mmap: bool) -> Any:
         EOFError,
         pickle.PickleError,
     ) as e:
-        raise Damage(f"torch.load(weights_only=True) refuses it: {str(e).splitlines()[0][:200]}") from e
-
-
-def unwrapped(found: Any, top: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The tensors of a dictionary, or of the one inside it that `top` names first.
-
-    Raises:
-        Damage: if there is none, or several and `top` names none of them.
-    """
-    if not isinstance(found, Mapping):
-        raise Damage(f"it holds a {type(found).__name__}, not a dictionary of tensors", "Save model.state_dict().")
-    inside = [key for key, value in found.items() if isinstance(value, Mapping) and _holds(value)]
-    chosen = next((key for key in top if key in inside), None)
-    if chosen is None and not _holds(found):
-        if len(inside) != 1:
-            named = f"several: {', '.join(map(repr, inside))}" if inside else f"none under {list(found)[:8]}"
-            raise Damage(
-                f"it needs one dictionary of tensors, and has {named}", "Say which with top=, or save it alone."
-            )
-        chosen = inside[0]
-    if chosen is not None:
-        return unwrapped(found[chosen])
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    for name, value in tensors.items():
-        if not isinstance(name, str):
-            raise Damage(f"a tensor has the name {name!r}, which is no text")
-        check_name(name)
-        if value.layout is not torch.strided or value.is_quantized:
-            raise Damage(f"{name!r} is sparse or quantized", "Save it dense, in floating point.")
-    return tensors
-
-
-def _holds(value: Mapping[Any, Any]) -> bool:
-    return any(isinstance(inner, Tensor) for inner in value.values())
+        raise Damage(f"torch.load refuses it: {str(e).splitlines()[0][:200]}") from e
 
 
 def write(

@@ -46,11 +46,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from locant.checkpoints.turns import SAME, Shape, Turn
 
@@ -79,6 +80,20 @@ class Rule:
         return f"Rule({[p.text for p in self.ours]}, {[p.text for p in self.theirs]})"
 
 
+class Buffer:
+    """What their files hold and our models do without, made for a library that loads strictly.
+
+    Args:
+        ours: a pattern of the names of our modules that say what it is.
+        theirs: of the names that it has there, with as many `{}`.
+        make: (our module, the whole model, the numbers) → the tensor, or None for one that they do not have either.
+    """
+
+    def __init__(self, ours: str, theirs: str, make: Callable[[Any, Any, tuple[int, ...]], Tensor | None]) -> None:
+        self.ours, self.theirs, self.make = _pattern(ours), _pattern(theirs), make
+        assert len(self.ours.places) == len(self.theirs.places), f"{theirs}: numbers do not pair up"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names of one library's checkpoints.
@@ -89,6 +104,7 @@ class Layout:
         rules: see the head of this file.
         recomputed: patterns (as of a shell: `*` anywhere) of what their files hold and ours recompute: indices, masks,
             tables of coordinates. Dropped.
+        buffers: those of them without which the library's strict loading fails.
         elsewhere: patterns of what belongs to parts that our model does not have, such as a backbone. Left alone.
         fresh: patterns of our names that such files never hold, as another kind of model wrote them: these stay.
         prefix: what their names begin with in a file of the whole model, and in one of the bare part do not: "swin.".
@@ -101,6 +117,7 @@ class Layout:
     name: str
     rules: tuple[Rule, ...]
     recomputed: tuple[str, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
     elsewhere: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     prefix: str = ""
@@ -213,6 +230,18 @@ def turned_out(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]
             )
         parts = rule.turn.theirs(tuple(state[group[i]] for i in sorted(group)), len(rule.theirs))
         found.update(zip((p.name(numbers, rest) for p in rule.theirs), parts, strict=True))
+    return found
+
+
+def made(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """The buffers of a layout for a model, which may be on the meta device, by their names."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        for buffer in layout.buffers:
+            hit = buffer.ours.match(name)
+            tensor = None if hit is None else buffer.make(module, model, hit[0])
+            if hit is not None and tensor is not None:
+                found[buffer.theirs.name(hit[0], "")] = tensor
     return found
 
 

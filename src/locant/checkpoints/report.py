@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from locant.checkpoints.wording import option
+
 
 @dataclass(frozen=True)
 class Resized:
@@ -24,6 +26,10 @@ class Report:
     Args:
         model: its class.
         layout: the names that the file has.
+        prefix: what they begin with there; all lists have them without it, but for names that do not begin so.
+        key: under which torch.save's dictionary holds the tensors that were read.
+        others: keys of other dictionaries of tensors in the file, such as an average of the weights.
+        skipped: what is no tensor there, and was not made.
         kept: tensors that have the same name in the file and in the model, and were loaded.
         renamed: (our names, their names) of what was loaded, where they differ or one is made of several.
         resized: what had another size.
@@ -34,10 +40,16 @@ class Report:
         unexpected: names in the file that the model has nothing for.
         unfit: (our name, shape in the file, shape in the model), where no resizing helps: not loaded.
         broken: our names of tensors that hold NaN or infinity: not loaded.
+        notes: sentences on what the model does otherwise than where the file came from.
+        next_step: what to write in Python to have the model of a file that `convert` wrote.
     """
 
     model: str
     layout: str
+    prefix: str = ""
+    key: str = ""
+    others: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     renamed: list[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=list)
     resized: list[Resized] = field(default_factory=list)
@@ -47,11 +59,18 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     unfit: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    next_step: str = ""
 
     @property
     def exact(self) -> bool:
         """Whether the model has all it needs, and the file no more than that."""
         return not (self.missing or self.unexpected or self.unfit or self.broken)
+
+    @property
+    def behind(self) -> str:
+        """The prefix, as part of a sentence."""
+        return f" behind {self.prefix!r}" if self.prefix else ""
 
     def faults(self) -> str:
         """What is not exact, as part of a sentence."""
@@ -79,6 +98,7 @@ class Report:
             "resized": folded(f"{r.name}  {_sides(r.old)} → {_sides(r.new)}, {r.method}" for r in self.resized),
             "dropped, for the model does without": folded(self.dropped),
             "left alone": folded(self.left),
+            "skipped, for it is no tensor": folded(self.skipped),
             "missing in the file": folded(self.missing),
             "unexpected in the file": folded(self.unexpected),
             "of another shape": folded(
@@ -86,10 +106,15 @@ class Report:
             ),
             "with NaN or infinity": folded(self.broken),
         }
-        lines = [f"{self.model} from the layout {self.layout!r}: {self._counts()}"]
+        lines = [f"{self.model} from the layout {self.layout!r}{self.behind}: {self._counts()}"]
+        if self.others:
+            read = f"{self.key!r} was read" if self.key else "The tensors beside them were read"
+            others = ", ".join(option("top", key) for key in self.others)
+            lines.append(f"  {read}; the file holds other weights too: {others}")
         for title, names in chapters.items():
             if names:
                 lines += [f"  {title}", *(f"    {name}" for name in names)]
+        lines += [f"Note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from locant.checkpoints.names import Layout
 from locant.checkpoints.report import Resized
+from locant.checkpoints.wording import sides, word
 from locant.grid import AXES
 from locant.positions.decomposed import Decomposed
 from locant.positions.learned import Learned
@@ -112,7 +113,8 @@ def rows_shape(count: int, shape: tuple[int, ...], given: Sequence[int] | None =
     if len(shape) != 2 or side * side != count:
         raise ValueError(
             f"an embedding of {count} rows needs its grid, for it is neither the model's {shape} nor a square; got "
-            f"`grid` {'None' if given is None else tuple(given)}. Give the one that it was trained on: (rows, columns)."
+            f"{word('grid')} {'None' if given is None else tuple(given)}. Give the one that it was trained on: "
+            f"{sides('grid')}."
         )
     return (side, side)
 
@@ -134,5 +136,5 @@ def check_sides(state: Mapping[str, Tensor], model: nn.Module) -> None:
         if len(sizes) == 2 and sizes[0] != sizes[1] and side * side == count and (not rows or len(tensor) == count):
             raise ValueError(
                 f"{name} needs its sides, for {count} entries are {sizes[0]} × {sizes[1]} or {side} × {side}; got "
-                f"a file that does not tell. Say which: {'grid' if rows else 'window'}=(rows, columns)."
+                f"a file that does not tell. Say which: {sides('grid' if rows else 'window')}."
             )

@@ -7,7 +7,13 @@ same in all of them.
 
 from __future__ import annotations
 
-from locant.checkpoints.names import Layout, Rule
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.turns import JOINED, TABLE
 
 STAGE, BLOCK = "layers.{}", "layers.{}.blocks.{}"
@@ -75,10 +81,53 @@ def _transformers(name: str, parts: tuple[str, ...], qkv: tuple[str, ...], table
     )  # fmt: skip
 
 
+def index(attention: Any, *_: Any) -> Tensor:
+    """Where in a flat table the bias of each pair of a window's cells stands, [cells, cells]."""
+    rows, columns = attention.position.grid.shape
+    line = torch.cartesian_prod(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"))
+    offset = line[:, None] - line + torch.tensor([rows - 1, columns - 1], device="cpu")  # query - key, from 0 on
+    return offset[..., 0] * (2 * columns - 1) + offset[..., 1]
+
+
+def masks(block: Any, model: Any, numbers: tuple[int, ...]) -> Tensor | None:
+    """Microsoft's attn_mask [windows, cells, cells] of a shifted block: -100 between cells that were no neighbours."""
+    window, shift = block.attention.position.grid.shape, block.attention.shift
+    if model.img_size is None:
+        return None
+    pixels = zip(model.img_size, model.patch_embed.patch, strict=True)
+    sides = [-(-side // patch // 2 ** numbers[0]) for side, patch in pixels]
+    if min(sides) <= min(window) or not any(shift) or any(side % n for side, n in zip(sides, window, strict=True)):
+        return None  # one window is not shifted, and of other maps their code makes no model
+    # 1. Each axis in three areas, whose borders are where the last window begins and where the shift cuts it.
+    rows, columns = (
+        (torch.arange(side, device="cpu") >= side - n).int() + (torch.arange(side, device="cpu") >= side - s)
+        for side, n, s in zip(sides, window, shift, strict=True)
+    )
+    # 2. The area of each cell, window by window; cells of different areas do not meet.
+    areas = (3 * rows[:, None] + columns).unfold(0, window[0], window[0]).unfold(1, window[1], window[1])
+    areas = areas.reshape(-1, window[0] * window[1])
+    return (areas[:, :, None] != areas[:, None]) * -100.0
+
+
+def index_of(block: str, make: Callable[..., Tensor] = index) -> Buffer:
+    """The index of each block, by the name that the library gives to its attention."""
+    return Buffer(f"{BLOCK}.attention", f"{block}.attn.relative_position_index", make)
+
+
+def flat_index(attention: Any, *_: Any) -> Tensor:
+    """torchvision keeps it as one row."""
+    return index(attention).flatten()
+
+
 FLAT = "attn.relative_position_bias_table"
 
 LAYOUTS = (
-    Layout("official", (*frame(OFFICIAL), *_attention(BLOCK, "attn.qkv", FLAT)), recomputed=RECOMPUTED),
+    Layout(
+        "official",
+        (*frame(OFFICIAL), *_attention(BLOCK, "attn.qkv", FLAT)),
+        recomputed=RECOMPUTED,
+        buffers=(index_of(BLOCK), Buffer(BLOCK, f"{BLOCK}.attn_mask", masks)),
+    ),
     Layout(
         "timm",
         (
@@ -94,5 +143,6 @@ LAYOUTS = (
         "torchvision",
         (*torchvision_frame(), *_attention("features.{2i+1}.{}", "attn.qkv", FLAT)),
         recomputed=RECOMPUTED,
+        buffers=(index_of("features.{2i+1}.{}", flat_index),),
     ),
 )

@@ -6,16 +6,22 @@ Nothing here depends on the window, so a file does not tell which one it was mad
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from locant.checkpoints.names import Layout, Rule
+import torch
+from torch import Tensor
+
+from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.swin import (
     BLOCK,
     OFFICIAL,
     PRETRAINING,
     RECOMPUTED,
     TRANSFORMERS_4,
+    flat_index,
     frame,
+    index_of,
+    masks,
     torchvision_frame,
     transformers_frame,
 )
@@ -62,8 +68,27 @@ def _torchvision() -> tuple[Rule, ...]:
     )
 
 
+def coordinates(attention: Any, *_: Any) -> Tensor:
+    """The offsets that the perceptron is given, sign(o) log2(1 + 8 |o| / (size - 1)) / 3, [1, 2 H - 1, 2 W - 1, 2]."""
+    position, lines = attention.position, []
+    for side, size in zip(position.grid.shape, position.pretrained.shape, strict=True):
+        offset = torch.arange(1 - side, side, dtype=torch.float32, device="cpu") / max(size - 1, 1) * 8
+        lines.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)[None]
+
+
+def coordinates_of(block: str) -> Buffer:
+    """The coordinates of each block."""
+    return Buffer(OURS, f"{block}.attn.relative_coords_table", coordinates)
+
+
 LAYOUTS = (
-    Layout("official", (*frame(OFFICIAL), *_official()), recomputed=RECOMPUTED),
+    Layout(
+        "official",
+        (*frame(OFFICIAL), *_official()),
+        recomputed=RECOMPUTED,
+        buffers=(index_of(BLOCK), coordinates_of(BLOCK), Buffer(BLOCK, f"{BLOCK}.attn_mask", masks)),
+    ),
     Layout(
         "timm",
         (*frame(OFFICIAL, merging="layers.{i+1}.downsample", ends=("norm", "head.fc")), *_official()),
@@ -76,5 +101,10 @@ LAYOUTS = (
         elsewhere=PRETRAINING,
         prefix="swinv2.",
     ),
-    Layout("torchvision", (*torchvision_frame(), *_torchvision()), recomputed=RECOMPUTED),
+    Layout(
+        "torchvision",
+        (*torchvision_frame(), *_torchvision()),
+        recomputed=RECOMPUTED,
+        buffers=(index_of("features.{2i+1}.{}", flat_index), coordinates_of("features.{2i+1}.{}")),
+    ),
 )

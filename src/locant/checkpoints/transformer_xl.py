@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from locant.checkpoints.names import Layout, Rule
+from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.turns import SHARED, Parts, Shape, Turn
 
 EMBEDDING, HEAD = "word_emb.emb_layers.0.weight", "crit.out_layers.0.weight"
@@ -86,11 +86,18 @@ HEADS = (
     (Rule("word_emb.weight", (EMBEDDING, HEAD), TIED),),  # the usual one last: its complaints are those that are shown
 )
 
+FREQUENCIES = Buffer(
+    "word_emb",
+    "pos_emb.inv_freq",
+    lambda words, *_: 1 / 10000 ** (torch.arange(0.0, words.embedding_dim, 2, device="cpu") / words.embedding_dim),
+)
+
 LAYOUTS = tuple(
     Layout(
         "official" if number == 0 else f"official {number}",
         rules=(*head, Rule("head_bias", "crit.out_layers.0.bias"), *LAYERS, *position),
         recomputed=("pos_emb.inv_freq",),
+        buffers=(FREQUENCIES,) if number in (0, 2) else (),
         rows_method="clip",
     )
     for number, position in enumerate(POSITIONS)

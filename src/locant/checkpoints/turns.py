@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from locant.checkpoints.wording import sides as sides_of
+
 Shape = tuple[int, ...]
 Parts = tuple[Tensor, ...]
 
@@ -84,7 +86,7 @@ def table_sizes(entries: int, sizes: Shape) -> Shape:
     if side % 2 == 0 or side ** len(free) != entries:
         raise ValueError(
             f"a flat table needs (2 H - 1)(2 W - 1) entries, of the model's sides {list(sizes)} or of a square window; "
-            f"got {entries}. Say which window the file was made for: window=(H, W)."
+            f"got {entries}. Say which window the file was made for: {sides_of('window', 'H, W')}."
         )
     return tuple(side if axis in free else 1 for axis in range(len(sizes)))
 

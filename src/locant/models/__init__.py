@@ -21,6 +21,7 @@ from locant.models.bert import BertEmbeddings
 from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
 from locant.models.detr import DETR, detr
 from locant.models.nonlocality import attention_map, non_locality
+from locant.models.saved import from_file
 from locant.models.swin import Swin, swin_base, swin_large, swin_small, swin_tiny
 from locant.models.swin_v2 import SwinV2, swinv2_base, swinv2_large, swinv2_small, swinv2_tiny
 from locant.models.tokens import greedy
@@ -53,6 +54,7 @@ __all__ = [
     "convit_small",
     "convit_tiny",
     "detr",
+    "from_file",
     "greedy",
     "non_locality",
     "swin_base",
