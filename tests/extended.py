@@ -1,0 +1,49 @@
+"""A temporary copy of the project to which files are added: what it takes to extend it is counted there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("src", "tests", "docs", "csrc", "benchmarks", "examples", ".ci")
+FILES = ("pyproject.toml", "run", "README.md", "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LOG.md", "NOTICE")
+
+
+class Copy:
+    """The project in another folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in (part for part in PARTS if (ROOT / part).exists()):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        for name in (name for name in FILES if (ROOT / name).exists()):
+            shutil.copy(ROOT / name, folder / name)
+
+    def add(self, path: str, text: str) -> None:
+        """A file that was not there."""
+        assert not (self.folder / path).exists(), f"{path} is there already"
+        (self.folder / path).write_text(text)
+
+    def replace(self, path: str, old: str, new: str) -> None:
+        """One line of a file that was there."""
+        text = (self.folder / path).read_text()
+        assert text.count(old) == 1, f"{path} holds {old!r} {text.count(old)} times"
+        (self.folder / path).write_text(text.replace(old, new))
+
+    def python(self, *arguments: str) -> str:
+        """What Python prints when it runs there, and nowhere else."""
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=900, check=False,
+            env={**os.environ, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, f"python {' '.join(arguments)}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def tests(self, *arguments: str) -> int:
+        """How many tests pass there; none may fail."""
+        said = self.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments)
+        return int(said.rpartition(" passed")[0].split()[-1])
