@@ -23,7 +23,6 @@ from locant import (
     weights,
 )
 from locant.attend import attention_packed
-from locant.forms import OffsetTable, add_tables
 
 pytestmark = pytest.mark.plain
 
@@ -231,11 +230,6 @@ def test_three_parts(name):
 def test_the_other_verbs_check_the_same(verb):
     for arguments in ({"grid": Grid(7)}, {"position": RelativeTable(Grid(2), 4)}, {"position": Sinusoid(8)}):
         assert said(lambda a=arguments: verb(Q, Q, Q, **a)) == said(lambda a=arguments: attend(**a))
-
-
-def test_forms_of_unequal_heads():
-    text = said(lambda: add_tables([OffsetTable(2, (3,)), OffsetTable(4, (3,))]))
-    assert "same number of heads; got 2 and 4. Build them" in text
 
 
 def test_a_window_makes_the_reach_enough():

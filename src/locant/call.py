@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from locant.cells import reach
 from locant.checks import check_number, check_tensor, check_type, description
-from locant.forms import AxialTerms, OffsetTable, Separable, add_tables, add_values
+from locant.forms import AxialTerms, OffsetTable, Separable, add_values
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
@@ -124,7 +125,7 @@ def describe(
     # 3 positions on these grids, for these heads
     if not q.is_meta:  # a plan may be asked of shapes alone, beside a mask and positions that have numbers
         _check_tensors_beside(q, schemes, mask)
-    bias, content, gate = _forms(schemes, q, grid, key_grid, mask)
+    bias, content, gate = _forms(schemes, q, grid, key_grid, structure)
     if gate is not None and lse:
         raise ValueError(
             "return_lse needs one softmax; a gated position mixes two. Ask for the log-sum-exp without the gate."
@@ -157,7 +158,7 @@ def materialise(call: Call) -> Inputs:
     if isinstance(scale, Tensor):
         q, scale = q * scale.to(dtype), 1.0
     # 4 biases and gates
-    tables = [p.values(problem.bias) for p in schemes.biases if problem.bias is not None]
+    tables = [p.values(problem.bias, q.device) for p in schemes.biases if problem.bias is not None]
     return Inputs(
         q, k, v,
         scale=scale,
@@ -170,24 +171,30 @@ def materialise(call: Call) -> Inputs:
 
 
 def _forms(
-    schemes: Schemes, q: Tensor, grid: Grid, key_grid: Grid, mask: Mask | None
+    schemes: Schemes, q: Tensor, grid: Grid, key_grid: Grid, mask: Structure
 ) -> tuple[OffsetTable | None, AxialTerms | None, Separable | None]:
-    """What the schemes lower to on these grids."""
-    content, gate = schemes.content, schemes.gate
+    """What the schemes lower to on these grids: biases in one table, all read over one reach."""
+    biases, content, gate = schemes.biases, schemes.content, schemes.gate
     if content is not None and content.head_dim != q.shape[3]:
         raise ValueError(
             f"{type(content).__name__} has vectors of head_dim={content.head_dim}, and q has {q.shape[3]} channels "
             f"per head. Build it with head_dim={q.shape[3]}."
         )
-    tables = [p.form(grid, key_grid, mask) for p in schemes.biases]
-    terms = None if content is None else content.form(grid, key_grid, mask)
-    separable = None if gate is None else gate.form(grid, key_grid, mask)
-    for form in (*tables, terms, separable):
-        if form is not None and form.heads != q.shape[1]:
+    added: list[Bias | Content] = [*biases, *(() if content is None else (content,))]
+    needed = reach(grid, key_grid, mask.windows) if added else ()
+    for scheme in added:
+        scheme.check(grid, needed, mask)
+    if gate is not None:
+        gate.check(grid)
+    for heads in [*(scheme.heads for scheme in added), *(() if gate is None else (gate.heads,))]:
+        if heads != q.shape[1]:
             raise ValueError(
-                f"the position scheme has {form.heads} heads and q has {q.shape[1]}. Build it with heads={q.shape[1]}."
+                f"the position scheme has {heads} heads and q has {q.shape[1]}. Build it with heads={q.shape[1]}."
             )
-    return add_tables(tables) if tables else None, terms, separable
+    prefix = any(p.prefix_rows() is not None for p in biases)
+    table = OffsetTable(q.shape[1], needed, prefix) if biases else None
+    terms = AxialTerms(q.shape[1], needed) if content is not None else None
+    return table, terms, Separable(q.shape[1]) if gate is not None else None
 
 
 def _grids(

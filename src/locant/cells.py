@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from locant.grid import Grid
-from locant.masks import Causal, Mask, Structure, Windows
+from locant.masks import Causal, Structure, Windows
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,22 @@ def visible_share(causal: tuple[Causal, ...], grid: Grid, key_grid: Grid) -> flo
     return float(seen.clip(0, len(keys)).mean() / len(keys))
 
 
-def reach(grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
+def reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
     """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
-    windows = Structure.of(mask).windows
     compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
     return _reach(grid, key_grid, windows) if compiling else _remembered(grid, key_grid, windows)
 
 
-def reach_of(scheme: str, own: Grid, grid: Grid, key_grid: Grid, mask: Mask | None) -> tuple[int, ...]:
-    """What `reach` says, of a scheme that knows the offsets on its `own` grid alone.
+def check_reach(
+    scheme: str, own: Grid, grid: Grid, needed: tuple[int, ...], mask: Structure, *, stretches: bool = False
+) -> None:
+    """Whether a scheme that knows the offsets on its `own` grid alone knows those that are `needed`.
+
+    Segments and Pairs may allow nearer pairs alone, but only their numbers would tell.
+
+    Args:
+        scheme: its name, for the error.
+        stretches: whether its `resized` stretches what was learned over more offsets unless told otherwise.
 
     Raises:
         ValueError: if the attention's grid has other axes, or its offsets go beyond.
@@ -91,14 +98,25 @@ def reach_of(scheme: str, own: Grid, grid: Grid, key_grid: Grid, mask: Mask | No
             f"{scheme} on {own} needs a grid of {own.axes} axes; got {grid}. "
             f"Add axes of size 1, or build the {scheme} for this kind of grid."
         )
-    needed = reach(grid, key_grid, mask)
-    if any(n >= size for n, size in zip(needed, own.shape, strict=True)):
-        raise ValueError(
-            f"this attention needs offsets up to {needed}; the {scheme} on {own} reaches "
-            f"{tuple(size - 1 for size in own.shape)}. "
-            f"Use position.resized(Grid({', '.join(str(n + 1) for n in needed)})), or a smaller window."
+    if all(n < size for n, size in zip(needed, own.shape, strict=True)):
+        return
+    sizes = ", ".join(str(n + 1) for n in needed)
+    if not stretches:
+        advice = f"Use position.resized(Grid({sizes})), or a smaller window."
+    elif mask.segments or mask.pairs or grid.axes == 1:
+        advice = (
+            f'Use position.resized(Grid({sizes}), method="clip"), which keeps the numbers of the offsets that it has '
+            "(other methods stretch them), or a smaller window."
         )
-    return needed
+    else:
+        advice = (
+            f"Use position.resized(Grid({sizes})), which stretches it over the larger map, as for a picture of more "
+            'pixels (method="clip" keeps the numbers of the offsets that it has), or a smaller window.'
+        )
+    raise ValueError(
+        f"this attention needs offsets up to {needed}; the {scheme} on {own} reaches "
+        f"{tuple(size - 1 for size in own.shape)}. {advice}"
+    )
 
 
 def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.grid import Grid, Tokens
+from locant.grid import Grid
+from locant.tokens import Tokens, offset
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class OffsetValues:
         sizes = self.table.shape[1:]
         index = torch.zeros((), dtype=torch.int64, device=self.table.device)
         for axis, size in enumerate(sizes):
-            offset = queries.coordinates[..., axis, None] - keys.coordinates[..., None, :, axis]
-            index = index * size + (offset + size // 2).clamp(0, size - 1)
+            apart = offset(queries.coordinates[..., axis], keys.coordinates[..., axis])
+            index = index * size + (apart + size // 2).clamp(0, size - 1)
         bias = self.table.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)
         if self.query_prefix is None or self.key_prefix is None or self.both is None:
             placed = queries.placed[..., None] & keys.placed[..., None, :]
@@ -77,21 +78,8 @@ class OffsetValues:
         return self.at(grid.select(device=device), key_grid.select(device=device))[:, 0]
 
 
-def add_tables(forms: Sequence[OffsetTable]) -> OffsetTable:
-    """Biases add up. All were lowered for the same grids and mask, so all have the same reach."""
-    first = forms[0]
-    for form in forms[1:]:
-        if form.heads != first.heads:
-            raise ValueError(
-                f"biases that are added need the same number of heads; got {first.heads} and {form.heads}. "
-                "Build them for the attention's heads."
-            )
-    assert all(form.reach == first.reach for form in forms), "tables were lowered for different grids"
-    return OffsetTable(first.heads, first.reach, any(form.prefix for form in forms))
-
-
 def add_values(values: Sequence[OffsetValues]) -> OffsetValues:
-    """The tensors of `add_tables`."""
+    """The tensors of biases that add up; all were made for one reach."""
 
     def total(rows: list[Tensor | None]) -> Tensor | None:
         there = [row for row in rows if row is not None]
@@ -146,8 +134,7 @@ class AxialValues:
         for axis, line in enumerate(self.terms):
             own = places[(slice(None), *(slice(None) if a == axis else 0 for a in range(len(box))), axis)]
             size = line.shape[-1]
-            offset = queries.coordinates[..., axis, None] - own[:, None]
-            index = (offset + size // 2).clamp(0, size - 1).expand(*shape, -1)
+            index = (offset(queries.coordinates[..., axis], own) + size // 2).clamp(0, size - 1).expand(*shape, -1)
             rows = torch.where(queries.placed[..., None], line[:, :, queries.index], 0.0)
             lines.append(rows.gather(-1, index).reshape(*shape, *(n if a == axis else 1 for a, n in enumerate(box))))
         total = sum(lines[1:], lines[0]).flatten(len(shape))

@@ -9,28 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils import _pytree
 
 from locant.checks import ADVICE, check_type, description, is_whole
+from locant.tokens import Tokens
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
-
-
-class Tokens(NamedTuple):
-    """A choice of tokens of a grid, in equal groups: what masks and tables are asked about.
-
-    The whole grid is one group; under windows each cell is a group. `placed` is False for prefix tokens, whose
-    coordinates are zeros without meaning.
-    """
-
-    index: Int[Tensor, "groups count"]  # type: ignore[assignment]  # in place of tuple.index, which nobody calls
-    coordinates: Int[Tensor, "groups count axes"]
-    placed: Bool[Tensor, "groups count"]
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -19,10 +19,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from locant import separable
 from locant.cells import Cell, cells, count, offsets_kind, visible_share
-from locant.grid import Grid, Tokens
+from locant.grid import Grid
 from locant.kernels.kernel import Output, Work
 from locant.masks import Every, Structure, Windows
 from locant.problem import Inputs, Problem
+from locant.tokens import Tokens
 
 name = "sdpa"
 

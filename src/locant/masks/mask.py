@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from locant.checks import ADVICE, check_type, description
-from locant.grid import Grid, Tokens, check_grid
+from locant.grid import Grid, check_grid
+from locant.tokens import Tokens
 
 
 def _refused(came: str, instead: str) -> Callable[..., Any]:

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from locant.checks import check_tensor, check_whole
-from locant.grid import Grid, Tokens
+from locant.grid import Grid
 from locant.masks.mask import Mask, register_node
 from locant.masks.senses import read_additive, read_lengths, read_zeros_and_ones
+from locant.tokens import Tokens
 
 
 class Pairs(Mask):

@@ -6,9 +6,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from locant.checks import check_tensor
-from locant.grid import Grid, Tokens
+from locant.grid import Grid
 from locant.masks.mask import Mask, lay_by_token, register_node
 from locant.masks.senses import WHOLE
+from locant.tokens import Tokens
 
 
 class Segments(Mask):

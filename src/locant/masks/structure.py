@@ -33,6 +33,10 @@ class Structure:
             pairs=any(isinstance(m, Pairs) for m in members),
         )
 
+    def names(self) -> str | None:
+        """What kinds of masks there are, in words; None is none at all."""
+        return " and ".join(filter(None, ("windows" if self.windows else None, self.beyond_windows()))) or None
+
     def beyond_windows(self) -> str | None:
         """The names of what is not windows, or None."""
         named = {"causal": self.causal, "padding": self.padding, "segments": self.segments, "pairs": self.pairs}

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from locant.checks import description, is_whole
-from locant.grid import Grid, Tokens
+from locant.grid import Grid
 from locant.masks.mask import Mask
+from locant.tokens import Tokens
 
 
 @dataclass(frozen=True, init=False)

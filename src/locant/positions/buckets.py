@@ -6,14 +6,12 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from locant.cells import reach
 from locant.checks import check_number, check_tensor, check_types, check_whole, description
-from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask, Structure
+from locant.masks import Structure
 from locant.positions.position import Bias
 
 
@@ -85,22 +83,20 @@ class T5Buckets(Bias):
         found = torch.where(distance < exact, distance, far)
         return found + side * (offsets < 0) if self.bidirectional else found
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        return self.table[:, self.bucket(offset[..., 0])]
+
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         if grid.axes != 1:
             raise ValueError(
                 f"T5Buckets knows offsets in a sequence, a grid of one axis; got {grid}. "
                 "On images and clips use RelativeTable, LogCPB or ALiBi."
             )
-        if not self.bidirectional and not Structure.of(mask).causal:
+        if not self.bidirectional and not mask.causal:
             raise ValueError(
                 "T5Buckets(bidirectional=False) has no buckets for keys after their query, and needs a mask that hides "
-                f"them; got {mask}. Pass mask=Causal(), or build it bidirectional."
+                f"them; got {mask.names()}. Pass mask=Causal(), or build it bidirectional."
             )
-        return OffsetTable(self.heads, reach(grid, key_grid, mask))
-
-    def values(self, form: OffsetTable) -> OffsetValues:
-        (r,) = form.reach
-        return OffsetValues(self.table[:, self.bucket(torch.arange(-r, r + 1, device=self.table.device))])
 
     def extra_repr(self) -> str:
         side = "" if self.bidirectional else ", bidirectional=False"

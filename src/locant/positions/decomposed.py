@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.cells import reach_of
+from locant.cells import check_reach
 from locant.checks import check_number, check_types
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Structure
 from locant.positions.position import Content
 from locant.resizing import resize_table
 
@@ -56,9 +56,8 @@ class Decomposed(Content):
         for table in self.tables:
             nn.init.trunc_normal_(table, std=init_std) if init_std > 0 else nn.init.zeros_(table)
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
-        needed = reach_of("Decomposed", self.grid, grid, key_grid, mask)
-        return AxialTerms(self.heads, needed)
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        check_reach("Decomposed", self.grid, grid, reach, mask, stretches=True)
 
     def values(
         self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor

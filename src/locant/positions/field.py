@@ -7,13 +7,13 @@ from collections import OrderedDict
 from typing import final
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from locant.cells import reach_of
+from locant.cells import check_reach
 from locant.checks import check_number, check_types, check_whole
-from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Structure
 from locant.positions.position import Bias
 
 
@@ -62,19 +62,17 @@ class LogCPB(Bias):
         for layer in (fc1, fc2):
             nn.init.trunc_normal_(layer.weight, std=init_std)
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
-        needed = reach_of("LogCPB", self.grid, grid, key_grid, mask)
-        return OffsetTable(self.heads, needed)
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        # a perceptron whose linears were quantised has no parameters, and takes float32
+        kind = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), torch.float32)
+        lines = []
+        for axis, size in enumerate(self.pretrained.shape):
+            line = offset[..., axis].double() * 8 / max(size - 1, 1)
+            lines.append(line.sign() * torch.log2(line.abs() + 1) / math.log2(8))
+        return 16 * torch.sigmoid(self.mlp(torch.stack(lines, dim=-1).to(kind)).movedim(-1, 0))
 
-    def values(self, form: OffsetTable) -> OffsetValues:
-        # a perceptron whose linears were quantised has no parameters, and takes float32 on the CPU
-        weights = (p for p in self.mlp.parameters() if p.is_floating_point())
-        like, lines = next(weights, torch.empty(0, dtype=torch.float32, device="cpu")), []
-        for r, size in zip(form.reach, self.pretrained.shape, strict=True):
-            offset = torch.arange(-r, r + 1, dtype=torch.float64, device=like.device) * 8 / max(size - 1, 1)
-            lines.append(offset.sign() * torch.log2(offset.abs() + 1) / math.log2(8))
-        coordinates = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).to(like.dtype)
-        return OffsetValues(16 * torch.sigmoid(self.mlp(coordinates)).movedim(-1, 0))
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        check_reach("LogCPB", self.grid, grid, reach, mask)
 
     @check_types
     def resized(self, grid: Grid) -> LogCPB:

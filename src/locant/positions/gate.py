@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from locant.checks import check_number, check_types, check_whole
-from locant.forms import Separable, SeparableValues
+from locant.forms import SeparableValues
 from locant.grid import Grid
-from locant.masks import Mask
 from locant.positions.position import Comparison, Gate
 
 
@@ -75,12 +74,11 @@ class GatedPosition(Gate):
                 self.direction[head] = torch.tensor([-2 * locality * o for o in offset])
                 self.spread[head] = -locality
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> Separable:
+    def check(self, grid: Grid) -> None:
         if grid.axes != self.axes:
             raise ValueError(
                 f"GatedPosition was built for grids of {self.axes} axes; got {grid}. Build it with axes={grid.axes}."
             )
-        return Separable(self.heads)
 
     def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
         kind = torch.promote_types(self.spread.dtype, torch.float32)  # bfloat16 is exact only to 256

@@ -12,15 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from locant.cells import reach
 from locant.checks import check_number, check_tensor, description
-from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, SeparableValues
 from locant.grid import Grid, check_grid
-from locant.masks import Mask, check_mask
+from locant.masks import Mask, Structure, check_mask
+from locant.tokens import every_offset
 
 Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
+PrefixRows = tuple[Float[Tensor, " heads"], Float[Tensor, " heads"], Float[Tensor, " heads"]]  # query, key, both
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,41 @@ class Rotation(Position):
 
 
 class Bias(Position):
-    """Acts on logits: a number per head and offset, added after scaling and not scaled itself."""
+    """Acts on logits: a number per head and offset, added after scaling and not scaled itself.
+
+    A scheme is its `at`; what it cannot answer it says in `check`. The rest is made of these two.
+    """
 
     entrance = "bias"
     heads: int
 
     @abstractmethod
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
-        """The static description, or a ValueError that names what would reach far enough."""
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        """The bias of pairs at these offsets, query - key along each axis, within the reach that `check` allows."""
 
-    @abstractmethod
-    def values(self, form: OffsetTable) -> OffsetValues:
-        """The tensors of `form`: the part of the table that it needs, and the rows of prefix tokens."""
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        """Raises ValueError if it has no bias for offsets of up to `reach` on such a grid, under such a mask."""
+
+    def prefix_rows(self) -> PrefixRows | None:
+        """What is added between tokens without a place and the others; None is 0."""
+        return None
+
+    def within(self, reach: tuple[int, ...], device: torch.device | None = None) -> Float[Tensor, "heads *offsets"]:
+        """The bias at every offset of up to `reach`, by default on its own device; a table hands out its centre."""
+        if device is None:
+            device = next((x.device for x in (*self.parameters(), *self.buffers())), None)
+        return self.at(every_offset(reach, device))
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+        """The static description on these grids, or a ValueError."""
+        structure = Structure.of(mask)
+        needed = reach(grid, key_grid, structure.windows)
+        self.check(grid, needed, structure)
+        return OffsetTable(self.heads, needed, self.prefix_rows() is not None)
+
+    def values(self, form: OffsetTable, device: torch.device | None = None) -> OffsetValues:
+        """The tensors of `form`."""
+        return OffsetValues(self.within(form.reach, device), *(self.prefix_rows() or ()))
 
     def forward(
         self, grid: Grid, key_grid: Grid | None = None, mask: Mask | None = None
@@ -106,9 +133,15 @@ class Content(Position):
     heads: int
     head_dim: int
 
-    @abstractmethod
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        """Raises ValueError if it has no terms for offsets of up to `reach` on such a grid, under such a mask."""
+
     def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
-        """The static description, or a ValueError that names what would reach far enough."""
+        """The static description on these grids, or a ValueError."""
+        structure = Structure.of(mask)
+        needed = reach(grid, key_grid, structure.windows)
+        self.check(grid, needed, structure)
+        return AxialTerms(self.heads, needed)
 
     @abstractmethod
     def values(
@@ -151,9 +184,8 @@ class Gate(Position):
     entrance = "gate"
     heads: int
 
-    @abstractmethod
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> Separable:
-        """The static description."""
+    def check(self, grid: Grid) -> None:
+        """Raises ValueError if it has no map on such a grid."""
 
     @abstractmethod
     def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:

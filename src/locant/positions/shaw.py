@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.cells import reach
 from locant.checks import check_number, check_types
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
-from locant.masks import Mask, Structure
+from locant.masks import Structure
 from locant.positions.position import Content
 
 
@@ -79,18 +78,17 @@ class Shaw(Content):
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=init_std)
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         if grid.axes != 1:
             raise ValueError(
                 f"Shaw knows offsets in a sequence, a grid of one axis; got {grid}. "
                 "On images and clips use Decomposed or RelativeTable."
             )
-        if self.causal and not Structure.of(mask).causal:
+        if self.causal and not mask.causal:
             raise ValueError(
                 "Shaw(causal=True) has learned nothing of keys after their query, and needs a mask that hides them; "
-                f"got {mask}. Pass mask=Causal(), or build it with causal=False."
+                f"got {mask.names()}. Pass mask=Causal(), or build it with causal=False."
             )
-        return AxialTerms(self.heads, reach(grid, key_grid, mask))
 
     def values(
         self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor

@@ -6,13 +6,12 @@ import math
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from locant.cells import reach
 from locant.checks import check_types, check_whole
-from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Structure
 from locant.positions.position import Bias, Comparison
 
 Distance = Literal["euclidean", "manhattan"]
@@ -52,25 +51,19 @@ class ALiBi(Bias):
         self.register_buffer("slopes", torch.tensor(slopes(heads)), persistent=False)
         self.slopes: Tensor
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        kind = torch.promote_types(self.slopes.dtype, torch.float32)  # a half would round distances past 256
+        apart = offset.abs().to(kind)
+        distance = apart.sum(-1) if self.distance != "euclidean" else (apart**2).sum(-1).sqrt()
+        rate = torch.tensor(slopes(self.heads), dtype=kind, device=offset.device)
+        return -rate.reshape(-1, *(1,) * distance.ndim) * distance
+
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         if grid.axes > 1 and self.distance is None:
             raise ValueError(
                 f'ALiBi on {grid} needs to know which distance: "euclidean" or "manhattan"; got none. '
                 'Write ALiBi(heads, distance="euclidean").'
             )
-        return OffsetTable(self.heads, reach(grid, key_grid, mask))
-
-    def values(self, form: OffsetTable) -> OffsetValues:
-        axes, device = len(form.reach), self.slopes.device
-        kind = torch.promote_types(self.slopes.dtype, torch.float32)  # a half would round distances past 256
-        total = torch.zeros((), dtype=kind, device=device)
-        for axis, r in enumerate(form.reach):
-            offset = torch.arange(-r, r + 1, dtype=kind, device=device).abs()
-            offset = offset.reshape([-1 if a == axis else 1 for a in range(axes)])
-            total = total + (offset if axes == 1 or self.distance == "manhattan" else offset**2)
-        distance = total.sqrt() if axes > 1 and self.distance == "euclidean" else total
-        rate = torch.tensor(slopes(self.heads), dtype=kind, device=device)
-        return OffsetValues(-rate.reshape(-1, *(1,) * axes) * distance)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, distance={self.distance!r}"

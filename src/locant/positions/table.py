@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from locant.cells import reach_of
+from locant.cells import check_reach
 from locant.checks import check_number, check_types, check_whole
-from locant.forms import OffsetTable, OffsetValues
 from locant.grid import Grid
-from locant.masks import Mask
-from locant.positions.position import Bias, Comparison
+from locant.masks import Structure
+from locant.positions.position import Bias, Comparison, PrefixRows
 from locant.resizing import resize_table
 
 COMPARED_STD = 1.5  # wide enough to matter: from 0.02 tables learn too little in a few hundred steps (LOG.md)
@@ -61,16 +61,26 @@ class RelativeTable(Bias):
         for parameter in self.parameters():
             nn.init.trunc_normal_(parameter, std=init_std) if init_std > 0 else nn.init.zeros_(parameter)
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> OffsetTable:
-        needed = reach_of("RelativeTable", self.grid, grid, key_grid, mask)
-        return OffsetTable(self.heads, needed, self.query_prefix is not None)
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        index = torch.zeros((), dtype=torch.int64, device=self.table.device)
+        for axis, size in enumerate(self.grid.shape):
+            index = index * (2 * size - 1) + offset[..., axis] + size - 1
+        return self.table.flatten(1).index_select(1, index.flatten()).reshape(-1, *index.shape)
 
-    def values(self, form: OffsetTable) -> OffsetValues:
-        centre: Tensor = self.table
-        for axis, (size, needed) in enumerate(zip(self.grid.shape, form.reach, strict=True), start=1):
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        check_reach("RelativeTable", self.grid, grid, reach, mask, stretches=True)
+
+    def prefix_rows(self) -> PrefixRows | None:
+        if self.query_prefix is None or self.key_prefix is None or self.both is None:
+            return None
+        return self.query_prefix, self.key_prefix, self.both
+
+    def within(self, reach: tuple[int, ...], device: torch.device | None = None) -> Float[Tensor, "heads *offsets"]:
+        centre: Tensor = self.table  # a view: kernels read the table where it lies
+        for axis, (size, needed) in enumerate(zip(self.grid.shape, reach, strict=True), start=1):
             if needed < size - 1:
                 centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
-        return OffsetValues(centre, self.query_prefix, self.key_prefix, self.both)
+        return centre
 
     @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:

@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locant.cells import reach
 from locant.checks import check_number, check_types, check_whole
 from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Structure
 from locant.positions.position import Content
 
 
@@ -109,13 +108,12 @@ class TransformerXL(Content):
         angles = steps[:, None] * 10000.0 ** (-halves / self.dim)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(u.dtype)
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         if grid.axes != 1:
             raise ValueError(
                 f"TransformerXL knows distances in a sequence, a grid of one axis; got {grid}. "
                 "On images and clips use Decomposed or RelativeTable."
             )
-        return AxialTerms(self.heads, reach(grid, key_grid, mask))
 
     def values(
         self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
