@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from locant.cells import reach
 from locant.checks import check_number, check_tensor, check_type, description
+from locant.dispatch import is_exporting, is_transformed
 from locant.forms import AxialTerms, OffsetTable, Separable, add_values
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Pairs, Structure, check_mask
@@ -135,7 +136,7 @@ def describe(
         grid=grid, key_grid=key_grid, dtype=str(_dtype(q)).removeprefix("torch."), device=q.device.type,
         bias=bias, content=content, bias_grad=torch.is_grad_enabled() and _learns(schemes, q), gate=gate,
         mask=structure, dropout=dropout > 0, lse=lse,
-        exporting=_exporting(), transformed=torch._C._are_functorch_transforms_active(),
+        exporting=is_exporting(), transformed=is_transformed(),
     )  # fmt: skip
     return Call(q, k, v, problem, schemes, mask, _checked_scale(scale, q), dropout, kernel, qkv)
 
@@ -219,12 +220,6 @@ def _grids(
             "Add axes of size 1 where one is smaller."
         )
     return grid, key_grid
-
-
-@torch.compiler.assume_constant_result
-def _exporting() -> bool:
-    """Asked of Python while a graph is made: dynamo of torch 2.10 takes every compilation for an export."""
-    return torch.compiler.is_exporting()
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:

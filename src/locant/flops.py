@@ -36,12 +36,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import flop_registry
 
 from locant import hooks, multiply_adds
 from locant.call import Call, materialise
+from locant.dispatch import TorchDispatchMode, map_tree, operators, tree_leaves
 from locant.kernels.kernel import Output
 from locant.multiply_adds import MultiplyAdds, aim_window, published_aim, published_aim_swin, published_swin
 from locant.nn.linears import only_watches
@@ -66,7 +66,7 @@ COUNTED = (
 )
 _aten = torch.ops.aten
 _VECTORS = {_aten.mv: 0, _aten.addmv: 1, _aten.dot: 0, _aten.vdot: 0}  # which argument has a number per multiply-add
-_SOFTMAX = {_aten._softmax, _aten._safe_softmax, _aten.exp}
+_SOFTMAX = operators("_softmax", "_safe_softmax", "exp")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def count(model: nn.Module, *inputs: Any, arguments: Mapping[str, Any] | None = 
     """
     with torch.inference_mode(False), torch.no_grad():
         counter = _Watch(_weightless(model))
-        given, named = tree_map(_weightless, (list(inputs), dict({} if arguments is None else arguments)))
+        given, named = map_tree(_weightless, (list(inputs), dict({} if arguments is None else arguments)))
         with hooks.attending(counter.attend), counter:
             try:
                 counter.model(*given, **named)
@@ -212,8 +212,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
         out = self._made(func, args, kwargs)
-        packet = func._overloadpacket
-        tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        packet = _operator(func)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         weights = [_storage(x) in self._weights for x in tensors]
         share = any(_storage(x) in self._shares for x in tensors)
         number = _multiply_adds(packet, args, kwargs, out)
@@ -226,18 +226,18 @@ class _Watch(TorchDispatchMode):
         return out
 
     def _keep(self, kind: dict[int, Tensor], out: Any) -> None:
-        kind.update((_storage(x), x) for x in tree_iter(out) if isinstance(x, Tensor))
+        kind.update((_storage(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
 
     def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operation gives, remembered: torch takes up to a millisecond for some, and the same layers recur."""
-        if any(x.alias_info is not None for x in (*func._schema.arguments, *func._schema.returns)):
-            return func(*args, **kwargs)  # a view, or in place
         key = (func, _described((args, *sorted(kwargs.items()))))
         if key in self._outs:
-            return tree_map(lambda make: make(), self._outs[key])
+            return map_tree(lambda make: make(), self._outs[key])
         out = func(*args, **kwargs)
-        if all(x.is_meta for x in tree_iter((args, kwargs, out)) if isinstance(x, Tensor)):
-            self._outs[key] = tree_map(_maker, out)
+        given, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
+        shared = {_storage(x) for x in given} & {_storage(x) for x in made}  # by a view, or in place
+        if not shared and all(x.is_meta for x in (*given, *made)):
+            self._outs[key] = map_tree(_maker, out)
         return out
 
     def _part(self, packet: Any, weight: bool, share: bool) -> str:
@@ -259,6 +259,12 @@ class _Watch(TorchDispatchMode):
             yield
         finally:
             self._forced = None
+
+
+def _operator(overload: Any) -> Any:
+    """torch.ops.aten.mm, of its overload aten::mm.default."""
+    space, _, name = overload.name().partition("::")
+    return getattr(getattr(torch.ops, space), name.partition(".")[0])
 
 
 def _multiply_adds(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -293,7 +299,7 @@ def _maker(x: Any) -> Callable[[], Any]:
 
 
 def _storage(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata)
+    return int(StorageWeakRef(x.untyped_storage()).cdata)
 
 
 def _within(name: str, above: str) -> bool:

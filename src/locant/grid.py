@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils import _pytree
 
 from locant.checks import ADVICE, check_type, description, is_whole
+from locant.dispatch import register_constant
 from locant.tokens import Tokens
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
@@ -178,5 +178,5 @@ def _check(what: str, values: tuple[int, ...], count: int, least: int | None) ->
     )
 
 
-_pytree.register_constant(Grid)
+register_constant(Grid)
 ADVICE[Grid] = _meant

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from locant import operands
+from locant.dispatch import constant_to_graphs, is_unwatched
 from locant.layout import Layout, layout
 
 
@@ -42,7 +42,7 @@ def built() -> ModuleType | str:
     return module
 
 
-@torch.compiler.assume_constant_result
+@constant_to_graphs
 def missing() -> str | None:
     """Why there is no compiled module, or None; a constant to whoever traces it."""
     found = built()
@@ -188,34 +188,14 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, operator:
 
 
 def _attend_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    direct = not torch.is_grad_enabled() and _unwatched((dout, dlse))
+    direct = not torch.is_grad_enabled() and is_unwatched((dout, dlse))
     return _differentiate(ctx, dout, dlse, _attend_backward if direct else torch.ops.locant.attend_backward, 3)
 
 
 def _packed_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    direct = not torch.is_grad_enabled() and _unwatched((dout, dlse))
+    direct = not torch.is_grad_enabled() and is_unwatched((dout, dlse))
     operator = _attend_packed_backward if direct else torch.ops.locant.attend_packed_backward
     return _differentiate(ctx, dout, dlse, operator, 1)
-
-
-def _keys(x: Tensor) -> int:
-    """What torch's dispatcher knows of a tensor: its device, and whether it is negated, fake, traced, ..."""
-    return int(torch._C._dispatch_keys(x).raw_repr())
-
-
-_PLAIN = _keys(torch.empty(0, device="cpu"))  # said, for this may be imported where another device is the default
-
-
-def _unwatched(arguments: Sequence[Any]) -> bool:
-    """Whether nobody would miss the operator: no graph is drawn, no mode, subclass, tracer or profiler looks on."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._autograd._profiler_enabled()
-        and all(type(x) in (Tensor, Parameter) and _keys(x) == _PLAIN for x in arguments if isinstance(x, Tensor))
-    )
 
 
 def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -230,7 +210,7 @@ def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) ->
     function: Any = type(name, (torch.autograd.Function,), body)
 
     def call(*arguments: Any) -> tuple[Tensor, Tensor]:
-        if not _unwatched(arguments):
+        if not is_unwatched(arguments):
             return getattr(torch.ops.locant, name)(*arguments)
         learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
         return function.apply(*arguments) if learns else run(*arguments)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils import _pytree
 
 from locant.checks import check_whole
+from locant.dispatch import register_constant
 from locant.grid import Grid
 from locant.masks.mask import Mask
 from locant.tokens import Tokens
@@ -49,4 +49,4 @@ class Causal(Mask):
         return self
 
 
-_pytree.register_constant(Causal)
+register_constant(Causal)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from locant import dispatch
 from locant.checks import ADVICE, check_type, description
 from locant.grid import Grid, check_grid
 from locant.tokens import Tokens
@@ -152,10 +152,6 @@ def register_node(kind: type[Mask], names: tuple[str, ...]) -> None:
     def flatten(mask: Any) -> tuple[list[Any], Any]:
         return [getattr(mask, n) for n in names], getattr(mask, "_literal", None)
 
-    def with_keys(mask: Any) -> tuple[list[Any], Any]:
-        children, literal = flatten(mask)
-        return [(_pytree.GetAttrKey(n), child) for n, child in zip(names, children, strict=True)], literal
-
     def unflatten(children: Any, literal: Any) -> Any:
         mask = object.__new__(kind)
         for name, child in zip(names, children, strict=True):
@@ -164,8 +160,7 @@ def register_node(kind: type[Mask], names: tuple[str, ...]) -> None:
             setattr(mask, "_literal", literal)  # noqa: B010 (only Segments has it)
         return mask
 
-    name = f"locant.masks.{kind.__name__}"
-    _pytree.register_pytree_node(kind, flatten, unflatten, serialized_type_name=name, flatten_with_keys_fn=with_keys)
+    dispatch.register_node(kind, f"locant.masks.{kind.__name__}", names, flatten, unflatten)
 
 
 register_node(Every, ("masks",))

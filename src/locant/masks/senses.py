@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from locant.checks import check_tensor, check_whole
+from locant.dispatch import assert_in_graph, is_exporting
 
 Rule = Callable[..., tuple[Tensor, Tensor]]  # from the numbers to what is read, and to where they may be read so
 BLOCKED = -100.0  # Swin writes "blocked" as this finite number; BERT uses -1e4, others -1e9 or -inf: all lie below
@@ -113,11 +114,11 @@ SENSES: dict[str, tuple[str, Rule, Callable[..., str]]] = {
 
 def _read(name: str, *given: Any) -> Tensor:
     """The operator `name`; in a program that is exported, the same in torch's own operators."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return getattr(torch.ops.locant, name)(*given)
     _, rule, sentence = SENSES[name]
     found, fine = rule(*given[:-1])
-    torch.ops.aten._assert_async.msg(fine.all(), sentence(*given, ""))
+    assert_in_graph(fine.all(), sentence(*given, ""))
     return found
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils import _pytree
 
 from locant.checks import description, is_whole
+from locant.dispatch import register_constant
 from locant.grid import Grid
 from locant.masks.mask import Mask
 from locant.tokens import Tokens
@@ -65,4 +65,4 @@ class Windows(Mask):
         return (coordinate - self.shift[axis]) // self.size[axis]
 
 
-_pytree.register_constant(Windows)
+register_constant(Windows)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
+from locant.dispatch import hooks_of
+
 Hook = TypeVar("Hook", bound=Callable[..., Any])
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def bare_weight(module: nn.Module) -> Tensor | None:
@@ -52,9 +52,6 @@ def only_watches(hook: Hook) -> Hook:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """True also where torch no longer has the names that are asked for: then every module is called."""
-    on_all = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
-    own = [getattr(module, name, None) for name in HOOKS]
-    if on_all is None or on_all() or None in own:
-        return True
-    return any(not hasattr(hook, "only_watches") for hooks in own if hooks for hook in hooks.values())
+    """True also where torch does not tell: then every module is called."""
+    hooks = hooks_of(module)
+    return hooks is None or any(not hasattr(hook, "only_watches") for hook in hooks)
