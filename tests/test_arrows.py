@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"tokens"},
+    {"dispatch", "tokens"},
     {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem"},
     {"layout", "operands", "separable", "operators"},  # what kernels share

@@ -112,16 +112,10 @@ _PLAIN = None if None in (_keys, *_WATCHERS) else _keys(torch.empty(0, device="c
 
 def is_unwatched(arguments: Sequence[Any]) -> bool:
     """Whether skipping the dispatcher changes nothing: no graph is traced, no mode, subclass or profiler is active."""
-    return (
-        not torch.compiler.is_compiling()
-        and _PLAIN is not None
-        and not any(active() for active in _WATCHERS)
-        and all(
-            type(x) in (Tensor, nn.Parameter) and _keys(x).raw_repr() == _PLAIN
-            for x in arguments
-            if isinstance(x, Tensor)
-        )
-    )
+    if torch.compiler.is_compiling() or _PLAIN is None or any(active() for active in _WATCHERS):
+        return False
+    tensors = (x for x in arguments if isinstance(x, Tensor))
+    return all(type(x) in (Tensor, nn.Parameter) and _keys(x).raw_repr() == _PLAIN for x in tensors)
 
 
 _all_hooked = _private("nn.modules.module._has_any_global_hook")
