@@ -37,13 +37,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.flop_counter import flop_registry
 
 from locant import hooks, multiply_adds
 from locant.call import Call, materialise
 from locant.dispatch import TorchDispatchMode, map_tree, operators, tree_leaves
 from locant.kernels.kernel import Output
-from locant.multiply_adds import MultiplyAdds, aim_window, published_aim, published_aim_swin, published_swin
+from locant.multiply_adds import (
+    MultiplyAdds,
+    aim_window,
+    of_operator,
+    packet_of,
+    published_aim,
+    published_aim_swin,
+    published_swin,
+)
 from locant.nn.linears import only_watches
 from locant.positions.position import Position
 from locant.positions.transformer_xl import TransformerXL
@@ -64,9 +71,8 @@ COUNTED = (
     "position\nalone counts once, not per sample. Not counted: softmax, norms, activations, additions, look-ups, "
     "rotations."
 )
-_aten = torch.ops.aten
-_VECTORS = {_aten.mv: 0, _aten.addmv: 1, _aten.dot: 0, _aten.vdot: 0}  # which argument has a number per multiply-add
 _SOFTMAX = operators("_softmax", "_safe_softmax", "exp")
+_LEFT_ALIGNED = operators("_nested_tensor_from_mask_left_aligned")
 
 
 @dataclass(frozen=True)
@@ -132,9 +138,10 @@ def count(model: nn.Module, *inputs: Any, arguments: Mapping[str, Any] | None = 
 
     Raises:
         ValueError: for a model whose forward needs the values of tensors, or makes tensors on a device of its own;
+            for products that no formula is known of (decompositions, Fourier transforms, operators of others);
             and whatever the model says of inputs that do not fit.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # without gradients torch takes fused ways
         counter = _Watch(_weightless(model))
         given, named = map_tree(_weightless, (list(inputs), dict({} if arguments is None else arguments)))
         with hooks.attending(counter.attend), counter:
@@ -211,12 +218,20 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
+        packet = packet_of(func)
+        if packet in _LEFT_ALIGNED:  # reads values, to choose nested tensors, which cost the same here
+            return False
         out = self._made(func, args, kwargs)
-        packet = _operator(func)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         weights = [_storage(x) in self._weights for x in tensors]
         share = any(_storage(x) in self._shares for x in tensors)
-        number = _multiply_adds(packet, args, kwargs, out)
+        number = of_operator(packet, args, kwargs, out)
+        if number is None:
+            raise ValueError(
+                f"count needs a formula for each product of tensors; there is none for {packet}, which "
+                f"{self.where or 'the model'} calls. Register one with torch.utils.flop_counter.register_flop_formula, "
+                "or leave that part out of the model."
+            )
         if number:
             self._add(self._part(packet, any(weights), share), number)
         if weights and all(weights):  # what is made of weights alone is one
@@ -259,20 +274,6 @@ class _Watch(TorchDispatchMode):
             yield
         finally:
             self._forced = None
-
-
-def _operator(overload: Any) -> Any:
-    """torch.ops.aten.mm, of its overload aten::mm.default."""
-    space, _, name = overload.name().partition("::")
-    return getattr(getattr(torch.ops, space), name.partition(".")[0])
-
-
-def _multiply_adds(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Of one operation, by torch's own formulas, and by those that are missing there."""
-    if packet in _VECTORS:
-        return int(args[_VECTORS[packet]].numel())
-    formula = flop_registry.get(packet)
-    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out)) // 2
 
 
 def _weightless(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Multiply-adds by formula: of one attention, from its description alone; and the figures that others publish.
+"""Multiply-adds by formula: of one attention, of one operator of torch; and the figures that others publish.
 
     logits     heads · pairs · head_dim         pairs of a query and a key that lie in one window
     values     heads · pairs · value_dim
@@ -11,7 +11,14 @@ Windows count as they are cut, smaller at borders. Order, padding and other mask
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
 from locant.cells import cells
 from locant.problem import Problem
@@ -128,3 +135,65 @@ def aim_window(dim: int, N: int, T: int, temporal: bool = False, *, with_qkv: bo
     """
     pairs = N * T * T if temporal else T * N * N
     return MultiplyAdds(projections=4 * N * T * dim * dim * with_qkv, logits=pairs * dim, values=pairs * dim)
+
+
+# --- one operator of torch -------------------------------------------------------------------------------------------
+
+
+def _trilinear(a: Tensor, b: Tensor, c: Tensor, *expanded: list[int] | int, **_: Any) -> int:
+    """nn.Bilinear: each weight once per sample. `expanded` names the axes of size 1 that a, b and c are given."""
+    shapes = []
+    for x, axes in zip((a, b, c), expanded, strict=False):
+        shape = list(x.shape)
+        for axis in sorted(axes if isinstance(axes, list) else [axes]):
+            shape.insert(axis, 1)
+        shapes.append(shape)
+    return math.prod(torch.broadcast_shapes(*shapes))
+
+
+# what torch's own registry (torch.utils.flop_counter) leaves out, by name: arguments and `out` → multiply-adds
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "mv": lambda a, *_, **__: a.numel(),
+    "addmv": lambda _, a, *__, **___: a.numel(),
+    "dot": lambda a, *_, **__: a.numel(),
+    "vdot": lambda a, *_, **__: a.numel(),
+    "linear": lambda x, weight, *_, **__: x.numel() * weight.shape[0],
+    "addbmm": lambda _, a, b, **__: a.numel() * b.shape[-1],
+    "addr": lambda *_, out, **__: out.numel(),
+    "_int_mm": lambda a, b, **_: a.numel() * b.shape[-1],
+    "_trilinear": _trilinear,
+    "conv_tbc": lambda _, weight, *__, out, **___: out.numel() * math.prod(weight.shape[:2]),
+    "_cdist_forward": lambda a, *_, out, **__: out.numel() * a.shape[-1],  # a difference and its square per channel
+    "_euclidean_dist": lambda a, *_, out, **__: out.numel() * a.shape[-1],
+    "_pdist_forward": lambda a, *_, out, **__: out.numel() * a.shape[-1],
+}  # fmt: skip
+# names of operators that multiply tensors with each other, and of those among them that work number by number
+_PRODUCT = re.compile(
+    r"linalg|_fft_|cholesky|geqrf|ormqr|lstsq|lu_solve|triangular_solve|matrix_exp|(mm|mv)(_|$)|matmul|conv(?!ert)|rnn|"
+    r"lstm|gru|attention|encoder_layer|(^|_)linear"
+)
+_BY_NUMBER = re.compile(
+    r"upsample|check_errors|cross|diagonal|norm|powsum|vecdot|fused_\w+_cell|flatten_weight|reorder"
+)
+_OWN = ("aten", "prims", "locant")
+
+
+def packet_of(overload: Any) -> Any:
+    """torch.ops.aten.mm of its overload aten::mm.default, and of aten::mm_, which works in place."""
+    space, found, name = overload.name().partition("::")
+    if not found:  # an operator of higher order has no overloads
+        return overload
+    packets, name = getattr(torch.ops, space), name.partition(".")[0]
+    plain = name.removesuffix("_")
+    return getattr(packets, plain if plain and hasattr(packets, plain) else name)
+
+
+def of_operator(packet: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """Multiply-adds of `out = packet(*args, **kwargs)`; 0 for what works number by number; None for what is unknown."""
+    space, _, name = str(packet).rpartition(".")
+    if (formula := flop_registry.get(packet)) is not None:
+        return int(formula(*args, **kwargs, out_val=out)) // 2
+    if space == "aten" and name in _FORMULAS:
+        return _FORMULAS[name](*args, **{**kwargs, "out": out})
+    multiplies = _PRODUCT.search(name) is not None and _BY_NUMBER.search(name) is None
+    return None if multiplies or space not in _OWN else 0
