@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant("Padding inverted", "Padding.pairs", "self.valid[_a]", "(~self.valid)[_a]", "padded_is_truncated"),
     Mutant("lengths off by one", "Padding.from_lengths", "read_lengths(_a, lengths, tokens, _b)", "read_lengths(_a, (lengths + 1).clamp(max=tokens), tokens, _b)", "senses_agree"),
     Mutant("ignore means keep", "Padding.from_key_padding_mask", "cls(~_a)", "cls(_a)", "senses_agree"),
-    Mutant("Segments forget the prefix", "Segments.bound", "literal and self._literal[0]", "literal", f"{TRUTH}/table-2d-prefix"),
+    Mutant("Segments forget the prefix", "Segments.bound", "own and self._literal[0]", "own", f"{TRUTH}/table-2d-prefix"),
     Mutant("any mask is enough", "Every.pairs", "pairs & _a", "pairs | _a", MASKS),
     # grids
     Mutant("a slice forgets where it lies", "Grid.__getitem__", "self.origin[0] + _a", "self.origin[0]", SLICE),

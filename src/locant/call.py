@@ -22,7 +22,6 @@ from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
-_MASK_TENSORS = ("valid", "ids", "key_ids", "allowed_pairs")  # named: dynamo of torch 2.10 does not trace vars()
 Positions = Position | Sequence[Position] | nn.ModuleList | None
 
 
@@ -257,8 +256,8 @@ def _check_mask_batch(mask: Mask | None, q: Tensor) -> None:
                 f"Pairs needs {q.shape[1]} heads (or 1); got {member.allowed_pairs.shape[1]}. "
                 "Lay it out as [batch, heads, queries, keys], or leave the heads out."
             )
-        for value in (getattr(member, name, None) for name in _MASK_TENSORS):
-            if isinstance(value, Tensor) and (value.shape[0] not in (1, q.shape[0]) or value.device != q.device):
+        for value in (getattr(member, name) for name in member.tensors):
+            if value.shape[0] not in (1, q.shape[0]) or value.device != q.device:
                 raise ValueError(
                     f"{type(member).__name__} needs a batch of {q.shape[0]} (or 1) on {q.device}; "
                     f"got {value.shape[0]} on {value.device}. Build the mask for this batch and device."

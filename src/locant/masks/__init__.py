@@ -5,7 +5,9 @@ A mask is a value: `Causal`, `Windows`, `Padding`, `Segments` and `Pairs`, combi
 nothing gives zeros and finite gradients. Prefix tokens see all and are seen by all, under windows too; under
 `Causal` they come first: all see them, and they see only the prefix.
 
-The planner reads `Structure.of(mask)`, which is static; kernels read `mask.pairs(...)`.
+A call binds its mask once (`bound`: checked against the grids, laid out by token). The planner reads
+`Structure.of(mask)`, which is static; kernels read `pairs(queries, keys)`, the block of any tokens.
+`cut(queries, keys)` is the mask of a shard.
 """
 
 from locant.masks.causal import Causal

@@ -31,6 +31,7 @@ class Mask(ABC):
     """Which query may see which key. Masks join by `&`."""
 
     example: ClassVar[str]  # how one is written, for errors
+    tensors: ClassVar[tuple[str, ...]] = ()  # the names of those that it holds
 
     @abstractmethod
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "#batch #heads #groups #queries #keys"]:
@@ -42,6 +43,18 @@ class Mask(ABC):
 
     def bound(self, grid: Grid, key_grid: Grid) -> Mask:
         """This mask, checked against the grids it is used on and laid out by token. Raises ValueError."""
+        return self
+
+    def cut(self, queries: slice, keys: slice) -> Mask:
+        """The part of a mask that is `bound`: for these tokens (prefix included in the count) as if alone.
+
+        What a shard of the sequence, or a step against a cache, attends under. Order and windows are said of
+        coordinates, which a slice of a grid keeps: they stay as they are.
+        """
+        return self
+
+    def to(self, device: torch.device | str | int) -> Mask:
+        """The mask with its tensors on `device`; itself where it has none."""
         return self
 
     def allowed(
@@ -93,6 +106,12 @@ class Every(Mask):
 
     def bound(self, grid: Grid, key_grid: Grid) -> Mask:
         return Every(tuple(m.bound(grid, key_grid) for m in self.masks))
+
+    def cut(self, queries: slice, keys: slice) -> Mask:
+        return Every(tuple(m.cut(queries, keys) for m in self.masks))
+
+    def to(self, device: torch.device | str | int) -> Mask:
+        return Every(tuple(m.to(device) for m in self.masks))
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "#batch #heads #groups #queries #keys"]:
         pairs = self.masks[0].pairs(queries, keys)

@@ -22,6 +22,7 @@ class Padding(Mask):
     """
 
     example = "Padding.from_lengths(lengths, tokens)"
+    tensors = ("valid",)
 
     def __init__(self, valid: Bool[Tensor, "batch *tokens"]) -> None:
         check_tensor("Padding", "valid", valid, "a bool tensor [batch, tokens] or [batch, *grid]")
@@ -78,5 +79,11 @@ class Padding(Mask):
         by_token, _ = lay_by_token("Padding", "valid", self.valid, key_grid, fill=True)
         return Padding(by_token)
 
+    def to(self, device: torch.device | str | int) -> Padding:
+        return Padding(self.valid.to(device))
 
-register_node(Padding, ("valid",))
+    def cut(self, queries: slice, keys: slice) -> Padding:
+        return Padding(self.valid[:, keys])
+
+
+register_node(Padding, Padding.tensors)

@@ -22,6 +22,7 @@ class Pairs(Mask):
     """
 
     example = "Pairs.from_kept(mask)"
+    tensors = ("allowed_pairs",)
 
     def __init__(self, allowed: Bool[Tensor, "*batch queries keys"]) -> None:
         check_tensor("Pairs", "allowed", allowed, "a bool tensor [queries, keys] or of more axes")
@@ -87,5 +88,13 @@ class Pairs(Mask):
         allowed = allowed[:, None] if allowed.ndim == 3 else allowed
         return Pairs(allowed.reshape(*(1,) * (4 - allowed.ndim), *allowed.shape))
 
+    def to(self, device: torch.device | str | int) -> Pairs:
+        return Pairs(self.allowed_pairs.to(device))
 
-register_node(Pairs, ("allowed_pairs",))
+    def cut(self, queries: slice, keys: slice) -> Pairs:
+        rows, columns = self.allowed_pairs.shape[-2:]  # sizes of 1 stand for all
+        part = self.allowed_pairs[..., queries, :] if rows > 1 else self.allowed_pairs
+        return Pairs(part[..., keys] if columns > 1 else part)
+
+
+register_node(Pairs, Pairs.tensors)

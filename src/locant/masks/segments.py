@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Segments(Mask):
     """
 
     example = "Segments(ids)"
+    tensors = ("ids", "key_ids")
 
     def __init__(self, ids: Int[Tensor, "batch *tokens"], key_ids: Int[Tensor, "batch *keys"] | None = None) -> None:
         key_ids = ids if key_ids is None else key_ids
@@ -48,11 +50,22 @@ class Segments(Mask):
         return 0 if self._literal[0] else grid.prefix, 0 if self._literal[1] else key_grid.prefix
 
     def bound(self, grid: Grid, key_grid: Grid) -> Segments:
-        ids, literal = lay_by_token("Segments", "ids", self.ids, grid, fill=0)
-        key_ids, key_literal = lay_by_token("Segments", "key_ids", self.key_ids, key_grid, fill=0)
-        bound = Segments(ids, key_ids)
-        bound._literal = (literal and self._literal[0], key_literal and self._literal[1])  # also if bound before
-        return bound
+        ids, own = lay_by_token("Segments", "ids", self.ids, grid, fill=0)
+        key_ids, key_own = lay_by_token("Segments", "key_ids", self.key_ids, key_grid, fill=0)
+        literal = (own and self._literal[0], key_own and self._literal[1])  # also if bound before
+        return self._with(ids, key_ids, literal)
+
+    def to(self, device: torch.device | str | int) -> Segments:
+        return self._with(self.ids.to(device), self.key_ids.to(device), self._literal)
+
+    def cut(self, queries: slice, keys: slice) -> Segments:
+        return self._with(self.ids[:, queries], self.key_ids[:, keys], self._literal)
+
+    @staticmethod
+    def _with(ids: Tensor, key_ids: Tensor, literal: tuple[bool, bool]) -> Segments:
+        made = Segments(ids, key_ids)
+        made._literal = literal
+        return made
 
 
-register_node(Segments, ("ids", "key_ids"))
+register_node(Segments, Segments.tensors)
