@@ -62,7 +62,7 @@ class Call:
 def by_entrance(position: Positions) -> Schemes:
     """The members of `position`, sorted by entrance. Raises ValueError for what does not act on projected heads."""
     found: dict[str, list[Position]] = {}
-    for p in _members(position):
+    for p in members(position):
         if not isinstance(p, Position):
             raise ValueError(
                 f"position needs a position scheme such as RelativeTable, or a tuple, list or nn.ModuleList of them; "
@@ -87,7 +87,8 @@ def by_entrance(position: Positions) -> Schemes:
     )
 
 
-def _members(position: Positions) -> Sequence[object]:
+def members(position: Positions) -> tuple[object, ...]:
+    """The schemes of `position`, or whatever was given in place of one."""
     if position is None:
         return ()
     if isinstance(position, nn.ModuleList) or (isinstance(position, Sequence) and not isinstance(position, str)):

@@ -150,7 +150,7 @@ def test_torchvision_swin(
 def test_torchvision_video_swin(
     torchvision: ModuleType, shape: tuple[int, int, int], shift: tuple[int, int, int]
 ) -> None:
-    """Windows that shrink in time alone: torchvision reads the wrong rows of its table if they shrink in space."""
+    """Windows that shrink in time alone, or not at all."""
     swin = import_module("torchvision.models.video.swin_transformer")
     window = (2, 3, 3)
     attention = randomised(swin.ShiftedWindowAttention3d(DIM, list(window), list(shift), HEADS))
@@ -158,6 +158,43 @@ def test_torchvision_video_swin(
     module = ours(window, shift, theirs, border="pad-roll", small="per-axis")
     clip = torch.randn(2, *shape, DIM)
     agree(f"torchvision video {shape}", worst(module, clip, attention(clip)))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 6), (4, 6, 2), (1, 2, 2)])
+def test_torchvision_video_swin_where_rows_or_columns_shrink(
+    torchvision: ModuleType, shape: tuple[int, int, int]
+) -> None:
+    """It takes the first N rows and columns of the whole window's index: its bias is no function of the offset there.
+
+    The same code on the window that is left, with the centre of the table, is what is here.
+    """
+    swin = import_module("torchvision.models.video.swin_transformer")
+    window = (2, 3, 3)
+    left = tuple(map(min, window, shape))
+    attention = randomised(swin.ShiftedWindowAttention3d(DIM, list(window), [0, 0, 0], HEADS))
+    theirs = {**attention.state_dict(), "table": attention.relative_position_bias_table}
+    module = ours(window, (0, 0, 0), theirs, border="pad-roll", small="per-axis")
+    clip = torch.randn(2, *shape, DIM)
+    assert worst(module, clip, attention(clip)) > 0.01  # 0.1 to 1 at a table of std 1
+
+    # the bias that they read for one offset differs from place to place
+    read = attention.relative_position_index.view(18, 18)[: left[0] * left[1] * left[2], :][
+        :, : left[0] * left[1] * left[2]
+    ]
+    places = Grid(*left).coordinates()
+    offsets = (places[:, None] - places).flatten(0, 1).tolist()
+    by_offset: dict[tuple[int, ...], set[int]] = {}
+    for offset, entry in zip(offsets, read.flatten().tolist(), strict=True):
+        by_offset.setdefault(tuple(offset), set()).add(entry)
+    assert max(map(len, by_offset.values())) > 1
+
+    fitting = swin.ShiftedWindowAttention3d(DIM, list(left), [0, 0, 0], HEADS)
+    table = module.position.table
+    centre = table[:, *(slice(w - n, w + n - 1) for w, n in zip(window, left, strict=True))]
+    state = {**attention.state_dict(), "relative_position_bias_table": centre.flatten(1).T}
+    state["relative_position_index"] = fitting.relative_position_index
+    fitting.load_state_dict(state)
+    agree(f"torchvision video {shape}, its own window", worst(module, clip, fitting(clip)))
 
 
 @pytest.mark.parametrize(("side", "bias"), [(14, False), (14, True), (5, False)])

@@ -10,6 +10,7 @@ from locant.attend import weights
 from locant.grid import Grid
 from locant.nn.arguments import add_embedding, check_tokens, split_embedding, token_grid
 from locant.nn.gated import GatedAttention
+from locant.nn.heads import split_parts
 from locant.nn.linears import bare_weight, project_rows
 from locant.nn.self_attention import Attention
 
@@ -61,5 +62,5 @@ def attention_map(
     embedding, position = split_embedding(None, module.position)
     x = add_embedding(x, embedding, grid, module.mask)
     qk = project_rows(projection, x, slice(2 * module.dim))  # q and k come first in both
-    q, k = qk.unflatten(-1, (2, module.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = split_parts(qk, 2, module.heads)
     return weights(q, k, grid=grid, position=position, mask=module.mask, scale=scale)

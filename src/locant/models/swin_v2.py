@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.models.pyramid import Pyramid

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locant.attend import Positions, attention
+from locant.attend import attention
+from locant.call import Positions
 from locant.masks import Mask
 from locant.nn.arguments import check_probabilities, check_tokens, position_module, split_embedding, token_grid
+from locant.nn.heads import merge_heads, split_heads, split_parts
 from locant.nn.linears import bare_weight, project_rows
 
 
@@ -28,7 +30,7 @@ class MemoryAttention(nn.Module):
         dim: channels of a token.
         heads: how many attend side by side.
         head_dim: channels of a head; heads · head_dim may differ from dim.
-        position: a scheme for sequences, a tuple of them, or None.
+        position: a scheme for sequences, several, or None.
         dropout: on the weights, in training only.
         proj_dropout: on the output, in training only.
     """
@@ -63,19 +65,15 @@ class MemoryAttention(nn.Module):
         check_tokens(whole, self.dim, bare_weight(self.qkv))
         keys = token_grid(whole, None)
         width = self.heads * self.head_dim
-        q = self._heads(project_rows(self.qkv, x, slice(width)))
-        k, v = (self._heads(y) for y in project_rows(self.qkv, whole, slice(width, None)).chunk(2, dim=-1))
+        q = split_heads(project_rows(self.qkv, x, slice(width)), self.heads)
+        k, v = split_parts(project_rows(self.qkv, whole, slice(width, None)), 2, self.heads)
         _, rest = split_embedding(None, self.position)
         out = attention(
             q, k, v,
             grid=keys[keys.tokens - x.shape[1] :], key_grid=keys, position=rest, mask=mask,
             dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
-        assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
-        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
-
-    def _heads(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return F.dropout(self.proj(merge_heads(out)), self.proj_dropout, self.training)
 
 
 class DecoderLayer(nn.Module):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions
+from locant.call import Positions, members
+from locant.checks import description
 from locant.grid import Grid
 from locant.masks import Mask, Structure
 from locant.positions.position import Embedding, Position
@@ -43,35 +43,44 @@ def check_mask(module: str, mask: Mask | None) -> None:
 
 
 def position_module(module: str, position: Positions) -> nn.Module | None:
-    """`position` as a submodule: itself, or a list of several."""
-    if position is None:
-        return None
-    members = position if isinstance(position, Sequence | nn.ModuleList) else (position,)
-    for member in members:
+    """`position` as a submodule: one scheme or an `nn.ModuleList` as it is, any other sequence as a list."""
+    for member in members(position):
         if not isinstance(member, Position):
+            came = description(member) if isinstance(member, type) else type(member).__name__
             raise ValueError(
-                f"{module} needs a `position` such as RelativeTable, a tuple of them, or None; "
-                f"got {type(member).__name__}. Build the scheme first, and name a mask with mask=."
+                f"{module} needs a `position` such as RelativeTable, a tuple, list or nn.ModuleList of them, or None; "
+                f"got {came}. Build the scheme first, and name a mask with mask=."
             )
-    return position if isinstance(position, Position) else nn.ModuleList([*position])
+    return position if position is None or isinstance(position, nn.Module) else nn.ModuleList(position)
 
 
-def split_embedding(given: Positions, own: nn.Module | None) -> tuple[Embedding | None, Positions]:
+def split_embedding(given: Positions, own: Positions | nn.Module) -> tuple[Embedding | None, Positions]:
     """The embedding, which acts before projection, and the rest, which acts inside attention.
 
     What was given at the call takes the place of the module's own; an empty tuple means no position at all.
     """
-    there = own if given is None else given
-    several = tuple(there) if isinstance(there, Sequence | nn.ModuleList) else () if there is None else (there,)
-    members = cast("tuple[Position, ...]", several)
-    embeddings = [p for p in members if isinstance(p, Embedding)]
+    if given is None and not isinstance(own, nn.Module):
+        _check_registered(own)
+    several = cast("tuple[Position, ...]", members(cast(Positions, own) if given is None else given))
+    embeddings = [p for p in several if isinstance(p, Embedding)]
     if len(embeddings) > 1:
         raise ValueError(
             "`position` may hold one scheme per entrance (biases add up); got two that embed. "
             "Keep one, and add the other to the tokens."
         )
-    rest = tuple(p for p in members if not isinstance(p, Embedding))
+    rest = tuple(p for p in several if not isinstance(p, Embedding))
     return (embeddings[0] if embeddings else None), (rest or None)
+
+
+def _check_registered(position: Positions) -> None:
+    """A module's `position`, set after it was built: torch does not look into bare tuples and lists."""
+    learned = [p for p in members(position) if isinstance(p, nn.Module) and p.state_dict()]
+    if learned:
+        raise ValueError(
+            "a module's own `position` must be a scheme or an nn.ModuleList of them; got a bare "
+            f"{type(position).__name__} with {type(learned[0]).__name__}, whose weights torch would neither train, "
+            "move nor save. Write module.position = nn.ModuleList([...])."
+        )
 
 
 def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_probabilities

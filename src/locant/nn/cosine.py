@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_heads
-from locant.nn.window import WindowAttention
+from locant.nn.window import WindowedAttention
 from locant.positions.field import LogCPB
 from locant.positions.position import Embedding, Position
 
 LARGEST = math.log(100)
 
 
-class CosineWindowAttention(WindowAttention):
+class CosineWindowAttention(WindowedAttention):
     """y_i = proj(Σ_j softmax_j(s · cos(q_i, k_j) + bias[i - j]) v_j),  s = exp(min(logit_scale, ln 100)) per head.
 
     [q | k | v] = qkv(x) + [q_bias | 0 | v_bias], j in the window of i. qkv.weight [3 dim, dim], q_bias and v_bias
@@ -35,7 +35,7 @@ class CosineWindowAttention(WindowAttention):
 
     Args:
         dim, heads, window, grid, shift, border, small, dropout, proj_dropout, kernel: as for `WindowAttention`.
-        position: "log-cpb" is a `LogCPB` as wide as the window; else a scheme, a tuple of them, or None.
+        position: "log-cpb" is a `LogCPB` as wide as the window; else a scheme, several, or None.
         qkv_bias: whether there are q_bias and v_bias.
 
     Raises:

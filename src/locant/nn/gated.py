@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locant.attend import Positions, attention
+from locant.attend import attention
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import (
@@ -20,6 +20,7 @@ from locant.nn.arguments import (
     split_embedding,
     token_grid,
 )
+from locant.nn.heads import merge_heads, split_heads, split_parts
 from locant.nn.linears import bare_weight
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Gate
@@ -41,8 +42,8 @@ class GatedAttention(nn.Module):
         dim: channels of a token; `heads` divides it.
         heads: each with a gate of its own.
         grid: where tokens are, unless the call says otherwise.
-        position: a gate, or a tuple with one; None is `GatedPosition(heads)` on grids of as many axes as `grid` has
-            (2 if there is none).
+        position: a gate, or several schemes with one; None is `GatedPosition(heads)` on grids of as many axes as
+            `grid` has (2 if there is none).
         mask: who may attend, without tensors (Causal, Windows).
         qkv_bias: whether qk and v have a bias.
         dropout: on the mixed map, in training only; above 0 it takes the dense form.
@@ -103,15 +104,11 @@ class GatedAttention(nn.Module):
         mask = self.mask if mask is None else mask
         embedding, rest = split_embedding(position, self.position)
         self._check_gate(rest)
-        split = (self.heads, self.dim // self.heads)
-        q, k = (
-            self.qk(add_embedding(x, embedding, grid, mask)).unflatten(-1, (2, *split)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        v = self.v(x).unflatten(-1, split).transpose(1, 2)
+        q, k = split_parts(self.qk(add_embedding(x, embedding, grid, mask)), 2, self.heads)
+        v = split_heads(self.v(x), self.heads)
         dropout = self.dropout if self.training else 0.0
         out = attention(q, k, v, grid=grid, position=rest, mask=mask, dropout=dropout)
-        assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
-        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
+        return F.dropout(self.proj(merge_heads(out)), self.proj_dropout, self.training)
 
     @staticmethod
     def _check_gate(position: Positions) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions, attention, weights
+from locant.attend import attention, weights
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import (
@@ -19,6 +19,7 @@ from locant.nn.arguments import (
     split_embedding,
     token_grid,
 )
+from locant.nn.heads import merge_heads, split_heads
 from locant.nn.linears import bare_weight, input_channels
 
 
@@ -51,7 +52,7 @@ class MultiHeadAttention(nn.Module):
         dropout: on the weights, in training only.
         grid: where queries are, unless the call says otherwise.
         key_grid: where keys are; None is `grid`, where that has as many tokens.
-        position: a scheme, or a tuple of them.
+        position: a scheme, or several in a tuple, list or `nn.ModuleList`.
         mask: who may attend, without tensors (Causal, Windows).
 
     Raises:
@@ -155,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         where = _locate(self.k, key, key_grid, "key", "key_grid")
         _locate(self.v, value, where, "value", "key_grid")
         k = self.k(add_embedding(key, embedding, where, self.mask if mask is None else mask))
-        return self._heads(k), self._heads(self.v(value))
+        return split_heads(k, self.heads), split_heads(self.v(value), self.heads)
 
     def attend(
         self,
@@ -177,13 +178,12 @@ class MultiHeadAttention(nn.Module):
         where = _locate(self.q, query, grid, "query")
         same = key_grid == where or (key_grid is None and k.shape[2] == where.tokens)
         asks = mask if same else None  # a padding speaks of keys: of queries only if they are the same
-        q = self._heads(self.q(add_embedding(query, embedding, where, asks)))
+        q = split_heads(self.q(add_embedding(query, embedding, where, asks)), self.heads)
         dropout = self.dropout if self.training else 0.0
         # as they were given: `attention` says where it needs a grid that nobody gave
         out = attention(q, k, v, grid=grid, key_grid=key_grid, position=rest, mask=mask, dropout=dropout)
-        assert isinstance(out, torch.Tensor), "only return_lse gives a pair"
         found = weights(q, k, grid=grid, key_grid=key_grid, position=rest, mask=mask) if need_weights else None
-        return self.out(out.transpose(1, 2).flatten(2)), found
+        return self.out(merge_heads(out)), found
 
     def _check_channels(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Sizes that would fit in another order are a swap, and said to be one."""
@@ -196,9 +196,6 @@ class MultiHeadAttention(nn.Module):
                 f"{', '.join(map(str, given))}: the same in another order. Swap the arguments, or build it with "
                 "query_dim=, key_dim= and value_dim=; d2l-zh's order is key_size, query_size, value_size."
             )
-
-    def _heads(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return x.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(1, 2)
 
     def extra_repr(self) -> str:
         said = {"grid": self.grid, "key_grid": self.key_grid, "mask": self.mask}

@@ -10,6 +10,7 @@ from locant.attend import attention
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_heads, check_probabilities, check_tokens, token_grid
+from locant.nn.heads import merge_heads, split_heads, split_parts
 from locant.nn.linears import bare_weight
 from locant.positions.table import RelativeTable
 
@@ -78,14 +79,12 @@ class RelativeAttention(nn.Module):
         """
         check_tokens(x, self.dim, self.position.table if self.qkv is None else bare_weight(self.qkv))
         grid = token_grid(x, None)
-        joined = x.expand(3, *x.shape) if self.qkv is None else self.qkv(x).unflatten(-1, (3, self.dim)).movedim(-2, 0)
-        q, k, v = joined.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(2, 3).unbind(0)
+        heads = (split_heads(x, self.heads),) * 3 if self.qkv is None else split_parts(self.qkv(x), 3, self.heads)
         out = attention(
-            q, k, v, grid=grid, position=self.position, mask=mask, scale=self.scale,
+            *heads, grid=grid, position=self.position, mask=mask, scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
-        assert isinstance(out, Tensor), "only return_lse gives a pair"
-        out = out.transpose(1, 2).flatten(2)
+        out = merge_heads(out)
         return out if self.proj is None else F.dropout(self.proj(out), self.proj_dropout, self.training)
 
     def extra_repr(self) -> str:

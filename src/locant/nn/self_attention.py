@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locant.attend import Positions, attention_packed
+from locant.attend import attention_packed
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import (
@@ -46,7 +47,8 @@ class Attention(nn.Module):
         dim: channels of a token; `heads` divides it.
         heads: how many attend side by side.
         grid: where tokens are, unless the call says otherwise; None is `Grid(tokens)`.
-        position: a scheme, or a tuple of them; learned ones are trained and saved with the module.
+        position: a scheme, or several in a tuple, list or `nn.ModuleList`; learned ones are trained, moved and saved
+            with the module.
         mask: who may attend, without tensors (Causal, Windows). Padding and the like are given at the call.
         qkv_bias: whether the first projection has a bias.
         scale: s, if another one is wanted.

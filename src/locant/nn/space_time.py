@@ -7,7 +7,7 @@ import copy
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.attend import Positions
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows
 from locant.nn.adapter import Adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from locant.attend import Positions
+from locant.call import Positions
 from locant.grid import Grid
 from locant.masks import Mask, Segments, Windows
 from locant.nn.arguments import check_tokens, split_embedding, token_grid
@@ -23,49 +24,10 @@ BORDERS = ("cells", "pad-roll", "roll-pad")
 SMALL = ("joint", "per-axis", "pad", "keep", "rows")
 
 
-class WindowAttention(Attention):
-    """y_i = proj(Σ_j softmax_j(s · q_i·k_j + table[i - j]) v_j),  j in the window of i.
+class WindowedAttention(Attention):
+    """What both attentions inside windows are made of, rules for borders included. Abstract; as `WindowAttention`."""
 
-    Coordinate c lies in window ⌊(c - shift) / window⌋ per axis; x is [batch, tokens, dim]. Names in the state dict:
-    qkv, proj, position.table [heads, 2H-1, 2W-1]. `border` says what happens where windows do not divide the map:
-
-        "cells"       windows are cut literally: those at the border are smaller, no token is invented. Any grid
-                      of one to three axes, prefix tokens and other masks.
-        "pad-roll"    zeros fill the map up to a multiple of the window, then it is rolled by -shift: Swin's detection
-                      code, transformers, torchvision.
-        "roll-pad"    it is rolled first and filled then: timm. Opposite borders meet in one window.
-
-    In the last two the zeros pass through qkv and take part, and a roll's last window is parted at the line where it
-    wraps. All three agree on maps that the window divides. `small` says what happens where an axis is no longer than
-    its window:
-
-        "joint"       every axis loses its shift, and a square window shrinks to the shorter axis: Swin, transformers.
-                      Other windows, for which nothing is published, shrink to the map axis by axis.
-        "per-axis"    that axis alone loses its shift, and its window shrinks to it: timm, Video Swin.
-        "pad"         that axis alone loses its shift, and the map is filled up to the window: torchvision on
-                      pictures. It differs from "per-axis" only on borders that fill.
-        "keep"        window and shift stay, and the map is filled up to the window: Swin's detection code, mmdetection.
-        "rows"        a square window shrinks to the rows alone, and no axis is shifted if they are no longer than it:
-                      transformers' Swin v2.
-
-    Where it differs: windows that shrink read the centre of the table, which is the part for their offsets; published
-    code builds a smaller table. A forbidden pair has weight 0, not exp(-100).
-    Source: Swin (arXiv 2103.14030, section 3.2, eq. 4); timm 1.0.31 `swin_transformer.py`; torchvision 0.28
-    `swin_transformer.py`; transformers 5.23 `modeling_swin.py`.
-
-    Args:
-        dim, heads, grid, qkv_bias, scale, dropout, proj_dropout, kernel: as for `Attention`.
-        window: cells per axis; an int on a sequence.
-        shift: how far windows are moved, per axis or the same on all; None is not at all. Swin's every second layer
-            has window // 2.
-        position: "table" is a `RelativeTable` as wide as the window; else a scheme, a tuple of them, or None.
-        border, small: see above.
-
-    Raises:
-        ValueError: for unknown names, and a window, shift or grid of different numbers of axes.
-    """
-
-    _named: ClassVar[str] = "table"  # what `position` builds by name
+    _named: ClassVar[str]  # what `position` builds by name
 
     def __init__(
         self,
@@ -87,7 +49,8 @@ class WindowAttention(Attention):
         for name, value, known in (("border", border, BORDERS), ("small", small, SMALL)):
             if value not in known:
                 raise ValueError(
-                    f"WindowAttention needs a `{name}` out of {', '.join(map(repr, known))}; got {value!r}. Name one."
+                    f"{type(self).__name__} needs a `{name}` out of {', '.join(map(repr, known))}; got {value!r}. "
+                    "Name one."
                 )
         window = (window,) if isinstance(window, int) else tuple(window)
         windows = Windows(window, (shift,) * len(window) if isinstance(shift, int) else shift)  # checks them
@@ -141,8 +104,9 @@ class WindowAttention(Attention):
         out = _rolled(_cut(out, grid.shape), shift) if rolled_first else _cut(_rolled(out, shift), grid.shape)
         return out.flatten(1, -2)
 
+    @abstractmethod
     def _scheme(self, window: Grid, heads: int) -> Position:
-        return RelativeTable(window, heads)
+        """The scheme that `position` names."""
 
     def _check_regrouping(self, grid: Grid, position: Positions, mask: Mask | None) -> None:
         """Filling and rolling move tokens: what speaks of their true places does not fit."""
@@ -163,6 +127,57 @@ class WindowAttention(Attention):
         shift = f", shift={self.shift}" if any(self.shift) else ""
         rules = f"border={self.border!r}, small={self.small!r}"
         return f"{super().extra_repr()}, window={self.window}{shift}, {rules}"
+
+
+class WindowAttention(WindowedAttention):
+    """y_i = proj(Σ_j softmax_j(s · q_i·k_j + table[i - j]) v_j),  j in the window of i.
+
+    Coordinate c lies in window ⌊(c - shift) / window⌋ per axis; x is [batch, tokens, dim]. Names in the state dict:
+    qkv, proj, position.table [heads, 2H-1, 2W-1]. `border` says what happens where windows do not divide the map:
+
+        "cells"       windows are cut literally: those at the border are smaller, no token is invented. Any grid
+                      of one to three axes, prefix tokens and other masks.
+        "pad-roll"    zeros fill the map up to a multiple of the window, then it is rolled by -shift: Swin's detection
+                      code, transformers, torchvision.
+        "roll-pad"    it is rolled first and filled then: timm. Opposite borders meet in one window.
+
+    In the last two the zeros pass through qkv and take part, and a roll's last window is parted at the line where it
+    wraps. All three agree on maps that the window divides. `small` says what happens where an axis is no longer than
+    its window:
+
+        "joint"       every axis loses its shift, and a square window shrinks to the shorter axis: Swin, transformers.
+                      Other windows, for which nothing is published, shrink to the map axis by axis.
+        "per-axis"    that axis alone loses its shift, and its window shrinks to it: timm; Video Swin for short clips.
+        "pad"         that axis alone loses its shift, and the map is filled up to the window: torchvision on
+                      pictures. It differs from "per-axis" only on borders that fill.
+        "keep"        window and shift stay, and the map is filled up to the window: Swin's detection code, mmdetection.
+        "rows"        a square window shrinks to the rows alone, and no axis is shifted if they are no longer than it:
+                      transformers' Swin v2.
+
+    Where it differs: windows that shrink read the centre of the table, which is the part for their offsets; published
+    code for pictures builds a smaller table. Video Swin (the original and torchvision) indexes the first N cells of the
+    whole window instead, N being as many as the window still has. Where time alone shrinks these are the same cells;
+    where rows or columns shrink they are others, and its bias is no function of the offset. A forbidden pair has weight
+    0, not exp(-100).
+    Source: Swin (arXiv 2103.14030, section 3.2, eq. 4); timm 1.0.31 `swin_transformer.py`; torchvision 0.28
+    `swin_transformer.py`; transformers 5.23 `modeling_swin.py`.
+
+    Args:
+        dim, heads, grid, qkv_bias, scale, dropout, proj_dropout, kernel: as for `Attention`.
+        window: cells per axis; an int on a sequence.
+        shift: how far windows are moved, per axis or the same on all; None is not at all. Swin's every second layer
+            has window // 2.
+        position: "table" is a `RelativeTable` as wide as the window; else a scheme, several, or None.
+        border, small: see above.
+
+    Raises:
+        ValueError: for unknown names, and a window, shift or grid of different numbers of axes.
+    """
+
+    _named: ClassVar[str] = "table"
+
+    def _scheme(self, window: Grid, heads: int) -> Position:
+        return RelativeTable(window, heads)
 
 
 def fitted(
