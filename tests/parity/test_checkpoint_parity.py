@@ -72,3 +72,18 @@ def test_what_we_export_the_peer_loads_strictly(timm, parity):
 def test_a_timm_file_is_resized_geometrically_unless_told_otherwise(timm):
     state = redrawn(theirs(timm, 64, 4)).state_dict()
     assert {line.method for line in load(ours(96, 6), state).resized} == {"geometric"}
+
+
+@pytest.mark.row(16)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_other_channels_as_timm_adapts_them(timm, parity, channels):
+    """The same kernel, and a whole model: timm's own weights brought to other pictures by timm and by `load`."""
+    from timm.models._manipulate import adapt_input_conv
+
+    trained = redrawn(theirs(timm, 64, 4))
+    state = trained.state_dict()
+    model = Swin(dim=24, heads=(1, 2, 4, 8), img_size=64, window=4, in_chans=channels, like="timm", **SIZES)
+    load(model, state)
+    wanted = adapt_input_conv(channels, state["patch_embed.proj.weight"])
+    found = model.patch_embed.proj.weight.detach()
+    parity(16, f"timm adapt_input_conv, {channels} channels", (found - wanted).abs().max().item(), 1e-6)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from locant.checkpoints.names import Layout
 from locant.checkpoints.report import Resized
 from locant.checkpoints.wording import sides, word
 from locant.grid import AXES
+from locant.nn.patches import PatchEmbedding
 from locant.positions.decomposed import Decomposed
 from locant.positions.learned import Learned
 from locant.positions.learned_axes import LearnedAxial
@@ -23,8 +25,9 @@ from locant.resizing import resize_embedding, resize_table
 class Place:
     """How a tensor lies on a grid.
 
-    kind: "table" [heads, 2 s - 1 per axis], "line" [2 s - 1, dim], "rows" [cells, dim].
-    shape: the sizes s that the model has.
+    kind: "table" [heads, 2 s - 1 per axis], "line" [2 s - 1, dim], "rows" [cells, dim]; and "kernel", which lies on no
+        grid, [dim, channels, *patch].
+    shape: the sizes s that the model has; its channels.
     """
 
     kind: str
@@ -42,6 +45,8 @@ def places(model: nn.Module) -> dict[str, Place]:
             here = {"table": Place("rows", tuple(module.grid.shape[axis] for axis in module.axes))}
         elif isinstance(module, LearnedAxial):
             here = {name: Place("rows", (size,)) for name, size in _named(module)}
+        elif isinstance(module, PatchEmbedding):
+            here = {"proj.weight": Place("kernel", (module.proj.in_channels,))}
         elif isinstance(module, Decomposed):
             here = {f"tables.{i}": Place("line", (size,)) for i, size in enumerate(module.grid.shape)}
         found.update({f"{prefix}.{name}" if prefix else name: place for name, place in here.items()})
@@ -75,7 +80,11 @@ def brought(
             continue
         tensor, shape = state[name], tuple(wanted[name].shape)
         by = _method(place, layout, method)
-        if place.kind == "rows" and tensor.ndim == 2 and tensor.shape[1] == shape[1]:
+        if place.kind == "kernel":
+            if tensor.ndim == len(shape) and tensor.shape[1] != shape[1]:
+                new[name] = adapt_channels(tensor, shape[1])
+                lines.append(Resized(name, (tensor.shape[1],), place.shape, "summed" if shape[1] == 1 else "repeated"))
+        elif place.kind == "rows" and tensor.ndim == 2 and tensor.shape[1] == shape[1]:
             old = rows_shape(tensor.shape[0], place.shape, grid)
             if old != place.shape:
                 new[name] = resize_embedding(tensor, old, place.shape, by)
@@ -89,6 +98,19 @@ def brought(
             new[name] = found.T.contiguous() if line else found
             lines.append(Resized(name, tuple(table.shape[1:]), sizes, by))
     return new, lines
+
+
+def adapt_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A kernel [dim, c, *patch] for pictures of another number of channels, as timm does it.
+
+    For one channel all are summed: on a grey picture it gives what the same grey in every channel gave. For others they
+    are repeated in turn, cut off, and scaled by c / channels, which keeps the size of what comes out.
+    """
+    wide = kernel.float() if kernel.dtype in (torch.float16, torch.bfloat16) else kernel
+    if channels == 1:
+        return wide.sum(1, keepdim=True).to(kernel.dtype)
+    turns = torch.arange(channels, device=kernel.device) % kernel.shape[1]
+    return (wide[:, turns] * (kernel.shape[1] / channels)).to(kernel.dtype)
 
 
 def _method(place: Place, layout: Layout, method: str | None) -> str:
@@ -126,7 +148,7 @@ def check_sides(state: Mapping[str, Tensor], model: nn.Module) -> None:
         ValueError: where a model that is not square takes what a square would fill as well.
     """
     for name, place in places(model).items():
-        if name not in state or place.kind == "line":
+        if name not in state or place.kind in ("line", "kernel"):
             continue
         tensor = state[name]
         rows = place.kind == "rows"

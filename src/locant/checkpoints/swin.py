@@ -1,8 +1,11 @@
-"""Swin's names: microsoft/Swin-Transformer, timm, both generations of transformers, torchvision.
+"""Swin's names: microsoft/Swin-Transformer, its detector, SimMIM, timm, transformers, torchvision, mmdetection.
 
 Published tables are flat, [(2H-1)(2W-1), heads]. timm merges at the start of a stage instead of at the end of the one
 before, torchvision gives merging a place of its own in one list with the stages. The order of the four quadrants is the
-same in all of them.
+same in all of them but mmdetection's (mmpretrain's, mmsegmentation's), which unfolds: channel by channel, by rows.
+
+A detector's backbone has a norm per stage and no head: build the model with `stage_norms=True, num_classes=0`. Vectors
+per place (`ape`) lie [1, cells, dim], in the detector [1, dim, rows, columns]: build it with `absolute=True`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from locant.checkpoints.names import Buffer, Layout, Rule
-from locant.checkpoints.turns import JOINED, TABLE
+from locant.checkpoints.turns import JOINED, TABLE, Turn
 
 STAGE, BLOCK = "layers.{}", "layers.{}.blocks.{}"
 PARTS = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attention.proj")  # of a block, in the order of the tuples below
@@ -23,9 +26,30 @@ OFFICIAL = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj")
 TRANSFORMERS = ("layernorm_before", "layernorm_after", "mlp.fc1", "mlp.fc2", "attention.o_proj")
 TRANSFORMERS_4 = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense", "attention.output.dense")
 TORCHVISION = ("norm1", "norm2", "mlp.0", "mlp.3", "attn.proj")
+MMDET = ("norm1", "norm2", "ffn.layers.0.0", "ffn.layers.1", "attn.w_msa.proj")
 
 RECOMPUTED = ("*.relative_position_index", "*.relative_coords_table", "*.attn_mask", "*.k_bias")
+DETECTOR = ("neck.*", "rpn_head.*", "roi_head.*", "bbox_head.*", "mask_head.*", "*decode_head.*", "*auxiliary_head.*")
 PRETRAINING = ("*.embeddings.mask_token", "embeddings.mask_token", "decoder.*", "*hidden_states_norms.*")
+
+PLACES = Turn(
+    lambda parts, shapes: ((parts[0].flatten(2).mT if parts[0].ndim == 4 else parts[0]).squeeze(0).contiguous(),),
+    lambda parts, count: (parts[0][None],),
+)
+"""Theirs [1, cells, dim], or [1, dim, rows, columns] from a detector; ours [cells, dim]. Outwards the first."""
+
+
+def _unfolded(x: Tensor) -> Tensor:
+    """[..., 4 dim] from quadrant after quadrant, down the columns, to channel after channel, its quadrants by rows."""
+    return x.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].mT.flatten(-2)
+
+
+def _folded(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 4)).mT[..., [0, 2, 1, 3], :].flatten(-2)
+
+
+UNFOLDED = Turn(lambda parts, shapes: (_folded(parts[0]),), lambda parts, count: (_unfolded(parts[0]),))
+"""What a merging does to four tokens, in the order of `nn.Unfold` ↔ in ours."""
 
 QKV = ("q_proj", "k_proj", "v_proj")
 QKV_4 = ("self.query", "self.key", "self.value")
@@ -37,15 +61,34 @@ def frame(
     *,
     stem: tuple[str, str] = ("patch_embed.proj", "patch_embed.norm"),
     merging: str = "layers.{}.downsample",
-    ends: tuple[str, str] = ("norm", "head"),
+    ends: tuple[str, ...] = ("norm", "head"),
 ) -> tuple[Rule, ...]:
-    """All but queries, keys, values and the bias, which differ between the two versions of Swin."""
+    """All but queries, keys, values and the bias, which differ between the two versions of Swin.
+
+    `ends` are their names of the last norm and of the head; a backbone has neither.
+    """
     return (
         *(Rule(f"patch_embed.{ours}.*", f"{theirs}.*") for ours, theirs in zip(("proj", "norm"), stem, strict=True)),
         *(Rule(f"{BLOCK}.{ours}.*", f"{block}.{theirs}.*") for ours, theirs in zip(PARTS, parts, strict=True)),
         Rule(f"{STAGE}.downsample.*", f"{merging}.*"),
-        *(Rule(f"{ours}.*", f"{theirs}.*") for ours, theirs in zip(("norm", "head"), ends, strict=True)),
+        *(Rule(f"{ours}.*", f"{theirs}.*") for ours, theirs in zip(("norm", "head"), ends, strict=False)),
     )
+
+
+def rooted(root: str, *, ends: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    """The original names behind a root, such as that of a backbone."""
+    stem = (f"{root}patch_embed.proj", f"{root}patch_embed.norm")
+    return frame(OFFICIAL, f"{root}{BLOCK}", stem=stem, merging=f"{root}{STAGE}.downsample", ends=ends)
+
+
+def places(root: str = "") -> tuple[Rule, ...]:
+    """Vectors per place, which a model has if it is built with them."""
+    return (Rule("absolute_pos_embed.table", f"{root}absolute_pos_embed", PLACES),)
+
+
+def backbone() -> tuple[Rule, ...]:
+    """The original names of a detector's backbone: no head, a norm per stage."""
+    return (*rooted("backbone."), *places("backbone."), Rule("norm{}.*", "backbone.norm{}.*"))
 
 
 def transformers_frame(parts: tuple[str, ...], model: str) -> tuple[Rule, ...]:
@@ -119,14 +162,60 @@ def flat_index(attention: Any, *_: Any) -> Tensor:
     return index(attention).flatten()
 
 
-FLAT = "attn.relative_position_bias_table"
+def mmdet_frame() -> tuple[Rule, ...]:
+    """mmdetection's: stages, windows and perceptrons by their own names, mergings in the order of `nn.Unfold`."""
+    stage = "backbone.stages.{}"
+    return (
+        Rule(f"{STAGE}.downsample.reduction.weight", f"{stage}.downsample.reduction.weight", UNFOLDED),
+        Rule(f"{STAGE}.downsample.norm.*", f"{stage}.downsample.norm.*", UNFOLDED),
+        *frame(
+            MMDET,
+            f"{stage}.blocks.{{}}",
+            stem=("backbone.patch_embed.projection", "backbone.patch_embed.norm"),
+            merging=f"{stage}.downsample",
+            ends=(),
+        ),
+        Rule("head.*", "head.fc.*"),  # mmpretrain's classifiers
+        *places("backbone."),
+        Rule("norm{}.*", "backbone.norm{}.*"),
+    )
+
+
+FLAT, MMDET_TABLE = "attn.relative_position_bias_table", "attn.w_msa.relative_position_bias_table"
+BACKBONE, ENCODER = f"backbone.{BLOCK}", f"encoder.{BLOCK}"
 
 LAYOUTS = (
     Layout(
         "official",
-        (*frame(OFFICIAL), *_attention(BLOCK, "attn.qkv", FLAT)),
+        (*frame(OFFICIAL), *places(), *_attention(BLOCK, "attn.qkv", FLAT)),
         recomputed=RECOMPUTED,
         buffers=(index_of(BLOCK), Buffer(BLOCK, f"{BLOCK}.attn_mask", masks)),
+    ),
+    Layout(
+        "detection",
+        (*backbone(), *_attention(BACKBONE, "attn.qkv", FLAT)),
+        recomputed=RECOMPUTED,
+        elsewhere=DETECTOR,
+        prefix="backbone.",
+        buffers=(index_of(BACKBONE),),
+    ),
+    Layout(
+        "simmim",
+        (*rooted("encoder.", ends=("encoder.norm",)), *places("encoder."), *_attention(ENCODER, "attn.qkv", FLAT)),
+        recomputed=RECOMPUTED,
+        elsewhere=("*mask_token", "decoder.*"),
+        fresh=("head.*",),
+        buffers=(index_of(ENCODER), Buffer(BLOCK, f"{ENCODER}.attn_mask", masks)),
+    ),
+    Layout(
+        "mmdet",
+        (*mmdet_frame(), *_attention("backbone.stages.{}.blocks.{}", "attn.w_msa.qkv", MMDET_TABLE)),
+        recomputed=RECOMPUTED,
+        elsewhere=DETECTOR,
+        prefix="backbone.",
+        buffers=(
+            Buffer(f"{BLOCK}.attention", "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_index", index),
+        ),
     ),
     Layout(
         "timm",

@@ -1,5 +1,8 @@
 """Swin v2's names: those of Swin, with a scale per head, two biases, and a perceptron in place of the table.
 
+Early files, SimMIM's among them, call that perceptron `rpe_mlp`, later ones `cpb_mlp`: both are read, the later one is
+written.
+
 torchvision has one qkv.bias and sets the keys' third of it to 0 at every call: that third is dropped, and written as 0.
 Nothing here depends on the window, so a file does not tell which one it was made for: build the model as it was.
 """
@@ -13,15 +16,21 @@ from torch import Tensor
 
 from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.swin import (
+    BACKBONE,
     BLOCK,
+    DETECTOR,
+    ENCODER,
     OFFICIAL,
     PRETRAINING,
     RECOMPUTED,
     TRANSFORMERS_4,
+    backbone,
     flat_index,
     frame,
     index_of,
     masks,
+    places,
+    rooted,
     torchvision_frame,
     transformers_frame,
 )
@@ -44,9 +53,10 @@ def _bias(attention: str, mlp: str) -> tuple[Rule, ...]:
     )
 
 
-def _official() -> tuple[Rule, ...]:
-    names = ("qkv.weight", "q_bias", "v_bias")
-    return tuple(Rule(f"{OURS}.{name}", f"{BLOCK}.attn.{name}") for name in names) + _bias(f"{BLOCK}.attn", "cpb_mlp")
+def _official(root: str = "") -> tuple[Rule, ...]:
+    names, theirs = ("qkv.weight", "q_bias", "v_bias"), f"{root}{BLOCK}.attn"
+    projections = tuple(Rule(f"{OURS}.{name}", f"{theirs}.{name}") for name in names)
+    return (*projections, *_bias(theirs, "cpb_mlp"), *_bias(theirs, "rpe_mlp")[1:])
 
 
 def _transformers() -> tuple[Rule, ...]:
@@ -85,9 +95,25 @@ def coordinates_of(block: str) -> Buffer:
 LAYOUTS = (
     Layout(
         "official",
-        (*frame(OFFICIAL), *_official()),
+        (*frame(OFFICIAL), *places(), *_official()),
         recomputed=RECOMPUTED,
         buffers=(index_of(BLOCK), coordinates_of(BLOCK), Buffer(BLOCK, f"{BLOCK}.attn_mask", masks)),
+    ),
+    Layout(
+        "detection",
+        (*backbone(), *_official("backbone.")),
+        recomputed=RECOMPUTED,
+        elsewhere=DETECTOR,
+        prefix="backbone.",
+        buffers=(index_of(BACKBONE), coordinates_of(BACKBONE)),
+    ),
+    Layout(
+        "simmim",
+        (*rooted("encoder.", ends=("encoder.norm",)), *places("encoder."), *_official("encoder.")),
+        recomputed=RECOMPUTED,
+        elsewhere=("*mask_token", "decoder.*"),
+        fresh=("head.*",),
+        buffers=(index_of(ENCODER), coordinates_of(ENCODER), Buffer(BLOCK, f"{ENCODER}.attn_mask", masks)),
     ),
     Layout(
         "timm",
