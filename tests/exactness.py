@@ -14,10 +14,11 @@ from laws import able, attention, gradients, law, same
 from schemes import HEAD_DIM, HEADS, LINE, RAGGED, SCHEMES, WHOLE, Scheme, heads, learned, parts
 from torch import Tensor
 
-from locant import attend
+from locant import attend, hooks
 from locant.attend import weights
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Padding, Pairs, Segments, Windows
+from locant.measuring.exactness import plainly
 from locant.positions.decomposed import Decomposed
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Gate
@@ -271,7 +272,12 @@ def results(case: Case, dtype: torch.dtype, kernel: str, arithmetic: torch.dtype
     for part in parts(position):
         part.to(arithmetic)
     q, k, v = (x.to(arithmetic).requires_grad_() for x in heads(grid, kv_heads=1, dtype=dtype))
-    out = attend.attention(q, k, v, grid=grid, position=position, mask=MASKS[case.mask](grid), kernel=kernel)
+    arguments = {"grid": grid, "position": position, "mask": MASKS[case.mask](grid)}
+    if kernel == "plain":  # the definition in this dtype, each step rounded
+        with hooks.attending(plainly):
+            out = attend.attention(q, k, v, **arguments)
+    else:
+        out = attend.attention(q, k, v, kernel=kernel, **arguments)
     groups = [(q,), (k,), (v,), *(tuple(part.parameters()) for part in parts(position))]
     found = [gradients(out, group) for group in groups if group]
     return [out.detach(), *(torch.cat([g.flatten() for g in group]) for group in found)]

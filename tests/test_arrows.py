@@ -13,9 +13,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"dispatch", "tokens"},
+    {"dispatch", "tokens", "caching"},
     {"checks", "grid", "costs", "atomic", "registry"},
-    {"masks", "cells", "forms", "resizing", "problem"},
+    {"masks", "cells", "forms", "resizing", "problem", "softmax"},
     {"layout", "operands", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},

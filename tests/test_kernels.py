@@ -14,8 +14,11 @@ from laws import KERNELS as ALL
 from laws import attention, gradients, same
 from refusals import refusal
 from schemes import HEADS, RAGGED, heads, learned
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from locant import ALiBi, Causal, GatedPosition, Grid, Padding, RelativeTable, Rotary, Windows, plan
+from locant import ALiBi, Causal, GatedPosition, Grid, Padding, Pairs, RelativeTable, Rotary, Windows, plan, weights
+from locant.attend import attention as attend
+from locant.kernels import sdpa
 
 KERNELS = tuple(name for name in ALL if name != "reference")
 HALVES = ("free", "causal", "shifted", "shifted+samples")
@@ -45,9 +48,32 @@ def test_float64(case, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", [c for c in CASES if c.mask in HALVES], ids=str)
 def test_low_precision(case, kernel, dtype):
-    found, plain = or_refusal(case, dtype, kernel), results(case, dtype, "reference")
+    found, plain = or_refusal(case, dtype, kernel), results(case, dtype, "plain")
     golden = results(case, dtype, "reference", arithmetic=torch.float64)
     within_policy(found or plain, plain, golden)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+def test_the_definition_in_halves_is_as_good_as_torchs_dense_attention(dtype):
+    """Where "auto" takes it (a log-sum-exp under Pairs), halves are raised to float32 and rounded once."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 49, 16, dtype=dtype).unbind(0)
+    allowed = torch.rand(49, 49) > 0.2
+    arguments = {"mask": Pairs(allowed), "return_lse": True}
+    assert plan(q, k, v, **arguments).kernel == "reference"
+    out, lse = attend(q, k, v, **arguments)
+    golden, golden_lse = attend(q.double(), k.double(), v.double(), **arguments)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, allowed)
+    once = (golden.to(dtype).double() - golden).abs().max()
+    assert out.dtype == dtype
+    assert (out.double() - golden).abs().max() <= max((theirs.double() - golden).abs().max(), 1.01 * once)
+    assert lse.dtype == torch.float32
+    assert (lse.double() - golden_lse).abs().max() < 1e-5
+    p = weights(q, k, mask=Pairs(allowed))
+    exact = weights(q.double(), k.double(), mask=Pairs(allowed))
+    assert p.dtype == dtype
+    assert (p.double() - exact).abs().max() <= 1.01 * (exact.to(dtype).double() - exact).abs().max()
 
 
 class Attend(torch.nn.Module):
@@ -316,3 +342,35 @@ def test_any_problem(drawn):
     golden, _ = truth.attention(q, k, v, **arguments)
     for kernel in ALL:
         same(attention(q, k, v, kernel=kernel, **arguments), golden, kernel)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "masked", "learns", "device", "avoids"),
+    [(64, True, True, "cuda", True), (192, True, True, "cuda", True), (128, True, True, "cuda", False),
+     (96, True, True, "cuda", False), (64, False, True, "cuda", False), (64, True, False, "cuda", False),
+     (64, True, True, "cpu", False)],
+)  # fmt: skip
+def test_where_cudnns_backward_gives_nan(tokens, masked, learns, device, avoids):
+    """Told by tensors that only claim to be on a GPU."""
+    with FakeTensorMode():
+        q = torch.empty(1, 2, tokens, 8, device=device, requires_grad=learns)
+        extra = torch.empty(1, 1, tokens, tokens, device=device) if masked else None
+        assert sdpa._cudnn_gives_nan(q, q, q, extra) == avoids
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_cudnn_is_left_out_there_and_back_afterwards(monkeypatch, windows):
+    seen, theirs, before = [], sdpa.scaled_dot_product_attention, torch.backends.cuda.cudnn_sdp_enabled()
+
+    def watched(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", watched)
+    q, k, v = heads(Grid(8, 16))
+    arguments = {"grid": Grid(8, 16), "mask": Windows((8, 8)) if windows else None, "kernel": "sdpa"}
+    golden = attend(q, k, v, **arguments)
+    monkeypatch.setattr(sdpa, "_cudnn_gives_nan", lambda *tensors: True)
+    assert torch.equal(attend(q, k, v, **arguments), golden)
+    assert seen == [before, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -123,7 +123,7 @@ def weights(
 ) -> Float[Tensor, "batch heads queries keys"]:
     """The probabilities that `attention` would use, before dropout. Dense by definition: O(queries × keys)."""
     call = describe(q, k, k, grid, key_grid, position, mask, scale, 0.0, False)
-    return reference.probabilities(call.problem, materialise(call))[0].to(call.dtype)
+    return reference.weights(call.problem, materialise(call))
 
 
 def plan(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import torch
 
+from locant.caching import remember
 from locant.grid import Grid
 from locant.masks import Causal, Structure, Windows
 
@@ -73,12 +72,6 @@ def visible_share(causal: tuple[Causal, ...], grid: Grid, key_grid: Grid) -> flo
     return float(seen.clip(0, len(keys)).mean() / len(keys))
 
 
-def reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
-    """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
-    compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
-    return _reach(grid, key_grid, windows) if compiling else _remembered(grid, key_grid, windows)
-
-
 def check_reach(
     scheme: str, own: Grid, grid: Grid, needed: tuple[int, ...], mask: Structure, *, stretches: bool = False
 ) -> None:
@@ -119,7 +112,9 @@ def check_reach(
     )
 
 
-def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
+@remember(256)
+def reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int, ...]:
+    """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
     if not grid.cells or not key_grid.cells:
         return (0,) * grid.axes
     found = []
@@ -131,6 +126,3 @@ def _reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[in
             furthest = max(furthest, abs(q[-1] - k[0]), abs(k[-1] - q[0])) if q and k else furthest
         found.append(furthest)
     return tuple(found)
-
-
-_remembered = lru_cache(maxsize=256)(_reach)

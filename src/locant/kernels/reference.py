@@ -1,4 +1,4 @@
-"""The definition: dense, in the dtype it is given, readable as mathematics, covering everything.
+"""The definition: dense, in float32 or in float64, readable as mathematics, covering everything.
 
     S = scale · q kᵀ + bias + content    [batch, heads, queries, keys]; -inf where the mask forbids
     P = softmax_keys(S)                  a row that may see nothing is 0
@@ -10,12 +10,15 @@ Its memory is O(N²). Nothing is chosen here for speed; every other kernel is te
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from locant.kernels.kernel import Output, Work
 from locant.problem import Inputs, Problem
+from locant.softmax import softmax
 
 name = "reference"
 
@@ -27,7 +30,7 @@ def refuses(problem: Problem) -> str | None:
 def work(problem: Problem) -> Work:
     scores = problem.batch * problem.heads * problem.queries * problem.keys
     maps = 2 + (problem.bias is not None) + (problem.content is not None) + 2 * (problem.gate is not None)
-    held = (maps * scores + problem.terms) * problem.width
+    held = (maps * scores + problem.terms) * max(4, problem.width)
     return Work(
         flops=2 * scores * (problem.head_dim + problem.value_dim) + 2 * problem.terms * problem.head_dim,
         bytes=problem.stream + 2 * held,
@@ -37,6 +40,23 @@ def work(problem: Problem) -> Work:
 
 
 def run(problem: Problem, inputs: Inputs) -> Output:
+    """The definition, halves raised to float32 and rounded at the end, as torch's own dense attention does."""
+    out, lse = dense(problem, _raised(inputs))
+    return out.to(inputs.q.dtype), lse
+
+
+def weights(problem: Problem, inputs: Inputs) -> Float[Tensor, "batch heads queries keys"]:
+    """The weights that meet the values, before dropout."""
+    return probabilities(problem, _raised(inputs))[0].to(inputs.q.dtype)
+
+
+def _raised(inputs: Inputs) -> Inputs:
+    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs.q, inputs.k, inputs.v))
+    return replace(inputs, q=q, k=k, v=v)
+
+
+def dense(problem: Problem, inputs: Inputs) -> Output:
+    """The definition, every step rounded to the dtype of `inputs`: what other kernels' errors are measured by."""
     p, lse = probabilities(problem, inputs)
     if inputs.dropout > 0:
         p = torch.nn.functional.dropout(p, inputs.dropout)
@@ -60,19 +80,3 @@ def probabilities(
         share = inputs.gate.share[:, None, None]
         p = ((1 - share) * p + share * r).to(p.dtype)
     return p, lse
-
-
-def softmax(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis and its log-sum-exp. A row that may see nothing gives 0 and -inf."""
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    if logits.shape[-1] == 0:
-        return logits, logits.new_full(logits.shape[:-1], -torch.inf)
-    top = logits.detach().amax(-1, keepdim=True)
-    top = torch.where(top == -torch.inf, 0.0, top)
-    e = torch.exp(logits - top)
-    total = e.sum(-1, keepdim=True)
-    empty = total == 0
-    total = torch.where(empty, 1.0, total)
-    lse = torch.where(empty, -torch.inf, top + torch.log(total))
-    return e / total, lse.squeeze(-1)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from locant import separable
+from locant.caching import remember
 from locant.cells import Cell, cells, count, offsets_kind, visible_share
 from locant.grid import Grid
 from locant.kernels.kernel import Output, Work
@@ -26,6 +28,7 @@ from locant.problem import Inputs, Problem
 from locant.tokens import Tokens
 
 name = "sdpa"
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def refuses(problem: Problem) -> str | None:
@@ -139,7 +142,14 @@ def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
 def _sdpa(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None, causal: bool = False) -> Tensor:
     if extra is not None:  # a 3-D mask would silently take torch's unfused path: always four axes, fully spelled out
         extra = extra.expand(*extra.shape[:2], q.shape[2], k.shape[2])
-    return scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
+    with sdpa_kernel(WITHOUT_CUDNN) if _cudnn_gives_nan(q, k, v, extra) else nullcontext():
+        return scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
+
+
+def _cudnn_gives_nan(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None) -> bool:
+    """cuDNN's backward on Hopper writes NaN into dq under a mask where keys % 128 == 64 (pytorch#196678)."""
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, extra) if x is not None)
+    return q.is_cuda and extra is not None and learns and k.shape[2] % 128 == 64
 
 
 def _extra(inputs: Inputs, queries: Tokens, keys: Tokens, box: tuple[int, ...]) -> Tensor | None:
@@ -231,13 +241,9 @@ def _flat(lines: list[list[tuple[int, int]]], grid: Grid, device: torch.device) 
     return total.flatten(axes).flatten(0, axes - 1)
 
 
+@remember(256)
 def _groups(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     """Cells gathered by shape, and by where their keys lie from their queries: at most three kinds per axis."""
-    compiling = torch.compiler.is_compiling()  # a graph is traced once, and its tracer warns of caches
-    return _gathered(windows, grid, key_grid) if compiling else _remembered(windows, grid, key_grid)
-
-
-def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple[_Group | _PrefixGroup, ...]:
     kinds: list[list[tuple[Cell, ...]]] = []
     for axis in range(grid.axes):
         found: dict[tuple[int, int, int], list[Cell]] = {}
@@ -246,6 +252,3 @@ def _gathered(windows: tuple[Windows, ...], grid: Grid, key_grid: Grid) -> tuple
         kinds.append([tuple(line) for line in found.values()])
     groups: list[_Group | _PrefixGroup] = [_Group(axes, key_grid.prefix) for axes in itertools.product(*kinds)]
     return (*groups, *([_PrefixGroup(grid.prefix, key_grid.tokens, key_grid.shape)] if grid.prefix else []))
-
-
-_remembered = lru_cache(maxsize=256)(_gathered)

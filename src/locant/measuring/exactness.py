@@ -8,14 +8,18 @@ elsewhere, so that the gradients of keys, values and tables depend on these slic
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from locant import hooks
 from locant.attend import attention
+from locant.call import Call, materialise
+from locant.kernels import reference
+from locant.kernels.kernel import Output
 from locant.measuring.workload import Workload
 
 WORK = 30_000_000  # scores that are compared at most
@@ -97,6 +101,11 @@ def finding(what: str, x: Tensor, low: Tensor, ref: Tensor, factor: int = 2) -> 
     return Finding(what, error, limit)
 
 
+def plainly(call: Call, proceed: Callable[[], Output]) -> Output:
+    """A hook: the definition in the dtype that it is given, in place of any kernel."""
+    return reference.dense(call.problem, materialise(call))
+
+
 def _distance(x: Tensor, ref: Tensor) -> float:
     return (x.double() - ref).abs().max().item() if ref.numel() else 0.0
 
@@ -110,7 +119,7 @@ def _definition(work: Workload, slices: Sequence[Slice], dtype: torch.dtype, tra
     outs: list[Tensor] = []
     gradients = [torch.zeros_like(x) for x in (*inputs, *learned)]
     for s in slices:
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train), hooks.attending(plainly):
             out = attention(
                 q[s.samples, :, s.start : s.stop], k[s.samples], v[s.samples], grid=work.grid[s.rows],
                 key_grid=work.key_grid, position=position, mask=work.mask, kernel="reference",

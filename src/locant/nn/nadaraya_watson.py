@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.kernels.reference import softmax
 from locant.masks import Mask
 from locant.nn.scoring import Pooled, allowed_pairs, check_pooling, seen
+from locant.softmax import softmax
 
 KERNELS = ("gaussian", "boxcar", "constant", "triangular")
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from locant.attend import attention, weights
 from locant.grid import Grid
-from locant.kernels.reference import softmax
 from locant.masks import Mask, Structure
 from locant.nn.arguments import check_probabilities
 from locant.nn.linears import bare_weight, input_channels
+from locant.softmax import softmax
 
 Pooled = tuple[Float[Tensor, "batch queries value_dim"], Float[Tensor, "batch queries keys"] | None]
 
