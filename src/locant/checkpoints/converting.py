@@ -15,6 +15,7 @@ from locant.checkpoints.families import recognised
 from locant.checkpoints.files import check_target, metadata, reject_constant, unique_keys, write
 from locant.checkpoints.loading import exported, prepared
 from locant.checkpoints.names import fits
+from locant.checkpoints.notes import library, size_notes
 from locant.checkpoints.report import Report
 from locant.checkpoints.shards import opened, sources
 from locant.checkpoints.wording import CONVERT, asked_by, in_flags, word
@@ -69,6 +70,11 @@ def convert(
     with torch.device("meta"):  # names and shapes alone
         built = build(model, arguments)
     outwards = recognised(built, to, asked="to")
+    theirs = library(built, outwards[0])
+    if theirs and "like" not in arguments:  # the rules of whom it is written for, by which the sizes of tables go
+        arguments["like"] = theirs
+        with torch.device("meta"):
+            built = build(model, arguments)
     options: dict[str, Any] = {
         "layout": layout, "method": method, "window": from_window, "grid": from_grid, "top": top,
         "prefix": prefix, "held": held,
@@ -83,6 +89,10 @@ def convert(
         state = {**build(model, arguments).state_dict(), **state}  # what the file does not say starts anew
     about = {"format": "pt", "model": model, "layout": to, "settings": json.dumps(arguments, default=str)}
     write(target, exported(state, outwards, built), about=about)
+    if to == "locant":
+        report.notes += size_notes(built)
+    else:
+        report.notes = []  # what differs there is theirs again
     report.next_step = _next_step(Path(target), to, model, arguments)
     return report
 

@@ -14,6 +14,7 @@ from locant.checkpoints.detection import Reading, read_names
 from locant.checkpoints.families import OWN, recognised
 from locant.checkpoints.files import refused
 from locant.checkpoints.names import Layout, fits, made, turned_in, turned_out
+from locant.checkpoints.notes import rules_note, window_note
 from locant.checkpoints.pickles import Damage
 from locant.checkpoints.report import Report
 from locant.checkpoints.shards import opened, shard
@@ -150,6 +151,9 @@ def prepared(
     # 2. Their tensors as ours, in our sizes.
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     turned = turned_in(reading.state, chosen, _made_for(shapes, model, window))
+    odd = "" if chosen is OWN else window_note(turned, model)
+    if odd and strict:
+        raise ValueError(f"{odd} No model here is built so: resize them on purpose with {option('strict')}.")
     if chosen is not OWN and window is None and grid is None:
         check_sides(turned, model)
     ours = {name: tensor for name, tensor in turned.items() if not fits(name, fresh)}
@@ -158,6 +162,7 @@ def prepared(
     report = _sorted(reading, wanted, fresh, type(model).__name__)
     report.resized, report.key, report.others = resized, contents.key, list(contents.others)
     report.skipped = list(contents.skipped)
+    report.notes = [note for note in (odd, rules_note(model, chosen)) if note]
     unfit = [name for name, tensor in ours.items() if tuple(tensor.shape) != shapes[name]]
     broken = [name for name, tensor in ours.items() if name not in unfit and not torch.isfinite(tensor).all()]
     report.leave_out([(name, tuple(ours[name].shape), shapes[name]) for name in unfit], broken)

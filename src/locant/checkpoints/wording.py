@@ -16,7 +16,6 @@ NAMES = {
     "fresh": ("fresh", "fresh", "--fresh"),
     "grid": ("grid", "from_grid", "--from-grid"),
     "layout": ("layout", "layout", "--layout"),
-    "like": ("like", "settings", "--set"),
     "method": ("method", "method", "--method"),
     "model": ("model", "model", "--model"),
     "prefix": ("prefix", "prefix", "--prefix"),
@@ -52,6 +51,12 @@ def option(name: str, *values: object) -> str:
     if name == "strict":
         return "strict=False"
     return f"{found}={tuple(values) if name == 'fresh' and values else ', '.join(map(repr, values))}"
+
+
+def setting(name: str, value: object) -> str:
+    """An argument of the model's builder: like='timm', settings={'like': 'timm'}, or --set like=timm."""
+    forms = (f"{name}={value!r}", f"settings={{{name!r}: {value!r}}}", f"--set {name}={shlex.quote(str(value))}")
+    return forms[_asked.get()]
 
 
 def sides(name: str, words: str = "rows, columns") -> str:
