@@ -53,8 +53,8 @@ struct Kernels {
     size_t (*backward_scratch)(const Problem&);
     size_t (*backward_partial_bytes)(const Problem&);
     void (*backward)(const Problem&, int64_t item, void* scratch);
-    int64_t (*gather_items)(const Problem&);  // after all of `backward`: partial sums, added in the order of items
-    void (*gather)(const Problem&, int64_t item);
+    int64_t (*sum_items)(const Problem&);  // after all of `backward`: partial sums, added in the order of items
+    void (*add_sums)(const Problem&, int64_t item);
 };
 
 // The instruction sets of this build that this machine can run, best first; names as in LOCANT_ISA.

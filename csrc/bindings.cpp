@@ -1,7 +1,7 @@
 // locant._native: the compiled kernels in Python, as functions of integers. The only file here that knows Python.
 //
-// Tensors come as addresses, sizes and strides, strides counted in numbers. Nothing here can tell a wrong address from a
-// right one: this module is for locant.operators alone, which makes the tuples in locant.operands. Their members stand in
+// Tensors come as addresses, sizes and strides, strides counted in numbers. Nothing here can tell a wrong address from
+// a right one: this module is for locant.operators alone, and locant.operands makes the tuples. Their members stand in
 // fields.h: Rows are tuples of five (data, batch, head, token, channel), PerSample of two; an address of 0 is null.
 #include <nanobind/nanobind.h>
 
@@ -98,22 +98,19 @@ private:
 };
 
 #define ONE(type, name) +1
+#define READ(type, name) reader.read(to.name);
 
-void read_layout(nb::handle operands, Layout& layout) {
+void read_layout(nb::handle operands, Layout& to) {
     Reader reader(operands.ptr(), LOCANT_LAYOUT(ONE), "operands");
-#define READ(type, name) reader.read(layout.name);
     LOCANT_LAYOUT(READ)
-#undef READ
 }
 
-#define READ(type, name) reader.read(problem.name);
-
-void read_forward(nb::handle operands, Problem& problem) {
+void read_forward(nb::handle operands, Problem& to) {
     Reader reader(operands.ptr(), LOCANT_FORWARD(ONE), "operands");
     LOCANT_FORWARD(READ)
 }
 
-void read_gradients(nb::handle gradients, Problem& problem) {
+void read_gradients(nb::handle gradients, Problem& to) {
     Reader reader(gradients.ptr(), LOCANT_GRADIENTS(ONE), "gradients");
     LOCANT_GRADIENTS(READ)
 }

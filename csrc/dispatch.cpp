@@ -142,9 +142,9 @@ void forward(const Problem& problem, int threads) {
 
 void backward(const Problem& problem, int threads) {
     const Kernels& kernels = kernels_for(problem);
-    Work work{&problem, kernels.backward, kernels.gather};
+    Work work{&problem, kernels.backward, kernels.add_sums};
     parallel_for(kernels.backward_items(problem), threads, kernels.backward_scratch(problem), run_item, &work);
-    parallel_for(kernels.gather_items(problem), threads, 0, add_item, &work);
+    parallel_for(kernels.sum_items(problem), threads, 0, add_item, &work);
 }
 
 }  // namespace locant

@@ -2,6 +2,7 @@
 //
 //     selftest [seconds] [number]     problems number, number + 1, ... for so long; 10 seconds from 1, unless told
 //     selftest --case number          this one alone: what it is, and each result's error beside its limit
+//     selftest --bits number count    a hash of each problem's results: builds that print the same give the same bits
 //
 // Every problem runs on every instruction set of this machine, forward and backward, on one thread and on several.
 // Values have to be right, bits the same for any number of threads, and nothing may be written but the results.
@@ -70,7 +71,8 @@ Run run(const Task& task, int threads) {
         for (double x : values(task, i, *memory[i])) found.value[DTABLE].push_back(x);
     if (memory[OUT]->all != out || memory[LSE]->all != lse) found.fault = "backward wrote to what forward had written";
     for (int i = OUT; i < KINDS; ++i)
-        if (!memory[i]->intact()) found.fault = std::string("something was written beside ") + names[std::min(i, int(DTABLE))];
+        if (!memory[i]->intact())
+            found.fault = std::string("something was written beside ") + names[std::min(i, int(DTABLE))];
     if (!partial.intact()) found.fault = "something was written beside the partial sums";
     return found;
 }
@@ -92,7 +94,7 @@ double policy(Dtype dtype, int kind, double low, const vector<double>& reference
     for (double x : reference) {
         if (std::isinf(x)) continue;
         most = std::max(most, std::fabs(x));
-        rounding = std::max(rounding, std::fabs(stored(dtype, stored(dtype, stored(dtype, x) + 0.3) - 0.3) - x));
+        rounding = std::max(rounding, std::fabs(round_to(dtype, round_to(dtype, round_to(dtype, x) + 0.3) - 0.3) - x));
     }
     const double factor = kind == OUT || kind == LSE ? 2 : 3;
     if (dtype == Dtype::f64) return 1e-10 * std::max(most, 1.0);
@@ -123,7 +125,7 @@ private:
         double low = 0, worst = 0;
         for (size_t i = 0; plain && i < reference.size(); ++i)
             if (std::isfinite(reference[i]))
-                low = std::max(low, std::fabs(stored(dtype, double(plain->value[kind][i])) - reference[i]));
+                low = std::max(low, std::fabs(round_to(dtype, double(plain->value[kind][i])) - reference[i]));
         const double limit = policy(dtype, kind, low, reference);
         // A sum of terms that cancel has no scale of its own. Rounding moves scores, and with them weights, by their
         // size; what is stored in between is rounded as well.
@@ -134,8 +136,9 @@ private:
             const double error = std::fabs(found[i] - reference[i]), own = std::max(limit, share * exact.size[kind][i]);
             if (!(error <= own)) {
                 char text[200];
-                std::snprintf(text, sizeof text, "%s[%zu] is %.9g; it should be %.9g, within %.3g (plain arithmetic: %.3g)",
-                              names[kind], i, found[i], reference[i], own, low);
+                std::snprintf(text, sizeof text,
+                              "%s[%zu] is %.9g; it should be %.9g, within %.3g (plain arithmetic: %.3g)", names[kind],
+                              i, found[i], reference[i], own, low);
                 return text;
             }
             worst = std::max(worst, error);
@@ -198,24 +201,52 @@ vector<std::string> isas() {
 bool passes(uint64_t number, bool telling) {
     const Task task(number);
     const Judge judge(task);
-    if (telling) std::printf("problem %llu: %s\n", static_cast<unsigned long long>(number), task.described().c_str());
+    if (telling) std::printf("problem %llu: %s\n", static_cast<unsigned long long>(number), task.description().c_str());
     for (const std::string& isa : isas()) {
         if (telling) std::printf("  %s\n", isa.c_str());
         locant::choose_isa(isa.c_str());
         const std::string wrong = verdict(task, judge, telling);
         if (wrong.empty()) continue;
         std::printf("selftest: problem %llu fails on %s: %s\n  %s\n  again: selftest --case %llu\n",
-                    static_cast<unsigned long long>(number), isa.c_str(), wrong.c_str(), task.described().c_str(),
+                    static_cast<unsigned long long>(number), isa.c_str(), wrong.c_str(), task.description().c_str(),
                     static_cast<unsigned long long>(number));
         return false;
     }
     return true;
 }
 
+// A hash of the bits of all results; a NaN counts as a NaN, whatever its bits.
+uint64_t hash(const Run& run) {
+    uint64_t sum = 0xcbf29ce484222325;
+    for (const auto& result : run.value)
+        for (double x : result) {
+            uint64_t bits = 1;
+            if (!std::isnan(x)) std::memcpy(&bits, &x, sizeof bits);
+            sum = (sum ^ bits) * 0x100000001b3, sum ^= sum >> 29;
+        }
+    return sum;
+}
+
+void print_bits(uint64_t number) {
+    const Task task(number);
+    for (const std::string& isa : isas()) {
+        locant::choose_isa(isa.c_str());
+        std::printf("%llu %s %016llx\n", static_cast<unsigned long long>(number), isa.c_str(),
+                    static_cast<unsigned long long>(hash(run(task, 1))));
+    }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
-    if (count > 2 && std::strcmp(arguments[1], "--case") == 0) return !passes(std::strtoull(arguments[2], nullptr, 10), true);
+    if (count > 2 && std::strcmp(arguments[1], "--case") == 0)
+        return !passes(std::strtoull(arguments[2], nullptr, 10), true);
+    if (count > 3 && std::strcmp(arguments[1], "--bits") == 0) {
+        const auto number = std::strtoull(arguments[2], nullptr, 10);
+        const auto problems = std::strtoull(arguments[3], nullptr, 10);
+        for (uint64_t i = 0; i < problems; ++i) print_bits(number + i);
+        return 0;
+    }
     const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
     const uint64_t first = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
     using Clock = std::chrono::steady_clock;

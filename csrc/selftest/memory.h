@@ -49,7 +49,7 @@ const Format formats[] = {
 const Format& format(Dtype dtype) { return formats[int(dtype)]; }
 Dtype arithmetic(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
-double decoded(const Format& f, unsigned bits) {  // formats of 16 bits
+double decode(const Format& f, unsigned bits) {  // formats of 16 bits
     const int most = 2 * f.bias + 1, exponent = int(bits >> f.mantissa) & most;
     const unsigned hidden = 1u << f.mantissa, fraction = bits & (hidden - 1);
     const double sign = bits >> 15 ? -1 : 1;
@@ -57,7 +57,7 @@ double decoded(const Format& f, unsigned bits) {  // formats of 16 bits
     return sign * std::ldexp(exponent ? fraction + hidden : fraction, std::max(exponent, 1) - f.bias - f.mantissa);
 }
 
-unsigned encoded(const Format& f, double x) {  // to the nearest, ties to even
+unsigned encode(const Format& f, double x) {  // to the nearest, ties to even
     const unsigned sign = std::signbit(x) ? 1u << 15 : 0, infinite = unsigned(2 * f.bias + 1) << f.mantissa;
     if (std::isnan(x)) return infinite + 1;
     if (x == 0 || std::isinf(x)) return sign | (x == 0 ? 0 : infinite);
@@ -70,18 +70,18 @@ unsigned encoded(const Format& f, double x) {  // to the nearest, ties to even
 double get(Dtype dtype, const void* from, int64_t at) {
     if (dtype == Dtype::f64) return static_cast<const double*>(from)[at];
     if (dtype == Dtype::f32) return double(static_cast<const float*>(from)[at]);
-    return decoded(format(dtype), static_cast<const uint16_t*>(from)[at]);
+    return decode(format(dtype), static_cast<const uint16_t*>(from)[at]);
 }
 
 void set(Dtype dtype, void* to, int64_t at, double x) {
     if (dtype == Dtype::f64) static_cast<double*>(to)[at] = x;
     else if (dtype == Dtype::f32) static_cast<float*>(to)[at] = float(x);
-    else static_cast<uint16_t*>(to)[at] = uint16_t(encoded(format(dtype), x));
+    else static_cast<uint16_t*>(to)[at] = uint16_t(encode(format(dtype), x));
 }
 
-double stored(Dtype dtype, double x) {
+double round_to(Dtype dtype, double x) {
     if (dtype == Dtype::f64) return x;
-    return dtype == Dtype::f32 ? double(float(x)) : decoded(format(dtype), encoded(format(dtype), x));
+    return dtype == Dtype::f32 ? double(float(x)) : decode(format(dtype), encode(format(dtype), x));
 }
 
 // --- memory -------------------------------------------------------------------------------------------------------
@@ -128,13 +128,13 @@ struct Strides {  // where [batch, heads, tokens, channels] lie, in memory of so
     }
 };
 
-Strides plain(std::array<int64_t, 4> size) {
+Strides plain_strides(std::array<int64_t, 4> size) {
     const int64_t row = size[2] * size[3];
     return {size, {size[1] * row, row, size[3], 1}, 0, size[0] * size[1] * row};
 }
 
 // Axes in any order with gaps between them; what is only read may be expanded along some.
-Strides scattered(Random& random, std::array<int64_t, 4> size, bool only_read) {
+Strides scattered_strides(Random& random, std::array<int64_t, 4> size, bool only_read) {
     const int orders[4][4] = {{0, 1, 2, 3}, {0, 2, 1, 3}, {0, 1, 3, 2}, {2, 3, 1, 0}};  // outermost first
     const int* order = orders[random.one_in(3) ? random.from(0, 3) : random.from(0, 1)];
     Strides s{size, {}, random.one_in(3) ? random.from(1, 5) : 0, 0};

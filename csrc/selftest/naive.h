@@ -18,10 +18,17 @@ public:
     double largest = 0;          // score, likewise
 
 private:
+    struct Row { int64_t sample, head, cell, query; };
     bool sees(int64_t sample, int64_t i, int64_t j) const;
-    double kept(int64_t sample, int64_t head, int64_t i, int64_t j) const;
+    double dropout_factor(const Row& row, int64_t j) const;
     int64_t entry(int64_t head, int64_t i, int64_t j) const;
-    void row(int64_t sample, int64_t head, int64_t cell, int64_t i);
+    int64_t place(const Row& row) const { return (row.sample * p.heads + row.head) * layout.queries + row.query; }
+    int64_t keys_before(const Row& row) const {
+        return (row.sample * p.kv_heads + row.head / (p.heads / p.kv_heads)) * layout.keys;
+    }
+    void attend(const Row& row);
+    void forward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight);
+    void backward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight);
     void add(int kind, int64_t at, T x, double magnitude) {
         value[kind][index(at)] += x, size[kind][index(at)] += magnitude;
     }
@@ -39,7 +46,8 @@ template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layou
         t.strides[i].each([&](int64_t at) { given[i].push_back(T(get(p.dtype, t.given[i]->data(), at))); });
     for (int64_t i = 0; p.dlse && i < t.strides[LSE].numbers; ++i) dlse.push_back(T(get(kind, p.dlse, i)));
     for (int64_t i = 0; i < entries + learned; ++i)  // the kernels' are in units of log 2
-        bias.push_back(T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.prefix_bias, i - entries))));
+        bias.push_back(
+            T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.prefix_bias, i - entries))));
     for (int i = OUT; i < DTABLE; ++i) {
         const auto& n = t.strides[i].size;
         value[i].resize(index(n[0] * n[1] * n[2] * n[3])), size[i].resize(value[i].size());
@@ -48,7 +56,8 @@ template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layou
     for (int64_t b = 0; b < p.batch; ++b)
         for (int64_t h = 0; h < p.heads; ++h)
             for (int64_t c = 0; c < layout.cells; ++c)
-                for (int64_t i = layout.query_start[c]; i < layout.query_start[c + 1]; ++i) row(b, h, c, layout.query[i]);
+                for (int64_t i = layout.query_start[c]; i < layout.query_start[c + 1]; ++i)
+                    attend({b, h, c, layout.query[i]});
 }
 
 template <class T> bool Naive<T>::sees(int64_t sample, int64_t i, int64_t j) const {
@@ -59,9 +68,11 @@ template <class T> bool Naive<T>::sees(int64_t sample, int64_t i, int64_t j) con
            row_of(p.query_id, sample)[i] == row_of(p.key_id, sample)[j];
 }
 
-template <class T> double Naive<T>::kept(int64_t sample, int64_t head, int64_t i, int64_t j) const {  // csrc/dropout.h
-    uint64_t x = p.seed ^ uint64_t(sample * p.heads + head) * 0x9e3779b97f4a7c15 ^
-                 (uint64_t(i) << 32 | uint64_t(j)) * 0xd1342543de82ef95;
+// What dropout does to a weight (attention/dropout.h).
+template <class T> double Naive<T>::dropout_factor(const Row& row, int64_t j) const {
+    if (p.dropout == 0) return 1;
+    uint64_t x = p.seed ^ uint64_t(row.sample * p.heads + row.head) * 0x9e3779b97f4a7c15 ^
+                 (uint64_t(row.query) << 32 | uint64_t(j)) * 0xd1342543de82ef95;
     x = (x ^ (x >> 32)) * 0xbf58476d1ce4e5b9;
     x = (x ^ (x >> 29)) * 0x94d049bb133111eb;
     return double((x ^ (x >> 31)) >> 32) < std::floor(p.dropout * 0x1p32) ? 0 : 1 / (1 - p.dropout);
@@ -74,20 +85,21 @@ template <class T> int64_t Naive<T>::entry(int64_t head, int64_t i, int64_t j) c
     return head * p.entries + layout.query_place[i] - layout.key_place[j];
 }
 
-template <class T> void Naive<T>::row(int64_t sample, int64_t head, int64_t cell, int64_t i) {
-    const int64_t own = (sample * p.heads + head) * layout.queries + i, depth = p.head_dim, width = p.value_dim;
-    const int64_t shared = (sample * p.kv_heads + head / (p.heads / p.kv_heads)) * layout.keys;
-    const T scale = T(p.scale), *q = &given[Q][index(own * depth)], *dout = &given[DOUT][index(own * width)];
+// What the query sees: keys, and their weights.
+template <class T> void Naive<T>::attend(const Row& row) {
+    const int64_t own = place(row), depth = p.head_dim, first = keys_before(row);
+    const T scale = T(p.scale), *q = &given[Q][index(own * depth)];
     vector<int64_t> seen;
     vector<T> weight;
     T top = -T(HUGE_VAL), sum = 0;
-    for (int64_t at = layout.key_start[cell]; at < layout.key_start[cell + 1]; ++at) {
-        const int64_t j = layout.key[at], e = entry(head, i, j);
-        if (!sees(sample, i, j)) continue;
-        const T* k = &given[K][index((shared + j) * depth)];
+    for (int64_t at = layout.key_start[row.cell]; at < layout.key_start[row.cell + 1]; ++at) {
+        const int64_t j = layout.key[at], e = entry(row.head, row.query, j);
+        if (!sees(row.sample, row.query, j)) continue;
+        const T* k = &given[K][index((first + j) * depth)];
         T score = 0, extra = e < 0 ? 0 : bias[index(e)];
         double magnitude = 0;
-        for (int64_t c = 0; c < depth; ++c) score += scale * q[c] * k[c], magnitude += std::fabs(double(scale * q[c] * k[c]));
+        for (int64_t c = 0; c < depth; ++c)
+            score += scale * q[c] * k[c], magnitude += std::fabs(double(scale * q[c] * k[c]));
         if (std::isfinite(extra)) largest = std::max(largest, magnitude + std::fabs(double(extra)));
         seen.push_back(j), weight.push_back(score + extra);
         top = std::max(top, score + extra);
@@ -95,39 +107,47 @@ template <class T> void Naive<T>::row(int64_t sample, int64_t head, int64_t cell
     value[LSE][index(own)] = -T(HUGE_VAL);
     if (top == -T(HUGE_VAL)) return;  // it sees nothing: zeros
     for (T& w : weight) sum += w = std::exp(w - top);
+    for (T& w : weight) w /= sum;
     value[LSE][index(own)] = top + std::log(sum), size[LSE][index(own)] = 1;
+    forward(row, seen, weight);
+    backward(row, seen, weight);
+}
 
-    vector<T> keep;
+template <class T> void Naive<T>::forward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight) {
+    const int64_t own = place(row), width = p.value_dim, first = keys_before(row);
     for (size_t at = 0; at < seen.size(); ++at) {
-        weight[at] /= sum;
-        keep.push_back(p.dropout > 0 ? T(kept(sample, head, i, seen[at])) : T(1));
-        const T share = keep[at] * weight[at], *v = &given[V][index((shared + seen[at]) * width)];
+        const T share = T(dropout_factor(row, seen[at])) * weight[at];
+        const T* v = &given[V][index((first + seen[at]) * width)];
         for (int64_t c = 0; c < width; ++c) add(OUT, own * width + c, share * v[c], std::fabs(double(share * v[c])));
     }
+}
 
+template <class T> void Naive<T>::backward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight) {
+    const int64_t own = place(row), depth = p.head_dim, width = p.value_dim, first = keys_before(row);
+    const T scale = T(p.scale), *q = &given[Q][index(own * depth)], *dout = &given[DOUT][index(own * width)];
     T delta = dlse.empty() ? 0 : -dlse[index(own)];
     double rough = std::fabs(double(delta));
     for (int64_t c = 0; c < width; ++c) {
         T out = value[OUT][index(own * width + c)];
-        if (sizeof(T) == sizeof(float)) out = T(stored(p.dtype, double(out)));  // as the backward pass finds it
+        if (sizeof(T) == sizeof(float)) out = T(round_to(p.dtype, double(out)));  // as the backward pass finds it
         delta += dout[c] * out, rough += std::fabs(double(dout[c])) * size[OUT][index(own * width + c)];
     }
     for (size_t at = 0; at < seen.size(); ++at) {
-        const int64_t j = seen[at], e = entry(head, i, j);
-        const T *k = &given[K][index((shared + j) * depth)], *v = &given[V][index((shared + j) * width)];
+        const int64_t j = seen[at], e = entry(row.head, row.query, j);
+        const T *k = &given[K][index((first + j) * depth)], *v = &given[V][index((first + j) * width)];
+        const T keep = T(dropout_factor(row, j));
         T dp = 0;
         double magnitude = rough;
         for (int64_t c = 0; c < width; ++c)
-            dp += keep[at] * dout[c] * v[c], magnitude += std::fabs(double(keep[at] * dout[c] * v[c]));
-        const T ds = weight[at] * (dp - delta);
+            dp += keep * dout[c] * v[c], magnitude += std::fabs(double(keep * dout[c] * v[c]));
+        const T ds = weight[at] * (dp - delta), share = keep * weight[at];
         magnitude *= double(weight[at]);
         for (int64_t c = 0; c < depth; ++c) {
             add(DQ, own * depth + c, scale * ds * k[c], magnitude * std::fabs(double(scale * k[c])));
-            add(DK, (shared + j) * depth + c, scale * ds * q[c], magnitude * std::fabs(double(scale * q[c])));
+            add(DK, (first + j) * depth + c, scale * ds * q[c], magnitude * std::fabs(double(scale * q[c])));
         }
-        const T share = keep[at] * weight[at];
         for (int64_t c = 0; c < width; ++c)
-            add(DV, (shared + j) * width + c, share * dout[c], std::fabs(double(share * dout[c])));
+            add(DV, (first + j) * width + c, share * dout[c], std::fabs(double(share * dout[c])));
         if (task.trained && e >= 0) add(DTABLE, e, ds, magnitude);
     }
 }

@@ -17,7 +17,7 @@ constexpr int64_t MARGIN = 64;  // numbers around a table that kernels may read 
 class Task {
 public:
     explicit Task(uint64_t number);
-    std::string described() const;
+    std::string description() const;
     Dtype dtype(int kind) const {
         const bool summed = kind == LSE || kind == DTABLE || kind == DROWS;
         return summed ? arithmetic(problem.dtype) : problem.dtype;
@@ -36,14 +36,16 @@ private:
     void choose_places();
     vector<int32_t> places(bool of_keys) const;
     void choose_cells();
+    void shuffle(vector<vector<int32_t>>& lists, int64_t prefix);
+    void describe_cells();
     void join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vector<int32_t>& start);
-    bool alike(int64_t cell, int64_t other) const;
+    bool same_offsets(int64_t cell, int64_t other) const;
     void choose_ranks();
     void choose_segments();
     void choose_padding();
     void choose_strides();
     void choose_numbers();
-    Shared filled(int64_t count, int64_t margin, double size);
+    Shared random_memory(int64_t count, int64_t margin, double size);
 
     Random random;
     int64_t axes = 1;
@@ -155,18 +157,25 @@ void Task::choose_cells() {
             if (own || (j >= l.key_prefix && way > 2) ? c == home : j < l.key_prefix ? all : random.one_in(3))
                 keys[index(c)].push_back(int32_t(j));
     }
-    if (random.one_in(3))  // in any order, but for prefix tokens, which come first
-        for (auto& lists : {std::pair{&queries, l.query_prefix}, std::pair{&keys, l.key_prefix}})
-            for (auto& list : *lists.first)
-                for (size_t i = 0; i < list.size(); ++i)
-                    if (list[i] >= lists.second)
-                        std::swap(list[i], list[index(random.from(int64_t(i), int64_t(list.size()) - 1))]);
+    if (random.one_in(3)) shuffle(queries, l.query_prefix), shuffle(keys, l.key_prefix);
     join(queries, query, query_start), join(keys, key, key_start);
+    describe_cells();
+}
+
+void Task::shuffle(vector<vector<int32_t>>& lists, int64_t prefix) {  // but for prefix tokens, which come first
+    for (auto& list : lists)
+        for (size_t i = 0; i < list.size(); ++i)
+            if (list[i] >= prefix)
+                std::swap(list[i], list[index(random.from(int64_t(i), int64_t(list.size()) - 1))]);
+}
+
+void Task::describe_cells() {
+    Layout& l = layout;
     l.query = query.data(), l.query_start = query_start.data(), l.key = key.data(), l.key_start = key_start.data();
     for (int32_t c = 0; c < l.cells; ++c) {
-        kind.push_back(c && alike(c, c - 1) ? kind.back() : c);
-        l.longest = std::max(l.longest, int64_t(queries[index(c)].size()));
-        l.longest_keys = std::max(l.longest_keys, int64_t(keys[index(c)].size()));
+        kind.push_back(c && same_offsets(c, c - 1) ? kind.back() : c);
+        l.longest = std::max(l.longest, int64_t(query_start[index(c + 1)] - query_start[index(c)]));
+        l.longest_keys = std::max(l.longest_keys, int64_t(key_start[index(c + 1)] - key_start[index(c)]));
     }
     l.kind = kind.data();
 }
@@ -180,7 +189,7 @@ void Task::join(const vector<vector<int32_t>>& lists, vector<int32_t>& all, vect
     all.shrink_to_fit(), start.shrink_to_fit();  // so that a sanitizer sees where they end
 }
 
-bool Task::alike(int64_t cell, int64_t other) const {  // each query as far from each key, and as many of them
+bool Task::same_offsets(int64_t cell, int64_t other) const {  // each query as far from each key, and as many of them
     int64_t moved[2] = {INT64_MIN, INT64_MIN};
     const auto follow = [&](const vector<int32_t>& all, const vector<int32_t>& start, const vector<int32_t>& place,
                             int64_t prefix, int64_t& move) {
@@ -246,18 +255,19 @@ void Task::choose_strides() {
     packed = n == m && p.heads == p.kv_heads && p.head_dim == p.value_dim && random.one_in(2);
     for (int first : {int(Q), int(DQ)}) {
         const std::array<int64_t, 4> sizes[] = {
-            {p.batch, p.heads, n, p.head_dim}, {p.batch, p.kv_heads, m, p.head_dim}, {p.batch, p.kv_heads, m, p.value_dim}};
+            {p.batch, p.heads, n, p.head_dim}, {p.batch, p.kv_heads, m, p.head_dim},
+            {p.batch, p.kv_heads, m, p.value_dim}};
         for (int i = 0; i < 3; ++i)
-            strides[first + i] = packed ? part(i, sizes[i]) : scattered(random, sizes[i], first == Q);
+            strides[first + i] = packed ? part(i, sizes[i]) : scattered_strides(random, sizes[i], first == Q);
     }
-    strides[OUT] = scattered(random, {p.batch, p.heads, n, p.value_dim}, false);
-    strides[DOUT] = scattered(random, strides[OUT].size, true);
-    strides[LSE] = plain({p.batch, p.heads, n, 1});
+    strides[OUT] = scattered_strides(random, {p.batch, p.heads, n, p.value_dim}, false);
+    strides[DOUT] = scattered_strides(random, strides[OUT].size, true);
+    strides[LSE] = plain_strides({p.batch, p.heads, n, 1});
     const bool table_wanted = !random.one_in(3) && p.heads * p.entries <= 30000, rows = random.one_in(2);
     trained = table_wanted && !random.one_in(4);
     if (!table_wanted) problem.entries = 0;
-    strides[DTABLE] = plain({1, p.heads, p.entries, 1});
-    strides[DROWS] = plain({1, 3, table_wanted && rows ? p.heads : 0, 1});
+    strides[DTABLE] = plain_strides({1, p.heads, p.entries, 1});
+    strides[DROWS] = plain_strides({1, 3, table_wanted && rows ? p.heads : 0, 1});
 }
 
 void Task::allocate(int first, int last, Shared* memory) const {
@@ -267,7 +277,7 @@ void Task::allocate(int first, int last, Shared* memory) const {
     }
 }
 
-Shared Task::filled(int64_t count, int64_t margin, double scale) {
+Shared Task::random_memory(int64_t count, int64_t margin, double scale) {
     const Dtype kind = arithmetic(problem.dtype);
     auto memory = std::make_shared<Memory>((count + 2 * margin) * format(kind).bytes);
     for (int64_t i = 0; i < count; ++i) set(kind, memory->data(), margin + i, scale * random.number());
@@ -285,9 +295,9 @@ void Task::choose_numbers() {
                 if (!row_of(p.valid, b)[j])
                     for (int64_t at = b * strides[i].step[0] + j * strides[i].step[2], h = 0; h < p.kv_heads; ++h)
                         set(p.dtype, given[i]->data(), strides[i].shift + at + h * strides[i].step[1], std::nan(""));
-    if (random.one_in(2)) dlse = filled(strides[LSE].numbers, 0, 1), p.dlse = dlse->data();
+    if (random.one_in(2)) dlse = random_memory(strides[LSE].numbers, 0, 1), p.dlse = dlse->data();
     if (p.entries) {
-        table = filled(strides[DTABLE].numbers, MARGIN, random.one_in(8) ? 20 : 2);
+        table = random_memory(strides[DTABLE].numbers, MARGIN, random.one_in(8) ? 20 : 2);
         const Dtype kind = arithmetic(p.dtype);
         const bool clean = random.one_in(2);  // or a NaN in the margin, which may do no harm
         for (int64_t i = 0; clean && i < MARGIN; ++i)
@@ -297,14 +307,14 @@ void Task::choose_numbers() {
             set(kind, table->data(), MARGIN + i, -HUGE_VAL);  // forbidden by the table
     }
     if (strides[DROWS].numbers) {
-        learned = filled(strides[DROWS].numbers, 0, 2);
+        learned = random_memory(strides[DROWS].numbers, 0, 2);
         p.prefix_bias = learned->data();
     }
     p.q = strides[Q].rows(p.dtype, *given[Q]), p.k = strides[K].rows(p.dtype, *given[K]);
     p.v = strides[V].rows(p.dtype, *given[V]), p.dout = strides[DOUT].rows(p.dtype, *given[DOUT]);
 }
 
-std::string Task::described() const {
+std::string Task::description() const {
     const Problem& p = problem;
     const auto list = [](const auto& n) {
         std::string text;
@@ -320,7 +330,8 @@ std::string Task::described() const {
                        std::to_string(layout.longest) + "x" + std::to_string(layout.longest_keys) +
                        (layout.shared_keys ? " (shared keys)" : "") + ", orders " +
                        std::to_string(layout.orders) + ", scale " + std::to_string(p.scale);
-    if (p.table) text += ", table " + std::to_string(p.entries) + (learned ? " with rows" : "") + (trained ? "" : " (fixed)");
+    if (p.table) text += ", table " + std::to_string(p.entries);
+    if (p.table) text += std::string(learned ? " with rows" : "") + (trained ? "" : " (fixed)");
     if (p.valid.data) text += ", padding";
     if (p.query_id.data) text += ", segments" + std::string(p.free_queries + p.free_keys ? " with a free prefix" : "");
     if (p.dropout > 0) text += ", dropout " + std::to_string(p.dropout);
