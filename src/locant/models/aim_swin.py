@@ -135,7 +135,4 @@ def aim_swin_base(
     causal: bool = False,
 ) -> AIMSwin:
     """AIM on Swin-B: 96 million parameters without the head, 9 of which learn after `freeze()`."""
-    return AIMSwin(
-        frames=frames, window=window, num_classes=num_classes, drop_path_rate=drop_path_rate, in_chans=in_chans,
-        causal=causal,
-    )  # fmt: skip
+    return AIMSwin(**locals())

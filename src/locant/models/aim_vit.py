@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -133,6 +133,13 @@ class AIMViT(AIM):
         return new
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "base": {"patch": 16, "dim": 768, "depth": 12, "heads": 12},
+    "large": {"patch": 14, "dim": 1024, "depth": 24, "heads": 16},
+}
+"""CLIP's vision transformers, by which the published models are named."""
+
+
 def aim_vit_base(
     *,
     frames: int = 32,
@@ -145,10 +152,7 @@ def aim_vit_base(
     causal: bool = False,
 ) -> AIMViT:
     """AIM on CLIP's ViT-B/16: 97 million parameters, 11 of which learn after `freeze()`."""
-    return AIMViT(
-        img_size=img_size, frames=frames, num_tadapter=num_tadapter, adapter_scale=adapter_scale,
-        drop_path_rate=drop_path_rate, num_classes=num_classes, in_chans=in_chans, causal=causal,
-    )  # fmt: skip
+    return AIMViT(**SIZES["base"], **locals())
 
 
 def aim_vit_large(
@@ -163,8 +167,4 @@ def aim_vit_large(
     causal: bool = False,
 ) -> AIMViT:
     """AIM on CLIP's ViT-L/14: 341 million parameters, 38 of which learn after `freeze()`."""
-    return AIMViT(
-        img_size=img_size, patch=14, frames=frames, dim=1024, depth=24, heads=16, num_tadapter=num_tadapter,
-        adapter_scale=adapter_scale, drop_path_rate=drop_path_rate, num_classes=num_classes, in_chans=in_chans,
-        causal=causal,
-    )  # fmt: skip
+    return AIMViT(**SIZES["large"], **locals())

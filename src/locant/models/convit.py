@@ -203,6 +203,13 @@ class ConViT(nn.Module):
         return f"{self.grid}, patch={self.patch}, local_up_to_layer={self.local_up_to_layer}"
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"dim": 192, "heads": 4},
+    "small": {"dim": 432, "heads": 9},
+    "base": {"dim": 768, "heads": 16},
+}
+
+
 def convit_tiny(
     *,
     img_size: Size = 224,
@@ -218,11 +225,7 @@ def convit_tiny(
     attn_drop_rate: float = 0.0,
 ) -> ConViT:
     """ConViT-Ti: 4 heads of 48 channels; 5.7 million parameters."""
-    return ConViT(
-        img_size=img_size, patch=patch, in_chans=in_chans, num_classes=num_classes, dim=192, heads=4,
-        local_up_to_layer=local_up_to_layer, locality=locality, local_init=local_init, pos_embed=pos_embed,
-        drop_path_rate=drop_path_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
-    )  # fmt: skip
+    return ConViT(**SIZES["tiny"], **locals())
 
 
 def convit_small(
@@ -240,11 +243,7 @@ def convit_small(
     attn_drop_rate: float = 0.0,
 ) -> ConViT:
     """ConViT-S: 9 heads of 48 channels; 27.8 million parameters."""
-    return ConViT(
-        img_size=img_size, patch=patch, in_chans=in_chans, num_classes=num_classes, dim=432, heads=9,
-        local_up_to_layer=local_up_to_layer, locality=locality, local_init=local_init, pos_embed=pos_embed,
-        drop_path_rate=drop_path_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
-    )  # fmt: skip
+    return ConViT(**SIZES["small"], **locals())
 
 
 def convit_base(
@@ -262,8 +261,4 @@ def convit_base(
     attn_drop_rate: float = 0.0,
 ) -> ConViT:
     """ConViT-B: 16 heads of 48 channels; 86.5 million parameters."""
-    return ConViT(
-        img_size=img_size, patch=patch, in_chans=in_chans, num_classes=num_classes, dim=768, heads=16,
-        local_up_to_layer=local_up_to_layer, locality=locality, local_init=local_init, pos_embed=pos_embed,
-        drop_path_rate=drop_path_rate, proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
-    )  # fmt: skip
+    return ConViT(**SIZES["base"], **locals())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from locant.masks import Padding
 from locant.nn import MultiHeadAttention
 from locant.nn.arguments import check_probabilities
+from locant.nn.perceptron import Perceptron
 
 
 class Layer(nn.Module):
@@ -44,13 +44,7 @@ class Layer(nn.Module):
         self.dropout, self.pre_norm = dropout, pre_norm
         self.self_attn = MultiHeadAttention(dim, heads, dropout=dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        layers = {
-            "fc1": nn.Linear(dim, hidden),
-            "relu": nn.ReLU(),
-            "drop": nn.Dropout(dropout),
-            "fc2": nn.Linear(hidden, dim),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = Perceptron(dim, hidden, activation=nn.ReLU(), dropout=dropout)
 
     def _attend(self, x: Tensor, pos: Tensor | None, mask: Padding | None) -> Tensor:
         placed = _added(x, pos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple, cast
 
@@ -16,6 +15,7 @@ from locant.masks import Causal, Padding
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
 from locant.nn.multihead import MultiHeadAttention
+from locant.nn.perceptron import Perceptron
 from locant.positions.sinusoid import Sinusoid
 
 Heads = tuple[Float[Tensor, "batch heads _ head_dim"], Float[Tensor, "batch heads _ head_dim"]]  # keys, values
@@ -55,11 +55,6 @@ class AddNorm(nn.LayerNorm):
         return x if self.pre_norm else self(x)
 
 
-def _perceptron(dim: int, hidden: int) -> nn.Sequential:
-    layers = {"fc1": nn.Linear(dim, hidden), "relu": nn.ReLU(), "fc2": nn.Linear(hidden, dim)}
-    return nn.Sequential(OrderedDict(layers))
-
-
 class EncoderBlock(nn.Module):
     """Self-attention and a perceptron fc2 ∘ ReLU ∘ fc1, each inside an `AddNorm`. Arguments as for `Transformer`."""
 
@@ -67,7 +62,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(dim, heads, bias=bias, dropout=dropout)
         self.norm1 = AddNorm(dim, dropout=dropout, pre_norm=pre_norm)
-        self.mlp = _perceptron(dim, hidden)
+        self.mlp = Perceptron(dim, hidden, activation=nn.ReLU())
         self.norm2 = AddNorm(dim, dropout=dropout, pre_norm=pre_norm)
 
     def forward(
@@ -88,7 +83,7 @@ class DecoderBlock(nn.Module):
         self.norm1 = AddNorm(dim, dropout=dropout, pre_norm=pre_norm)
         self.cross_attention = MultiHeadAttention(dim, heads, bias=bias, dropout=dropout)
         self.norm2 = AddNorm(dim, dropout=dropout, pre_norm=pre_norm)
-        self.mlp = _perceptron(dim, hidden)
+        self.mlp = Perceptron(dim, hidden, activation=nn.ReLU())
         self.norm3 = AddNorm(dim, dropout=dropout, pre_norm=pre_norm)
 
     def forward(

@@ -10,6 +10,7 @@ Tokens are [batch, tokens] and hidden states [batch, tokens, dim]; the published
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -235,31 +236,32 @@ class MemTransformerLM(nn.Module):
         return f"attn_type={self.attn_type}, causal={self.causal}, {lengths}"
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "enwik8_base": {"dim": 512, "layers": 12, "heads": 8, "hidden": 2048, "head_dim": 64},
+    "enwik8_large": {"dim": 1024, "layers": 24, "heads": 8, "hidden": 3072, "head_dim": 128},
+    "wt103_base": {"dim": 410, "layers": 16, "heads": 10, "hidden": 2100, "head_dim": 41},
+}
+
+
 def transformer_xl_enwik8_base(
     vocabulary: int = 204, *, mem_len: int = 512, dropout: float = 0.1, dropatt: float = 0.0
 ) -> MemTransformerLM:
     """The 12 layers of the paper's small character model: 1.06 bits per character on enwik8."""
-    return MemTransformerLM(
-        vocabulary, 512, 12, 8, 2048, head_dim=64, mem_len=mem_len, dropout=dropout, dropatt=dropatt
-    )
+    return MemTransformerLM(**SIZES["enwik8_base"], **locals())
 
 
 def transformer_xl_enwik8_large(
     vocabulary: int = 204, *, mem_len: int = 768, dropout: float = 0.15, dropatt: float = 0.15
 ) -> MemTransformerLM:
     """The 24 layers of the paper's large character model: 0.99 bits per character on enwik8."""
-    return MemTransformerLM(
-        vocabulary, 1024, 24, 8, 3072, head_dim=128, mem_len=mem_len, dropout=dropout, dropatt=dropatt
-    )
+    return MemTransformerLM(**SIZES["enwik8_large"], **locals())
 
 
 def transformer_xl_wt103_base(
     vocabulary: int = 267735, *, mem_len: int = 150, dropout: float = 0.1, dropatt: float = 0.0
 ) -> MemTransformerLM:
     """The paper's standard word model, with a plain softmax in place of the adaptive one."""
-    return MemTransformerLM(
-        vocabulary, 410, 16, 10, 2100, head_dim=41, mem_len=mem_len, dropout=dropout, dropatt=dropatt
-    )
+    return MemTransformerLM(**SIZES["wt103_base"], **locals())
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from locant.masks import Mask
 from locant.nn.arguments import check_probabilities, check_tokens, position_module, split_embedding, token_grid
 from locant.nn.heads import merge_heads, split_heads, split_parts
 from locant.nn.linears import bare_weight, project_rows
+from locant.nn.perceptron import Perceptron
 
 
 class MemoryAttention(nn.Module):
@@ -94,14 +93,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(attention.dim)
         self.attention = attention
         self.norm2 = nn.LayerNorm(attention.dim)
-        layers = {
-            "fc1": nn.Linear(attention.dim, hidden),
-            "relu": nn.ReLU(),
-            "drop1": nn.Dropout(dropout),
-            "fc2": nn.Linear(hidden, attention.dim),
-            "drop2": nn.Dropout(dropout),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = Perceptron(attention.dim, hidden, activation=nn.ReLU(), dropout=dropout, out_dropout=dropout)
 
     def forward(
         self,
