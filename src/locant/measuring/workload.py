@@ -77,9 +77,7 @@ class Workload:
             )
 
     def _attend(self, kernel: str) -> Tensor:
-        out = attention(
+        return attention(
             self.q, self.k, self.v, grid=self.grid, key_grid=self.key_grid, position=self.position, mask=self.mask,
             kernel=kernel,
         )  # fmt: skip
-        assert isinstance(out, Tensor)
-        return out
