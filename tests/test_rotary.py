@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from locant.grid import Grid
+from locant import Causal, Grid, attention, plan
 from locant.positions.rotary import LAYOUTS, Rotary
 
 CASES = [
@@ -226,3 +226,18 @@ def test_it_compiles_whole_with_gradients(layout, backend):
         found.append((out.detach(), torch.autograd.grad(out, leaf, seen)[0]))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keys_that_were_turned_when_they_were_new_are_the_same_bits(layout):
+    line, rotary = Grid(33), Rotary(8, layout=layout)
+    q, k, v = torch.randn(3, 2, 2, 33, 8).unbind(0)
+    turned = torch.cat([rotary.turn(k[:, :, t : t + 1], line[t : t + 1]) for t in range(33)], dim=2)
+    assert torch.equal(turned, rotary(k, line))
+    new = line[32:]
+    again = attention(q[:, :, 32:], k, v, grid=new, key_grid=line, position=rotary, mask=Causal())
+    once = attention(rotary.turn(q[:, :, 32:], new), turned, v, grid=new, key_grid=line, mask=Causal())
+    assert torch.equal(once, again)
+    said = "all 33 keys are turned at each call: keep turned keys, and turn what is new (rotary.turn)"
+    assert said in str(plan(q[:, :, 32:], k, v, grid=new, key_grid=line, position=rotary, mask=Causal()))
+    assert said not in str(plan(q, k, v, grid=line, position=rotary, mask=Causal()))

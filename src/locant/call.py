@@ -135,7 +135,7 @@ def describe(
         batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], head_dim=q.shape[3], value_dim=v.shape[3],
         grid=grid, key_grid=key_grid, dtype=str(_dtype(q)).removeprefix("torch."), device=q.device.type,
         bias=bias, content=content, bias_grad=torch.is_grad_enabled() and _learns(schemes, q), gate=gate,
-        mask=structure, dropout=dropout > 0, lse=lse,
+        mask=structure, dropout=dropout > 0, lse=lse, rotated=schemes.rotation is not None,
         exporting=is_exporting(), transformed=is_transformed(),
     )  # fmt: skip
     return Call(q, k, v, problem, schemes, mask, _checked_scale(scale, q), dropout, kernel, qkv)

@@ -143,7 +143,8 @@ def _joined(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _coordinates(grid: Grid) -> list[np.ndarray]:
     """Per axis, the coordinate of every token; prefix tokens have 0 without meaning."""
-    lines = np.meshgrid(*(np.array(grid.along(axis), dtype=np.int64) for axis in range(grid.axes)), indexing="ij")
+    ranges = [grid.along(axis) for axis in range(grid.axes)]  # not np.array(range): that walks it number by number
+    lines = np.meshgrid(*(np.arange(r.start, r.stop, r.step, dtype=np.int64) for r in ranges), indexing="ij")
     return [np.concatenate([np.zeros(grid.prefix, np.int64), line.ravel()]) for line in lines]
 
 

@@ -8,6 +8,7 @@ shows their sentences. Nothing falls back in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -36,14 +37,24 @@ class Plan:
         lines = [
             f"kernel    {self.kernel}",
             f"cost      {self.cost.flops:,} FLOPs, {self.cost.bytes:,} bytes moved, {self.cost.held:,} bytes held",
-            *(f"          {note}" for note in self.cost.notes),
-            *(["          meta tensors have no device: planned as on a CPU"] * (self.problem.device == "meta")),
+            *(f"          {note}" for note in (*self.cost.notes, *self._before())),
             *(f"not {name:9} {why}" for name, why in self.passed_over),
         ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
+
+    def _before(self) -> Iterator[str]:
+        """What holds whichever kernel runs."""
+        problem = self.problem
+        if problem.device == "meta":
+            yield "meta tensors have no device: planned as on a CPU"
+        if problem.rotated and problem.queries < problem.keys:
+            yield (
+                f"all {problem.keys:,} keys are turned at each call: keep turned keys, and turn what is new "
+                "(rotary.turn)"
+            )
 
 
 class _Family(tuple[Kernel, ...]):

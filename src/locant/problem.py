@@ -34,6 +34,7 @@ class Problem:
     mask: Structure = field(default_factory=Structure)  # a default object could not be rebuilt by torch.compile
     dropout: bool = False
     lse: bool = False
+    rotated: bool = False  # q and k are turned before a kernel meets them
     exporting: bool = False
     transformed: bool = False  # by torch.func
 

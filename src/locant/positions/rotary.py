@@ -89,7 +89,19 @@ class Rotary(Rotation):
     def forward(
         self, x: Float[Tensor, "batch heads tokens head_dim"], grid: Grid
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        """`turn`."""
+        return self.turn(x, grid)
+
+    def turn(
+        self, x: Float[Tensor, "batch heads tokens head_dim"], grid: Grid
+    ) -> Float[Tensor, "batch heads tokens head_dim"]:
         """`x` (queries or keys on `grid`), rotated.
+
+        `attention(..., position=rotary)` turns queries and keys. Against a cache, which would be turned anew with each
+        new token, turn what is new, keep turned keys, and leave the position out:
+
+            keys = torch.cat([keys, rotary.turn(k, new)], 2)
+            out = attention(rotary.turn(q, new), keys, values, grid=new, key_grid=line, mask=Causal())
 
         Raises:
             ValueError: if the grid has other axes than `axes`, or `x` other tokens or channels.
