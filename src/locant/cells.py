@@ -103,8 +103,8 @@ def check_reach(
         )
     else:
         advice = (
-            f"Use position.resized(Grid({sizes})), which stretches it over the larger map, as for a picture of more "
-            'pixels (method="clip" keeps the numbers of the offsets that it has), or a smaller window.'
+            f"Use position.resized(Grid({sizes})), which stretches it over the larger picture "
+            '(method="clip" keeps the numbers of the offsets that it has), or a smaller window.'
         )
     raise ValueError(
         f"this attention needs offsets up to {needed}; the {scheme} on {own} reaches "
