@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import house  # noqa: E402
+
 PACKAGE = ROOT / "src" / "locant"
 SCHEMES = ROOT / "docs" / "schemes"
 ENTRANCES = {"Embedding": "embed", "Rotation": "rotate", "Bias": "bias", "Content": "content", "Gate": "gate"}
-SUFFIXES = {".py", ".cpp", ".h", ".html", ".css", ".js"}
 
 
 @dataclass(frozen=True)
@@ -119,23 +122,25 @@ def placed(text: str) -> str:
         listed = ", ".join(f"`{s.name}`" for s in schemes() if s.entrance == entrance)
         text = re.sub(rf"^(   \| {entrance} \| [^|]* \|) .* \|$", rf"\1 {listed} |", text, flags=re.MULTILINE)
     start, end = text.index("## Where things are"), text.index("## Arrows")
-    tree = text[start:end]
-    for path in sorted(p for top in (PACKAGE, ROOT / "csrc") for p in top.rglob("*") if p.suffix in SUFFIXES):
-        folder = f"{path.parent.name}/" if path.parent != PACKAGE else "src/locant/"
-        if path.name.startswith("__") or re.search(rf"(?<![\w.-]){re.escape(path.name)}(?![\w.])", block(tree, folder)):
-            continue
-        held = block(tree, folder)
-        margin = " " * (len(held) - len(held.lstrip()) + 2)
-        tree = tree.replace(held, f"{held}{margin}{path.name:<20}{sentence(path)}\n")
-    return text[:start] + tree + text[end:]
+    lines = text[start:end].splitlines(keepends=True)
+    for name in sorted(house.tree() - set(house.told(text))):
+        path = ROOT / name
+        margin, last = behind(lines, path.parent)
+        lines.insert(last, f"{margin}{path.name:<20}{sentence(path)}\n")
+    return text[:start] + "".join(lines) + text[end:]
 
 
-def block(tree: str, folder: str) -> str:
-    """The line of a folder and all that is indented below it."""
-    found = re.search(rf"^( *){re.escape(folder)}.*\n(?:\1 +.*\n)*", tree, re.MULTILINE)
-    if found is None:
-        raise SystemExit(f"docs/architecture.md has no {folder} under 'Where things are': write its line")
-    return found[0]
+def behind(lines: list[str], path: Path) -> tuple[str, int]:
+    """How far the files of a folder are indented in the tree, and the number of the line behind the last."""
+    name = "src/locant/" if path == PACKAGE else f"{path.name}/"
+    first = next((n for n, line in enumerate(lines) if re.match(rf" *{re.escape(name)}(\s|$)", line)), None)
+    if first is None:
+        raise SystemExit(f"docs/architecture.md has no {name} under 'Where things are': write its line")
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    last = first + 1
+    while last < len(lines) and lines[last].strip() and len(lines[last]) - len(lines[last].lstrip()) > depth:
+        last += 1
+    return " " * (depth + 2), last
 
 
 def sentence(path: Path) -> str:

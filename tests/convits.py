@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from redrawing import redraw
 from torch import Tensor, nn
 
 from locant import GatedPosition
@@ -14,21 +15,10 @@ from locant.nn import Attention, GatedAttention
 DIM, HEADS, PATCH = 8, 4, 2
 
 
-def redrawn(model: nn.Module) -> nn.Module:
-    """Every parameter drawn anew, wide enough that each of them shows."""
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            wide = 0.5 if parameter.ndim < 2 or "position" in name else parameter[0].numel() ** -0.5
-            parameter.normal_(std=wide).add_(
-                1.0 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")) else 0
-            )
-    return model
-
-
 def built(rows: int, columns: int, **given: object) -> ConViT:
     sizes = {"img_size": (PATCH * rows, PATCH * columns), "patch": PATCH, "in_chans": 1, "num_classes": 5, "dim": DIM,
              "depth": 4, "heads": HEADS, "local_up_to_layer": 2} | given  # fmt: skip
-    return redrawn(ConViT(**sizes).double())
+    return redraw(ConViT(**sizes).double())
 
 
 def pictures(rows: int, columns: int, batch: int = 2) -> Tensor:
@@ -49,11 +39,6 @@ def features(rows: int, columns: int) -> Tensor:
 def published_weight(position: GatedPosition) -> Tensor:
     """pos_proj.weight [heads, 3]."""
     return torch.stack([-position.direction[:, 1], -position.direction[:, 0], position.spread], dim=1)
-
-
-def close(a: Tensor, b: Tensor, most: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= most * max(1.0, float(b.detach().abs().max()))
 
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from redrawing import redraw
+from torch import Tensor
 
 from locant.models.detr import DETR, detr
 
@@ -12,19 +13,8 @@ SMALL |= {"hidden": 12, "num_queries": 4, "dropout": 0.0}
 SIZES = ((4, 5), (3, 5), (2, 3))  # of three pictures, padded to the first
 
 
-def awake(model: nn.Module) -> nn.Module:
-    """Biases, norms and tables drawn again, so that a wrong one shows."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(float("norm" in name and "weight" in name), 0.5)
-            elif "position" in name:
-                parameter.normal_()
-    return model
-
-
 def small(**options) -> DETR:
-    return awake(detr(**{**SMALL, **options})).double()
+    return redraw(detr(**{**SMALL, **options})).double()
 
 
 def padded(garbage: float = 0.0) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant("turned the other way", "Rotary._cos_and_sin", "_a.sin()", "-_a.sin()", "rotation_by_hand"),
     Mutant("mirror image of a turn", "Rotary._turned", "a * sin + b * cos", "a * sin - b * cos", f"{TRUTH}/rotary-1d-halves"),
     Mutant("pair layouts swapped", "Rotary._turned", 'self.layout == "interleaved" and _a', 'self.layout == "halves" and _a', f"{TRUTH}/rotary-1d-halves"),
-    Mutant("prefix turned, cells not", "Rotary.forward", "x[..., grid.prefix :, :]", "x[..., : grid.cells, :]", f"{TRUTH}/rotary-2d-prefix"),
+    Mutant("prefix turned, cells not", "Rotary.turn", "x[..., grid.prefix :, :]", "x[..., : grid.cells, :]", f"{TRUTH}/rotary-2d-prefix"),
     Mutant("rotation forgets the origin", "Rotary._cos_and_sin", "grid.along(_a)", "range(grid.shape[_a])", "moved_queries_are_elsewhere"),
     Mutant("keys turned from 0", "materialise", "_r(k, key_grid)", "_r(k, Grid(*key_grid.shape, prefix=key_grid.prefix))", "moved_queries_are_elsewhere"),
     # gates

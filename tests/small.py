@@ -60,12 +60,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-def redrawn(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.normal_() if tensor.is_floating_point() else tensor.fill_(3)
-    return model
-
-
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from redrawing import refill
 from torch import Tensor
 
 from locant.checkpoints.aim import LAYOUTS
 from locant.checkpoints.loading import export, load
-from locant.models.aim import AIM
 from locant.models.aim_swin import AIMSwin
 from locant.models.aim_vit import AIMViT
 
@@ -22,13 +22,6 @@ def swin(**given: object) -> AIMSwin:
 def vit(**given: object) -> AIMViT:
     size = {"img_size": 32, "patch": 8, "frames": 4, "dim": D, "depth": 1, "heads": 2, "num_tadapter": 2}
     return AIMViT(**size | {"num_classes": 5} | given)
-
-
-def redrawn(model: AIM) -> AIM:
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_()
-    return model
 
 
 def named(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -93,10 +86,10 @@ CASES = {"swin": (swin, mmaction_swin), "vit": (vit, mmaction_vit)}
 @pytest.mark.parametrize("name", CASES)
 def test_mmactions_names_and_back(name: str) -> None:
     build, published = CASES[name]
-    model = redrawn(build())
+    model = refill(build())
     theirs = export(model, "mmaction")
     assert shapes_of(theirs) == published()
-    other = redrawn(build())
+    other = refill(build())
     report = load(other, {"meta": "any", "state_dict": theirs})
     assert report.layout == "mmaction"
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))

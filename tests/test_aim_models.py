@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from near import apart
-from torch import Tensor, nn
+from redrawing import shake
+from torch import Tensor
 
 from locant import Causal, Padding, Windows
 from locant.models.aim import AIM
@@ -30,14 +31,6 @@ MODELS: dict[str, Callable[..., AIM]] = {"swin": swin, "vit": vit}
 both = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 
 
-def awake(module: nn.Module) -> nn.Module:
-    """Adapters and embeddings away from the zeros that they start from; no chance in it."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return module.double().eval()
-
-
 def clips(model: AIM, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, model.frames, 16, 24, dtype=torch.float64)
 
@@ -54,7 +47,7 @@ def test_at_its_start_every_frame_is_read_by_itself(build: Callable[..., AIM]) -
     out = model(x)
     alone = [model(part) for part in x.split(model.together, dim=2)]
     assert apart(out, torch.cat(alone, dim=2)) <= 1e-5 * float(out.detach().abs().max())
-    awake(model).float()
+    shake(model).double().eval().float()
     assert apart(model(x), torch.cat([model(part) for part in x.split(model.together, dim=2)], dim=2)) > 1e-3
 
 
@@ -62,7 +55,7 @@ def test_at_its_start_every_frame_is_read_by_itself(build: Callable[..., AIM]) -
 @pytest.mark.row(5)
 def test_clips_of_a_batch_never_meet(build: Callable[..., AIM]) -> None:
     """Two clips of half the frames, whose product the published code folds into one clip of all frames."""
-    model = awake(build())
+    model = shake(build()).double().eval()
     x = clips(model)[:, :, : model.frames // 2]
     out = model(x)
     assert apart(out[:1], model(x[:1])) <= 1e-10
@@ -73,7 +66,7 @@ def test_clips_of_a_batch_never_meet(build: Callable[..., AIM]) -> None:
 @pytest.mark.row(7)
 def test_a_padded_clip_is_the_clip_cut_short(build: Callable[..., AIM], parity: Callable[..., None]) -> None:
     """Even where padding holds NaN. An odd number of frames shares its last token with a frame of zeros."""
-    model = awake(build())
+    model = shake(build()).double().eval()
     x = clips(model, 3)
     lengths = torch.tensor([model.frames, 3, 2])
     mask = Padding.from_lengths(lengths, model.frames)
@@ -89,7 +82,7 @@ def test_a_padded_clip_is_the_clip_cut_short(build: Callable[..., AIM], parity: 
 @both
 @pytest.mark.row(7)
 def test_a_clip_of_padding_alone_gives_the_bias_of_the_head(build: Callable[..., AIM]) -> None:
-    model = awake(build())
+    model = shake(build()).double().eval()
     x = clips(model).requires_grad_()
     out = model(x, mask=Padding.from_lengths(torch.tensor([0, 2]), model.frames))
     assert apart(out[0], model.cls_head.fc_cls.bias) == 0
@@ -103,7 +96,7 @@ def test_a_clip_of_padding_alone_gives_the_bias_of_the_head(build: Callable[...,
 @pytest.mark.row(7)
 def test_a_causal_model_reads_no_later_frame(build: Callable[..., AIM]) -> None:
     for causal in (True, False):
-        model = awake(build(causal=causal, num_classes=0))
+        model = shake(build(causal=causal, num_classes=0)).double().eval()
         x = clips(model)
         seen, changed = 2, x.clone()
         changed[:, :, seen:] = 9.0
@@ -114,7 +107,7 @@ def test_a_causal_model_reads_no_later_frame(build: Callable[..., AIM]) -> None:
 @both
 def test_drop_path_is_drawn_per_clip(build: Callable[..., AIM]) -> None:
     """The published one draws for each place, or for each token of all clips at once."""
-    model = awake(build(drop_path_rate=0.6, num_classes=0, head_dropout=0.0)).train()
+    model = shake(build(drop_path_rate=0.6, num_classes=0, head_dropout=0.0)).double().eval().train()
     x = clips(model, 1).expand(16, -1, -1, -1, -1)
     with torch.no_grad():
         kinds = torch.unique(model(x).flatten(1), dim=0).shape[0]
@@ -129,7 +122,7 @@ def test_rates_grow_from_none_to_the_last_block() -> None:
 
 @both
 def test_checkpointing_changes_no_gradient(build: Callable[..., AIM]) -> None:
-    model = awake(build())
+    model = shake(build()).double().eval()
     x, mask = clips(model), Padding.from_lengths(torch.tensor([5, 2]), model.frames)
     wanted = torch.autograd.grad(model(x, mask=mask).square().sum(), list(model.parameters()))
     model.set_grad_checkpointing()
@@ -242,7 +235,7 @@ def test_what_learns_in_the_vit() -> None:
 @both
 @pytest.mark.row(52)
 def test_what_is_frozen_does_not_move(build: Callable[..., AIM]) -> None:
-    model = awake(build())
+    model = shake(build()).double().eval()
     learns = set(model.freeze())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rate = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -272,7 +265,7 @@ def test_half_precision_is_finite_and_near(build: Callable[..., AIM], dtype: tor
 @pytest.mark.row(54)
 @both
 def test_the_state_holds_what_is_learned_and_copies_compute_the_same(build: Callable[..., AIM]) -> None:
-    model = awake(build())
+    model = shake(build()).double().eval()
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     x = clips(model)
     wanted = model(x)
@@ -293,7 +286,7 @@ def test_what_is_not_decayed(build: Callable[..., AIM]) -> None:
 @pytest.mark.row(55)
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_whole_it_computes_and_trains_the_same(name: str) -> None:
-    model = awake(swin(depths=(1,), heads=(2,)) if name == "swin" else vit(depth=1)).float()
+    model = shake(swin(depths=(1,), heads=(2,)) if name == "swin" else vit(depth=1)).double().eval().float()
     x, mask = clips(model).float(), Padding.from_lengths(torch.tensor([model.frames, 2]), model.frames)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     found, wanted = compiled(x, mask=mask), model(x, mask=mask)
@@ -306,7 +299,7 @@ def test_compiled_whole_it_computes_and_trains_the_same(name: str) -> None:
 @pytest.mark.compiled
 @pytest.mark.row(55)
 def test_exported_it_computes_the_same() -> None:
-    model = awake(vit(depth=1))
+    model = shake(vit(depth=1)).double().eval()
     x, mask = clips(model), Padding.from_lengths(torch.tensor([model.frames, 2]), model.frames)
     program = torch.export.export(model, (x,), {"mask": mask})
     assert apart(program.module()(x, mask=mask), model(x, mask=mask)) <= 1e-10

@@ -5,7 +5,8 @@ from __future__ import annotations
 import published
 import pytest
 import torch
-from small import convit, redrawn, same, swin
+from redrawing import refill
+from small import convit, same, swin
 from torch import nn
 
 from locant import Grid, Learned, RelativeTable
@@ -34,7 +35,7 @@ def test_tables_of_another_window_are_resized_by_the_layouts_own_method():
 
 @pytest.mark.row(8)
 def test_there_and_back_by_an_exact_method_and_a_linear_table():
-    small, large = redrawn(swin(window=4)), swin(window=7, img_size=56)
+    small, large = refill(swin(window=4)), swin(window=7, img_size=56)
     load(large, small.state_dict(), method="linear")
     again = swin(window=4)
     report = load(again, large.state_dict(), method="linear")
@@ -77,7 +78,7 @@ def positions(scale: int) -> Holder:
 @pytest.mark.parametrize("method", ["linear", "clip", "bilinear", "bicubic", "antialiased", "geometric"])
 def test_every_position_goes_from_grid_to_grid(method):
     """As `resized` of each does it; prefix rows stay as they are."""
-    old, new = redrawn(positions(2)), positions(3)
+    old, new = refill(positions(2)), positions(3)
     state = old.state_dict()
     report = load(new, state, layout=OWN, method=method, grid=(4, 6))
     assert len(report.resized) == 11
@@ -107,7 +108,7 @@ def test_sides_that_are_in_doubt_are_asked_for():
 
 
 def test_windows_that_are_not_square():
-    model = redrawn(swin(window=(2, 3), img_size=48))
+    model = refill(swin(window=(2, 3), img_size=48))
     state = export(model, "official")
     assert load(swin(window=(2, 3), img_size=48), state).exact
     with pytest.raises(ValueError, match=r"needs \(2 H - 1\)\(2 W - 1\) entries.* got 15.* window=\(H, W\)"):
@@ -119,7 +120,7 @@ def test_windows_that_are_not_square():
 
 
 def test_resize_keeps_what_cannot_be_resized_and_says_unknown_methods():
-    old, new = redrawn(swin()).state_dict(), swin(window=6, img_size=48)
+    old, new = refill(swin()).state_dict(), swin(window=6, img_size=48)
     assert resize(old, new)["head.weight"] is old["head.weight"]
     with pytest.raises(ValueError, match=r"needs a method out of 'linear'.*got 'cubic'.*Use"):
         resize(old, new, method="cubic")

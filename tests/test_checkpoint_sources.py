@@ -17,8 +17,9 @@ import numpy as np
 import published
 import pytest
 import torch
+from redrawing import refill
 from safetensors.torch import save_file
-from small import MODELS, redrawn, same, swin
+from small import MODELS, same, swin
 from torch import Tensor, nn
 
 from locant.checkpoints import load, read
@@ -60,7 +61,7 @@ def test_a_common_prefix_is_found_and_what_lacks_it_is_left_alone(prefix, make):
 
 
 def test_our_own_names_have_a_prefix_too_and_models_of_nobody():
-    model = redrawn(swin())
+    model = refill(swin())
     assert same(read_back := dict(model.state_dict()), read_back)
     again = swin()
     assert load(again, behind("net.", dict(model.state_dict()))).layout == "locant"
@@ -102,7 +103,7 @@ def test_not_strict_takes_what_fits_behind_a_prefix():
     whole = behind("model.", state | {"my_head.weight": torch.ones(9, 16)}) | OTHERS
     with pytest.raises(ValueError, match=r"most like 'timm' behind 'model\.'.* none for my_head\.weight"):
         load(swin(), whole)
-    model = redrawn(swin())
+    model = refill(swin())
     report = load(model, whole, strict=False)
     assert (report.prefix, report.layout) == ("model.", "timm")
     assert report.unexpected == ["my_head.weight"]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import published
 import pytest
 import torch
-from small import MODELS, convit, redrawn, same, small_detr, swin
+from redrawing import refill
+from small import MODELS, convit, same, small_detr, swin
 from torch import Tensor, nn
 
 from locant import checkpoints
@@ -42,7 +43,7 @@ SOURCES: dict[str, tuple[str, str, Callable[[], dict[str, Tensor]]]] = {
 def test_published_files_load_and_come_out_again(source):
     """Every learned number of the file is in the model, at its place: exported, they are all back."""
     kind, layout, make = SOURCES[source]
-    state, model = make(), redrawn(MODELS[kind]())
+    state, model = make(), refill(MODELS[kind]())
     report = load(model, {"model": state})
     assert (report.layout, report.exact, report.resized) == (layout, True, [])
     read = {name for _, names in report.renamed for name in names} | set(report.kept)
@@ -77,7 +78,7 @@ def test_what_a_published_name_becomes():
 @pytest.mark.row(16)
 @pytest.mark.parametrize("kind", MODELS)
 def test_export_and_load_are_inverse_in_every_layout(kind):
-    model = redrawn(MODELS[kind]())
+    model = refill(MODELS[kind]())
     names = [one.name for one in layouts(model)]
     done = 0
     for name in dict.fromkeys(names):
@@ -85,7 +86,7 @@ def test_export_and_load_are_inverse_in_every_layout(kind):
             state = export(model, name)
         except ValueError:
             continue  # an image model's layout has no names for what AIM adds
-        again = redrawn(MODELS[kind]())
+        again = refill(MODELS[kind]())
         assert load(again, state, layout=name).exact
         assert same(again.state_dict(), model.state_dict())
         done += 1
@@ -156,7 +157,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_strict_refuses_and_loads_nothing(fault):
     spoil, words = FAULTS[fault]
-    state, model = published.swin(), redrawn(swin())
+    state, model = published.swin(), refill(swin())
     spoil(state)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(
@@ -206,7 +207,7 @@ def test_a_file_of_another_model_is_told():
 def test_fresh_stays_as_the_model_has_it():
     state, model = (
         published.swin() | {"head.weight": torch.ones(1000, 16), "head.bias": torch.ones(1000)},
-        redrawn(swin()),
+        refill(swin()),
     )
     head = model.head.weight.clone()
     report = load(model, state, fresh=("head.*",))
@@ -224,7 +225,7 @@ def test_dtypes_are_the_models():
 
 
 def test_models_without_a_family_have_our_own_names_alone():
-    model = redrawn(nn.Linear(3, 2))
+    model = refill(nn.Linear(3, 2))
     assert load(nn.Linear(3, 2), model.state_dict()) == Report("Linear", "locant", kept=["weight", "bias"])
     with pytest.raises(ValueError, match=r"`layout` needs a name out of 'locant' for a Linear; got 'timm'"):
         export(model, "timm")

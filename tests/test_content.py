@@ -11,6 +11,8 @@ import pickle
 
 import pytest
 import torch
+from near import close
+from redrawing import redraw_alike
 from schemes import HEAD_DIM, HEADS, heads
 from torch import Tensor
 
@@ -29,17 +31,10 @@ MOST = 1e-10
 LONG = Grid(9)
 
 
-def awake(position: Position, std: float = 0.5) -> Position:
-    """Numbers that show, in float64."""
+def awake(position: Position) -> Position:
+    """Numbers that show, in float64, the same every time."""
     torch.manual_seed(1)
-    for parameter in position.double().parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return position
-
-
-def close(found: Tensor, golden: Tensor, most: float = MOST) -> None:
-    assert found.shape == golden.shape
-    assert (found - golden).abs().max() <= most
+    return redraw_alike(position.double())
 
 
 def wave(distance: int, dim: int) -> Tensor:

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from near import close
 from schemes import HEAD_DIM, HEADS, SCHEMES, heads
-from test_content import LONG, awake, close
+from test_content import LONG, awake
 from torch import Tensor
 
 from locant.attend import attention, plan

@@ -7,7 +7,9 @@ import pickle
 
 import pytest
 import torch
-from convits import DIM, HEADS, PATCH, built, by_hand, close, features, pictures, published_weight, redrawn
+from convits import DIM, HEADS, PATCH, built, by_hand, features, pictures, published_weight
+from near import close
+from redrawing import redraw
 from torch import Tensor
 
 from locant import GatedPosition, Grid, checkpoints, weights
@@ -67,7 +69,7 @@ def test_the_positional_half_has_no_batch_and_no_pairs() -> None:
 @pytest.mark.row(56)
 def test_two_softmaxes_are_mixed_and_rows_sum_to_one() -> None:
     """Two maps with a softmax each, then a convex mixture: not one softmax over a sum, nor a change of shape."""
-    grid, gate = Grid(14, 14), redrawn(GatedPosition(HEADS)).double()
+    grid, gate = Grid(14, 14), redraw(GatedPosition(HEADS)).double()
     q, k = torch.randn(2, 2, HEADS, grid.tokens, 3, dtype=torch.float64)
     share = gate.gate.sigmoid()[:, None, None]
     content, place = q @ k.mT * 3**-0.5, features(14, 14) @ published_weight(gate).T
@@ -84,7 +86,7 @@ def test_two_softmaxes_are_mixed_and_rows_sum_to_one() -> None:
 
 @pytest.mark.row(51)
 def test_the_positional_map_depends_on_offsets_alone() -> None:
-    gate = redrawn(GatedPosition(HEADS)).double()
+    gate = redraw(GatedPosition(HEADS)).double()
     q, k = torch.randn(2, 1, HEADS, 15, 3, dtype=torch.float64)
     close(weights(q, k, grid=Grid(3, 5, origin=(7, -2)), position=gate), weights(q, k, grid=Grid(3, 5), position=gate))
 
@@ -92,7 +94,7 @@ def test_the_positional_map_depends_on_offsets_alone() -> None:
 @pytest.mark.row(22)
 def test_gradients_of_the_gate() -> None:
     """gradcheck in float64, with every share between shut and open; finite even where a gate has saturated."""
-    module = redrawn(GatedAttention(DIM, HEADS, grid=Grid(2, 3)).double())
+    module = redraw(GatedAttention(DIM, HEADS, grid=Grid(2, 3)).double())
     x = torch.randn(1, 6, DIM, dtype=torch.float64, requires_grad=True)
     names = ("gate", "direction", "spread")
 

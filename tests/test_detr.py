@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from detrs import SIZES, SMALL, awake, padded, small
+from detrs import SIZES, SMALL, padded, small
 from near import close
+from redrawing import redraw
 from torch import Tensor, nn
 
 from locant import Grid, MaskedSine, Padding
@@ -169,7 +170,7 @@ def test_without_products_of_queries_and_keys_no_position_shows() -> None:
 @pytest.mark.row(51)
 def test_cells_without_position_are_a_set() -> None:
     """Why DETR needs position in every layer: without it the encoder cannot tell one order of cells from another."""
-    layer = awake(EncoderLayer(8, 2, hidden=12, dropout=0.0)).double()
+    layer = redraw(EncoderLayer(8, 2, hidden=12, dropout=0.0)).double()
     x, order = torch.randn(2, 12, 8, dtype=torch.float64), torch.randperm(12)
     close(layer(x[:, order]), layer(x)[:, order])
     pos = MaskedSine(8).double()(Grid(3, 4))

@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from locant.cells import reach
-from locant.forms import OffsetTable, OffsetValues
+from locant.grid import Grid
+from locant.masks import Structure
 from locant.positions.position import Bias, Comparison
 
 
@@ -42,19 +43,18 @@ class Kerple(Bias):
         self.heads = heads
         self.rates = nn.Parameter(torch.zeros(heads, 2))
 
-METHODS
+    def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
+        far = offset[..., 0].abs()
+        first, second = self.rates.exp().view(-1, 2, *[1] * far.ndim).unbind(1)
+        return -first * torch.log(1 + second * far)
+
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        if grid.axes != 1:
+            raise ValueError(f"Kerple knows distances in a sequence; got {grid}. On images use ALiBi.")
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
 '''
-METHODS = """    def form(self, grid, key_grid, mask):
-        return OffsetTable(self.heads, reach(grid, key_grid, mask))
-
-    def values(self, form):
-        (r,) = form.reach
-        first, second = self.rates.exp()[:, :, None].unbind(1)
-        far = torch.arange(-r, r + 1, dtype=first.dtype, device=first.device).abs()
-        return OffsetValues(-first * torch.log(1 + second * far))"""
 CASE = '''"""Kerple: a learned logarithm of the distance."""
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ out = attention(q, k, v, grid=Grid(10), position=Kerple(4), mask=Causal())
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     made = Copy(tmp_path_factory.mktemp("scheme"))
-    made.add("src/locant/positions/kerple.py", SOURCE.replace("METHODS", METHODS))
+    made.add("src/locant/positions/kerple.py", SOURCE)
     made.add("tests/schemes/kerple.py", CASE)
     made.add("docs/schemes/kerple.md", PAGE)
     made.python("docs/index.py")

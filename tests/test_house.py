@@ -37,11 +37,14 @@ def test_the_house_stands() -> None:
     assert complaints() == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_stay_short(path: Path) -> None:
-    source = path.read_text()
-    assert len(source.splitlines()) <= FILE
-    assert {name: n for name, n in python_functions(source) if n > PYTHON_FUNCTION} == {}
+def test_files_and_functions_stay_short() -> None:
+    """Those of tests, benchmarks and examples as well."""
+    long = []
+    for path in FILES:
+        source = path.read_text()
+        long += [path.name] * (len(source.splitlines()) > FILE)
+        long += [f"{path.name}: {name}" for name, n in python_functions(source) if n > PYTHON_FUNCTION]
+    assert long == []
 
 
 def test_the_ruler_measures() -> None:
@@ -129,15 +132,15 @@ def test_the_page_is_read_by_path() -> None:
     ] + ["csrc/selftest/task.h"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_names_say_what_is_inside(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    assert not DRAWERS & set(parts)
-    if parts[0] == "src":
-        assert len(parts) <= 4, "a subpackage at most: src/locant/family/member.py"
-        packages = {"bench", "checkpoints", "compare", "flops", "models", "nn"}
-        functions = {name for name in locant.__all__ if name.islower()} - packages
-        assert not functions & set(parts), "no file or folder bears the name of a public function"
+def test_names_say_what_is_inside() -> None:
+    packages = {"bench", "checkpoints", "compare", "flops", "models", "nn"}
+    verbs = {name for name in locant.__all__ if name.islower()} - packages
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        assert not DRAWERS & set(parts), path
+        if parts[0] == "src":
+            assert len(parts) <= 4, f"{path}: a subpackage at most: src/locant/family/member.py"
+            assert not verbs & set(parts), f"{path}: no file or folder bears the name of a public function"
 
 
 def test_every_package_has_an_init() -> None:
@@ -163,7 +166,21 @@ def test_one_version() -> None:
     assert f"## [{locant.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_every_mutant_has_its_place(mutant) -> None:
+def test_every_mutant_has_its_place() -> None:
     """It names a function that is there, and a piece of it that stands there once."""
-    changed(function(mutant.where), mutant.old, mutant.new)
+    lost = []
+    for mutant in MUTANTS:
+        try:
+            changed(function(mutant.where), mutant.old, mutant.new)
+        except AssertionError as error:
+            lost.append(f"{mutant.name}: {str(error).splitlines()[0]}")
+    assert lost == []
+
+
+def test_helpers_are_on_the_map() -> None:
+    """tests/README.md names every file that is no test, and no file that is gone."""
+    page = (ROOT / "tests" / "README.md").read_text()
+    told = set(re.findall(r"\w+\.py", page)) | {f"{name}/" for name in re.findall(r"^\| (\w+)/ \|", page, re.MULTILINE)}
+    there = {p.name for p in (ROOT / "tests").glob("*.py") if not p.name.startswith("test_")}
+    folders = {f"{p.parent.name}/" for p in (ROOT / "tests").glob("*/*.py")}
+    assert told == there | folders

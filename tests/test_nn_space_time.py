@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from near import apart
+from redrawing import shake
 from torch import Tensor, nn
 
 from locant import Causal, Grid, Padding, RelativeTable, Windows
@@ -19,17 +20,9 @@ DIM, HEADS, T, SIDE = 6, 2, 4, 2
 CLIP = Grid(T, 4, 6)
 
 
-def awake(module: nn.Module) -> nn.Module:
-    """Adapters away from the zeros that they start from, tables away from small numbers."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return module.double().eval()
-
-
 def attention(**given: object) -> SpaceTimeAttention:
     module = SpaceTimeAttention(DIM, HEADS, **{"frames": T, "window": (SIDE, SIDE), "grid": CLIP} | given)
-    return awake(module)
+    return shake(module).double().eval()
 
 
 @pytest.fixture
@@ -111,7 +104,7 @@ def test_moving_all_frames_changes_nothing(x: Tensor, parity: Callable[..., None
 
 def test_a_class_token_per_frame_is_a_column(x: Tensor) -> None:
     """Over time class tokens meet class tokens; over space each meets its own frame."""
-    module = awake(SpaceTimeAttention(DIM, HEADS, frames=T, grid=Grid(T, 24)))
+    module = shake(SpaceTimeAttention(DIM, HEADS, frames=T, grid=Grid(T, 24))).double().eval()
     time, space = module(x, temporal=True), module(x)
     column = x.unflatten(1, (T, 24))[:, :, 0]
     assert apart(time.unflatten(1, (T, 24))[:, :, 0], module(column, grid=Grid(T, 1), temporal=True)) <= 1e-10
@@ -121,7 +114,7 @@ def test_a_class_token_per_frame_is_a_column(x: Tensor) -> None:
 
 def test_small_maps_lose_their_shift_and_shrink_to_the_shorter_side() -> None:
     """The published rule, in each frame; one frame alone does not count as a short axis."""
-    module = awake(SpaceTimeAttention(DIM, HEADS, window=(4, 4), shift=(2, 2)))
+    module = shake(SpaceTimeAttention(DIM, HEADS, window=(4, 4), shift=(2, 2))).double().eval()
     for shape, cells in (((2, 8, 8), Windows((1, 4, 4), (0, 2, 2))), ((1, 8, 8), Windows((1, 4, 4), (0, 2, 2))),
                          ((2, 4, 8), Windows((1, 4, 4))), ((2, 2, 8), Windows((1, 2, 2)))):  # fmt: skip
         y = torch.randn(1, math.prod(shape), DIM, dtype=torch.float64)
@@ -165,7 +158,7 @@ def slow(module: RelativeAttention, x: Tensor, scale: float) -> Tensor:
 @pytest.mark.row(6)
 @pytest.mark.parametrize("with_qkv", [True, False])
 def test_relative_attention_pair_by_pair(with_qkv: bool, parity: Callable[..., None]) -> None:
-    module = awake(RelativeAttention(DIM, 5, HEADS, with_qkv=with_qkv))
+    module = shake(RelativeAttention(DIM, 5, HEADS, with_qkv=with_qkv)).double().eval()
     y = torch.randn(2, 5, DIM, dtype=torch.float64)
     parity(6, f"double loop, with_qkv={with_qkv}", apart(module(y), slow(module, y, 3**-0.5)), 1e-10)
     assert apart(module(y[:, :3]), slow(module, y[:, :3], 3**-0.5)) <= 1e-10  # the centre of the table
@@ -192,7 +185,7 @@ def test_without_qkv_there_is_nothing_but_the_table() -> None:
 
 @pytest.mark.row(7)
 def test_relative_attention_takes_masks() -> None:
-    module = awake(RelativeAttention(DIM, 5, HEADS))
+    module = shake(RelativeAttention(DIM, 5, HEADS)).double().eval()
     y = torch.randn(2, 5, DIM, dtype=torch.float64)
     padded = module(y, mask=Padding.from_lengths(torch.tensor([5, 3]), 5))
     assert apart(padded[1:, :3], module(y[1:, :3])) <= 1e-10
@@ -259,7 +252,7 @@ def test_shifted_windows_hide_borders_and_not_the_future(x: Tensor) -> None:
 
 @pytest.mark.row(56)
 def test_logits_are_multiplied_by_the_scale() -> None:
-    module = awake(RelativeAttention(DIM, 5, HEADS, scale=2.0))
+    module = shake(RelativeAttention(DIM, 5, HEADS, scale=2.0)).double().eval()
     y = torch.randn(1, 5, DIM, dtype=torch.float64)
     assert apart(module(y), slow(module, y, 2.0)) <= 1e-10
     assert apart(module(y), slow(module, y, 0.5)) > 1e-3
@@ -272,7 +265,7 @@ def test_logits_are_multiplied_by_the_scale() -> None:
 def test_gradients_are_those_of_the_function() -> None:
     grid = Grid(2, 2, 2)
     y = torch.randn(1, 8, 4, dtype=torch.float64, requires_grad=True)
-    block = awake(SpaceTimeBlock(4, 2, frames=2, window=(2, 2), adapters=2, causal=True))
+    block = shake(SpaceTimeBlock(4, 2, frames=2, window=(2, 2), adapters=2, causal=True)).double().eval()
     leaves = [p for p in block.parameters() if p.numel() <= 40]
 
     def run(inputs: Tensor, *_: Tensor) -> Tensor:
@@ -280,14 +273,14 @@ def test_gradients_are_those_of_the_function() -> None:
 
     assert torch.autograd.gradcheck(run, (y, *leaves))
     for with_qkv in (True, False):
-        module = awake(RelativeAttention(4, 8, 2, with_qkv=with_qkv))
+        module = shake(RelativeAttention(4, 8, 2, with_qkv=with_qkv)).double().eval()
         assert torch.autograd.gradcheck(lambda inputs, *_, m=module: m(inputs), (y, module.position.table))
 
 
 @pytest.mark.compiled
 @pytest.mark.row(55)
 def test_compiled_relative_attention_computes_the_same() -> None:
-    module = awake(RelativeAttention(DIM, 5, HEADS))
+    module = shake(RelativeAttention(DIM, 5, HEADS)).double().eval()
     y, mask = torch.randn(2, 5, DIM, dtype=torch.float64), Padding.from_lengths(torch.tensor([5, 2]), 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     assert apart(compiled(y, mask=mask), module(y, mask=mask)) <= 1e-10

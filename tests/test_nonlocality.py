@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from convits import DIM, HEADS, built, close, pictures, redrawn
+from convits import DIM, HEADS, built, pictures
+from near import close
+from redrawing import redraw
 
 from locant import GatedPosition, Grid, Sinusoid
 from locant.models.nonlocality import attention_map, non_locality
@@ -68,8 +70,8 @@ def test_heads_of_a_model_at_what_they_really_see() -> None:
 def test_the_map_of_a_module_is_what_it_attends_with() -> None:
     """Times the values it is the output before the projection: plain and gated, with biases, scale and embedding."""
     grid, x = Grid(2, 3), torch.randn(2, 6, DIM, dtype=torch.float64)
-    gated = redrawn(GatedAttention(DIM, HEADS, position=(GatedPosition(HEADS), Sinusoid(DIM)), qkv_bias=True).double())
-    plain = redrawn(Attention(DIM, HEADS, position=Sinusoid(DIM), scale=0.3).double())
+    gated = redraw(GatedAttention(DIM, HEADS, position=(GatedPosition(HEADS), Sinusoid(DIM)), qkv_bias=True).double())
+    plain = redraw(Attention(DIM, HEADS, position=Sinusoid(DIM), scale=0.3).double())
     for module in (gated, plain):
         values = module.v(x) if module is gated else module.qkv(x)[..., 2 * DIM :]
         mixed = attention_map(module, x, grid) @ values.unflatten(-1, (HEADS, -1)).transpose(1, 2)

@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from near import apart_by_size
 from torch import Tensor
 
 from locant import Grid
@@ -35,11 +36,6 @@ def small(kind: type[Swin] = Swin, **given: object) -> Swin:
 
 def pictures(*size: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size)
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
 # Sizes (row 12)
@@ -75,12 +71,12 @@ def test_at_each_size_it_is_the_model_that_was_built_for_it(border: str) -> None
                 state[name] = state[name][(slice(None), *centre)]
         built.load_state_dict(state)
         assert built.layers[1].blocks[0].attention.position.grid.shape != (4, 4)
-        assert apart(model(x), built(x)) <= 1e-5
+        assert apart_by_size(model(x), built(x)) <= 1e-5
 
 
 def test_a_batch_is_its_pictures_one_by_one() -> None:
     model, x = small().double(), pictures(36, 52, batch=3).double()
-    assert apart(torch.cat([model(one[None]) for one in x]), model(x)) <= 1e-12
+    assert apart_by_size(torch.cat([model(one[None]) for one in x]), model(x)) <= 1e-12
     assert model(x[:0]).shape == (0, 5)
 
 
@@ -99,11 +95,11 @@ def test_features_are_the_stages(kind: type[Swin]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.features(x), found, strict=True))
     assert torch.equal(model.features(x, [-1])[0], found[1])
     normed = model.norm(last)
-    assert apart(model.forward_features(x).flatten(2).transpose(1, 2), normed) <= 1e-6
-    assert apart(model(x), model.head(normed.mean(1))) <= 1e-5
+    assert apart_by_size(model.forward_features(x).flatten(2).transpose(1, 2), normed) <= 1e-6
+    assert apart_by_size(model(x), model.head(normed.mean(1))) <= 1e-5
     bare = small(kind, num_classes=0)
     bare.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("head")})
-    assert apart(bare(x), normed.mean(1)) <= 1e-5
+    assert apart_by_size(bare(x), normed.mean(1)) <= 1e-5
 
 
 # Equivariance (row 51)
@@ -115,10 +111,10 @@ def test_moving_a_picture_by_whole_windows_moves_its_features(kind: type[Swin]) 
     """With one block per stage none is shifted: a window of the last stage is 4 · 4 · 2 pixels wide."""
     model, x = small(kind, depths=(1, 1)).double(), pictures(64, 96).double()
     moved = x.roll((32, -64), (2, 3))
-    assert apart(model.features(moved)[1], model.features(x)[1].roll((4, -8), (2, 3))) <= 1e-12
-    assert apart(model(moved), model(x)) <= 1e-12
+    assert apart_by_size(model.features(moved)[1], model.features(x)[1].roll((4, -8), (2, 3))) <= 1e-12
+    assert apart_by_size(model(moved), model(x)) <= 1e-12
     near = x.roll((16, 0), (2, 3))
-    assert apart(model.features(near)[1], model.features(x)[1].roll((2, 0), (2, 3))) > 1e-2
+    assert apart_by_size(model.features(near)[1], model.features(x)[1].roll((2, 0), (2, 3))) > 1e-2
 
 
 @pytest.mark.row(51)
@@ -129,8 +125,8 @@ def test_shifted_windows_move_along_inside_the_border(module: type[WindowAttenti
     canvas = torch.randn(1, 15, 15, 8, dtype=torch.float64)
     here, there = (canvas[:, a : a + 12, b : b + 12].flatten(1, 2) for a, b in ((3, 0), (0, 3)))
     here, there = (attention(x, grid=Grid(12, 12)).unflatten(1, (12, 12)) for x in (here, there))
-    assert apart(here[:, 1:7, 4:10], there[:, 4:10, 1:7]) <= 1e-12
-    assert apart(here[:, 1:7, 4:10], there[:, 3:9, 1:7]) > 1e-2
+    assert apart_by_size(here[:, 1:7, 4:10], there[:, 4:10, 1:7]) <= 1e-12
+    assert apart_by_size(here[:, 1:7, 4:10], there[:, 3:9, 1:7]) > 1e-2
 
 
 # Training
@@ -277,7 +273,7 @@ def test_compiled_it_is_the_same_at_two_sizes() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for size in ((16, 16), (20, 13)):
         x = pictures(*size).double()
-        assert apart(compiled(x), model(x)) <= 1e-12
+        assert apart_by_size(compiled(x), model(x)) <= 1e-12
 
 
 @pytest.mark.row(55)
@@ -287,7 +283,7 @@ def test_exported_it_takes_any_batch() -> None:
     batch = torch.export.Dim("batch", min=2, max=8)
     program = torch.export.export(model, (pictures(16, 16),), dynamic_shapes={"x": {0: batch}})
     more = pictures(16, 16, batch=3)
-    assert apart(program.module()(more), model(more)) <= 1e-5
+    assert apart_by_size(program.module()(more), model(more)) <= 1e-5
 
 
 # Builders and what is refused

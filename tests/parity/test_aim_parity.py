@@ -13,6 +13,7 @@ from itertools import product
 
 import pytest
 import torch
+from redrawing import redraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,15 +27,6 @@ from locant.nn.space_time import SpaceTimeAttention, SpaceTimeBlock
 
 EXACT = 1e-10  # float64, engineering's policy
 Attend = Callable[[Tensor], Tensor]
-
-
-def redrawn(module: nn.Module) -> nn.Module:
-    """Every weight at a size that shows: maps keep the scale of what they read, the rest is normal 0.5."""
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            matrix = p.ndim >= 2 and "table" not in name and "embedding" not in name
-            p.normal_(1.0 if "norm" in name or name.startswith("ln") else 0.0, p[0].numel() ** -0.5 if matrix else 0.5)
-    return module
 
 
 def close(parity: Callable, rows: tuple[int, ...], reference: str, found: Tensor, wanted: Tensor, most: float) -> None:
@@ -184,7 +176,7 @@ def test_the_temporal_index_is_timms_of_a_column(frames: int, timm: object, pari
 def test_the_whole_model_is_the_regrouped_composition(name: str, parity: Callable) -> None:
     """Forward, and the gradient of every parameter and of the clip."""
     build, compose = COMPOSED[name]
-    model = redrawn(build()).double().eval()
+    model = redraw(build()).double().eval()
     x = torch.randn(2, 3, model.frames, 32, 32, dtype=torch.float64, requires_grad=True)
     found, wanted = model(x), compose(model, x)
     close(parity, (4, 5, 13), f"regrouped composition with SDPA: {name}", found, wanted, EXACT)
@@ -202,7 +194,7 @@ def test_the_whole_model_is_the_regrouped_composition(name: str, parity: Callabl
 @pytest.mark.parametrize("name", COMPOSED)
 def test_shorter_clips_read_the_centre_of_the_table(name: str, parity: Callable) -> None:
     build, compose = COMPOSED[name]
-    model = redrawn(build()).double().eval()
+    model = redraw(build()).double().eval()
     x = torch.randn(1, 3, model.frames // 2, 32, 32, dtype=torch.float64)
     close(parity, (4, 7), f"composition on half a clip: {name}", model(x), compose(model, x), EXACT)
 
@@ -213,7 +205,7 @@ def test_shorter_clips_read_the_centre_of_the_table(name: str, parity: Callable)
 )
 def test_spatial_half_is_the_rolled_map(shape: tuple[int, int], window: int, shift: int, parity: Callable) -> None:
     attention = SpaceTimeAttention(12, 3, frames=5, window=(window, window), shift=(shift, shift))
-    attention = redrawn(attention).double()
+    attention = redraw(attention).double()
     x = torch.randn(2, 5, shape[0] * shape[1], 12, dtype=torch.float64)
     index, bias = spatial_bias(attention, *shape)
     windows = attended(attention, x.flatten(0, 1)[:, index].flatten(0, 1), bias.repeat(10, 1, 1, 1))
@@ -227,7 +219,7 @@ def test_spatial_half_is_the_rolled_map(shape: tuple[int, int], window: int, shi
 @pytest.mark.parametrize("with_qkv", [True, False])
 @pytest.mark.parametrize("tokens", [5, 3])
 def test_relative_attention_is_sdpa_with_a_bias(with_qkv: bool, tokens: int, parity: Callable) -> None:
-    module = redrawn(RelativeAttention(12, 5, 3, with_qkv=with_qkv)).double()
+    module = redraw(RelativeAttention(12, 5, 3, with_qkv=with_qkv)).double()
     x = torch.randn(2, tokens, 12, dtype=torch.float64)
     joined = module.qkv(x) if with_qkv else x.repeat(1, 1, 3)
     q, k, v = joined.unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
@@ -243,7 +235,7 @@ def started(model: AIM) -> AIM:
     zeros = {n: p.detach().clone() for n, p in model.named_parameters() if "D_fc2" in n or "temporal_embedding" in n}
     assert zeros
     assert all(not bool(z.any()) for z in zeros.values())
-    redrawn(model)
+    redraw(model)
     model.load_state_dict(zeros, strict=False)
     return model.eval()
 
@@ -264,7 +256,7 @@ def test_at_its_start_swin_is_timms_on_every_frame(size: tuple[int, int], timm: 
     """Two frames share a token: the 2-D kernel over 2, twice, reads their mean. Forward and the image's gradients."""
     swin = import_module("timm.models.swin_transformer").SwinTransformer
     sizes = {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 4), "window_size": 7}
-    theirs = redrawn(swin(img_size=size, num_classes=0, global_pool="", **sizes)).eval()
+    theirs = redraw(swin(img_size=size, num_classes=0, global_pool="", **sizes)).eval()
     ours = started(AIMSwin(frames=4, dim=16, depths=(2, 2), heads=(2, 4), window=7, num_classes=0))
     assert load(ours, theirs.state_dict(), layout="timm").exact
     x = torch.randn(1, 3, 4, *size, requires_grad=True)
@@ -288,7 +280,7 @@ def test_at_its_start_the_vit_is_clip_on_every_frame(transformers: object, parit
     config = clip.CLIPVisionConfig(
         hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
     )
-    theirs = redrawn(clip.CLIPVisionModel(config)).eval()
+    theirs = redraw(clip.CLIPVisionModel(config)).eval()
     ours = started(small_vit())
     assert load(ours, theirs.state_dict(), layout="transformers").exact
     x = torch.randn(2, 3, 4, 32, 32, requires_grad=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from redrawing import redraw
 from torch import nn
 
 from locant.checkpoints import export, load, write
@@ -25,15 +26,6 @@ def ours(img_size, window) -> Swin:
     ).eval()
 
 
-def redrawn(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            nn.init.normal_(
-                parameter, std=0.5 if parameter.ndim == 1 or "table" in name else parameter.shape[-1] ** -0.5
-            )
-    return model
-
-
 @pytest.mark.row(8)
 @pytest.mark.row(16)
 @pytest.mark.parametrize(("img_size", "window"), [(256, 8), (384, 12), ((192, 320), (6, 10)), (160, 5)])
@@ -41,7 +33,7 @@ def test_swin_from_224_to_other_sizes_as_timm_does_it(timm, parity, tmp_path, im
     """Windows from 7 to 8, 12, 6 × 10 and 5; the file is timm's, the method its own."""
     from timm.models.swin_transformer import checkpoint_filter_fn
 
-    trained = redrawn(theirs(timm, 224, 7))
+    trained = redraw(theirs(timm, 224, 7))
     write(tmp_path / "in.safetensors", trained.state_dict())
     peer, model = theirs(timm, img_size, window), ours(img_size, window)
     peer.load_state_dict(checkpoint_filter_fn(trained.state_dict(), peer))
@@ -61,7 +53,7 @@ def test_swin_from_224_to_other_sizes_as_timm_does_it(timm, parity, tmp_path, im
 @pytest.mark.row(16)
 def test_what_we_export_the_peer_loads_strictly(timm, parity):
     """timm recomputes its indices, and keeps none of them in a file."""
-    model, peer = redrawn(ours(64, 4)), theirs(timm, 64, 4)
+    model, peer = redraw(ours(64, 4)), theirs(timm, 64, 4)
     peer.load_state_dict(export(model, "timm"), strict=True)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -70,7 +62,7 @@ def test_what_we_export_the_peer_loads_strictly(timm, parity):
 
 
 def test_a_timm_file_is_resized_geometrically_unless_told_otherwise(timm):
-    state = redrawn(theirs(timm, 64, 4)).state_dict()
+    state = redraw(theirs(timm, 64, 4)).state_dict()
     assert {line.method for line in load(ours(96, 6), state).resized} == {"geometric"}
 
 
@@ -80,7 +72,7 @@ def test_other_channels_as_timm_adapts_them(timm, parity, channels):
     """The same kernel, and a whole model: timm's own weights brought to other pictures by timm and by `load`."""
     from timm.models._manipulate import adapt_input_conv
 
-    trained = redrawn(theirs(timm, 64, 4))
+    trained = redraw(theirs(timm, 64, 4))
     state = trained.state_dict()
     model = Swin(dim=24, heads=(1, 2, 4, 8), img_size=64, window=4, in_chans=channels, like="timm", **SIZES)
     load(model, state)

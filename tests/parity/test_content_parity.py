@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from near import apart
+from redrawing import redraw_alike
 from torch import Tensor, nn
 
 from locant.attend import attention, weights
@@ -22,12 +23,8 @@ MOST = 1e-10  # in float64
 DIM, HEADS, WIDTH, LENGTH = 24, 3, 8, 11
 
 
-def drawn(module: nn.Module, std: float = 0.5) -> nn.Module:
-    """Every number drawn anew, large enough to show, in float64 and evaluation."""
-    module = module.eval().double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std)
-    return module
+def drawn(module: nn.Module) -> nn.Module:
+    return redraw_alike(module.eval().double())
 
 
 def parted(x: Tensor) -> Tensor:

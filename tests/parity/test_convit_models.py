@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from redrawing import redraw
 from torch import Tensor, nn
 
 from locant import GatedPosition, Grid, checkpoints
@@ -20,20 +21,9 @@ MOST = 1e-5
 LAYOUT = next(layout for layout in LAYOUTS if layout.name == "timm")
 
 
-def redrawn(model: nn.Module) -> nn.Module:
-    """Matrices keep the size of what goes through them; all else is wide enough to show."""
-    for name, parameter in model.named_parameters():
-        narrow = parameter.ndim > 1 and not name.endswith(("pos_proj.weight", "pos_embed", "cls_token"))
-        with torch.no_grad():
-            parameter.normal_(std=parameter[0].numel() ** -0.5 if narrow else 0.5)
-            if "norm" in name and name.endswith("weight"):
-                parameter.add_(1.0)
-    return model
-
-
 def pair(timm: object, name: str, **given: object) -> tuple[nn.Module, nn.Module]:
     """timm's model in float64 and ours with its weights, which the table of names carries over, all of them."""
-    theirs = redrawn(getattr(import_module("timm.models.convit"), name)(**given)).double()
+    theirs = redraw(getattr(import_module("timm.models.convit"), name)(**given)).double()
     ours = getattr(convit, name)(**given).double()
     report = checkpoints.load(ours, theirs.state_dict(), layout="timm")
     assert report.exact
@@ -162,7 +152,7 @@ def test_eight_by_two_is_four_by_four_to_timm(timm):
 @pytest.mark.row(22)
 def test_the_bias_that_cancels(timm, parity):
     """Another pos_proj.bias, the same output; in a training step it does not move."""
-    theirs = redrawn(import_module("timm.models.convit").GPSA(36, 9)).double()
+    theirs = redraw(import_module("timm.models.convit").GPSA(36, 9)).double()
     x = torch.randn(2, 49, 36, dtype=torch.float64)
     before = theirs(x)
     (gradient,) = torch.autograd.grad(before.square().sum(), theirs.pos_proj.bias)
@@ -177,7 +167,10 @@ def test_the_bias_that_cancels(timm, parity):
 def test_distances(timm, parity):
     """On a square without a class token the published metric is right, layer by layer, for gated and plain ones."""
     peer, grid, x = import_module("timm.models.convit"), Grid(5, 5), torch.randn(3, 25, 36)
-    gpsa, plain = redrawn(peer.GPSA(36, 9)).eval(), redrawn(peer.MHSA(36, 9)).eval()
+    gpsa, plain = (
+        redraw(peer.GPSA(36, 9)).eval(),
+        redraw(peer.MHSA(36, 9)).eval(),
+    )
     gpsa(x)  # makes its indices
     names = ("qk.weight", "v.weight", "proj.weight", "proj.bias")
     gated, ours = GatedAttention(36, 9), Attention(36, 9, qkv_bias=False)

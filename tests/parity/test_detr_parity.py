@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from redrawing import redraw
 from torch import Tensor, nn
 
 from locant import Grid, MaskedSine, Padding, checkpoints
@@ -22,19 +23,6 @@ KINDS = {"DetrForObjectDetection": "transformers", "TableTransformerForObjectDet
 DIM, HEADS, HIDDEN, LAYERS, QUERIES, CLASSES = 32, 4, 40, 3, 7, 5
 MOST = 1e-5
 EXACT = 1e-10
-
-
-def awake(module: nn.Module) -> nn.Module:
-    """Everything drawn again, so that a wrong one shows: transformers' own start hardly tells pictures apart."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim == 1:
-                parameter.normal_(float("norm" in name and name.endswith("weight")), 0.5)
-            elif "position" in name or "query" in name:
-                parameter.normal_()
-            else:
-                parameter.normal_(0, parameter[0].numel() ** -0.5)
-    return module.eval()
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -55,7 +43,7 @@ def peer(transformers: ModuleType, kind: str, position: str = "sine") -> nn.Modu
         dropout=0.0,
     )  # fmt: skip
     config._attn_implementation = "eager"
-    return awake(model(config))
+    return redraw(model(config)).eval()
 
 
 def ours(kind: str, position: str = "sine") -> DETR:
@@ -213,8 +201,8 @@ def test_layers_of_torch_without_positions(parity: Parity, pre_norm: bool) -> No
     options = {"dim_feedforward": HIDDEN, "dropout": 0.0, "batch_first": True, "norm_first": pre_norm}
     real = torch.arange(9) < torch.tensor([[9], [4]])
     x, y = torch.randn(2, 9, DIM, requires_grad=True), torch.randn(2, QUERIES, DIM, requires_grad=True)
-    encoder = awake(EncoderLayer(DIM, HEADS, hidden=HIDDEN, dropout=0.0, pre_norm=pre_norm))
-    decoder = awake(DecoderLayer(DIM, HEADS, hidden=HIDDEN, dropout=0.0, pre_norm=pre_norm))
+    encoder = redraw(EncoderLayer(DIM, HEADS, hidden=HIDDEN, dropout=0.0, pre_norm=pre_norm)).eval()
+    decoder = redraw(DecoderLayer(DIM, HEADS, hidden=HIDDEN, dropout=0.0, pre_norm=pre_norm)).eval()
     theirs = nn.TransformerEncoderLayer(DIM, HEADS, **options)
     theirs.load_state_dict(as_torchs(encoder))
     found, expected = encoder(x, None, Padding(real))[real], theirs(x, src_key_padding_mask=~real)[real]
@@ -238,7 +226,7 @@ def test_layers_of_torch_without_positions(parity: Parity, pre_norm: bool) -> No
 def test_learned_positions(transformers: ModuleType, parity: Parity, model: str) -> None:
     module = import_module(f"transformers.models.{model}.modeling_{model}")
     prefix = {"detr": "Detr", "table_transformer": "TableTransformer"}[model]
-    theirs = awake(getattr(module, f"{prefix}LearnedPositionEmbedding")(16))
+    theirs = redraw(getattr(module, f"{prefix}LearnedPositionEmbedding")(16)).eval()
     with torch.no_grad():
         theirs.row_embeddings.weight.normal_()
         theirs.column_embeddings.weight.normal_()

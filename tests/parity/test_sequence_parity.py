@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from redrawing import redraw
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -26,12 +27,7 @@ OF_QUERIES = torch.tensor([[1, 6, 2, 3], [5, 1, 1, 4], [2, 2, 6, 6]])
 
 
 def drawn(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Everything drawn again, large enough to show; norms around 1."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            scale = 0.5 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-            parameter.normal_(float("norm" in name.lower() and name.endswith("weight")), scale)
-    return module.to(dtype).eval()
+    return redraw(module).to(dtype).eval()
 
 
 def compare(parity: Parity, row: int, reference: str, found: Tensor, golden: Tensor) -> None:
