@@ -169,11 +169,11 @@ def test_cells_and_reach_by_hand():
     assert [(c.queries, c.keys) for c in cells((), 0, line, Grid(3))] == [((0, 8), (0, 3))]
     pooled = [(c.queries, c.keys) for c in cells((Windows(2),), 0, line, line.pooled(4))]
     assert pooled == [((0, 2), (0, 1)), ((2, 4), (0, 0)), ((4, 6), (1, 2)), ((6, 8), (0, 0))]
-    assert reach(Grid(56, 56), Grid(56, 56), Windows((7, 7), (3, 3))) == (6, 6)
-    assert reach(Grid(5, 3), Grid(5, 3), None) == (4, 2)
-    assert reach(Grid(9)[8:], Grid(9), Causal()) == (8,)
-    assert reach(Grid(4), Grid(4, origin=(10,)), None) == (13,)
-    assert reach(Grid(0), Grid(5), None) == (0,)
+    assert reach(Grid(56, 56), Grid(56, 56), (Windows((7, 7), (3, 3)),)) == (6, 6)
+    assert reach(Grid(5, 3), Grid(5, 3), ()) == (4, 2)
+    assert reach(Grid(9)[8:], Grid(9), ()) == (8,)
+    assert reach(Grid(4), Grid(4, origin=(10,)), ()) == (13,)
+    assert reach(Grid(0), Grid(5), ()) == (0,)
 
 
 LENGTHS = torch.tensor([5, 2])

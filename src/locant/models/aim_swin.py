@@ -9,6 +9,7 @@ from typing import cast
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from locant.checks import check_types
 from locant.models.aim import AIM, init_as_published
 from locant.models.pyramid import Stage, half
 from locant.models.vision import Size, drop_path_rates, pair
@@ -50,6 +51,7 @@ class AIMSwin(AIM):
         ValueError: for sizes that do not divide, and depths and heads of different lengths.
     """
 
+    @check_types
     def __init__(
         self,
         *,
@@ -125,6 +127,7 @@ class AIMSwin(AIM):
         return cast("Iterable[Stage]", self.layers)
 
 
+@check_types
 def aim_swin_base(
     *,
     frames: int = 32,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.models.aim import AIM, init_as_published
 from locant.models.vision import Size, drop_path_rates, patch_grid
@@ -57,6 +58,7 @@ class AIMViT(AIM):
         ValueError: for sizes that do not divide; at the call for frames of another size.
     """
 
+    @check_types
     def __init__(
         self,
         *,
@@ -140,6 +142,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """CLIP's vision transformers, by which the published models are named."""
 
 
+@check_types
 def aim_vit_base(
     *,
     frames: int = 32,
@@ -155,6 +158,7 @@ def aim_vit_base(
     return AIMViT(**SIZES["base"], **locals())
 
 
+@check_types
 def aim_vit_large(
     *,
     frames: int = 32,

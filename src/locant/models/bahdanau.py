@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from locant.checks import check_types
 from locant.masks import Padding
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
@@ -114,6 +115,7 @@ class Bahdanau(nn.Module):
         ValueError: for a size below 1, or a dropout out of range.
     """
 
+    @check_types
     def __init__(
         self,
         source_vocabulary: int,

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
@@ -39,6 +40,7 @@ class BertEmbeddings(nn.Module):
         ValueError: for a size below 1, or a dropout out of range.
     """
 
+    @check_types
     def __init__(
         self,
         vocabulary: int,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.models.nonlocality import attention_map, non_locality
 from locant.models.vision import Size, drop_path_rates, init_linears, patch_grid
@@ -55,6 +56,7 @@ class ConViT(nn.Module):
             of range; at the call for images of another size than pos_embed is for.
     """
 
+    @check_types
     def __init__(
         self,
         *,
@@ -210,6 +212,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+@check_types
 def convit_tiny(
     *,
     img_size: Size = 224,
@@ -228,6 +231,7 @@ def convit_tiny(
     return ConViT(**SIZES["tiny"], **locals())
 
 
+@check_types
 def convit_small(
     *,
     img_size: Size = 224,
@@ -246,6 +250,7 @@ def convit_small(
     return ConViT(**SIZES["small"], **locals())
 
 
+@check_types
 def convit_base(
     *,
     img_size: Size = 224,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Padding
 from locant.models.detr_layers import Transformer
@@ -63,6 +64,7 @@ class DETR(nn.Module):
         ValueError: for a size below 1.
     """
 
+    @check_types
     def __init__(
         self,
         transformer: Transformer,
@@ -166,6 +168,7 @@ def on_cells(mask: Padding, features: Float[Tensor, "batch channels height width
     return Padding(valid).bound(cells, cells)
 
 
+@check_types
 def detr(
     *,
     channels: int = 2048,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_types
 from locant.masks import Padding
 from locant.nn import MultiHeadAttention
 from locant.nn.arguments import check_probabilities
@@ -173,6 +174,7 @@ class Transformer(nn.Module):
         ValueError: for sizes out of range, and what a layer refuses.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int = 256,

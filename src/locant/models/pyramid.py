@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.models.rules import Rules, chosen
 from locant.models.vision import Size, drop_path_rates, init_linears, pair
@@ -54,6 +55,7 @@ class Pyramid(nn.Module, ABC):
     LIBRARIES: ClassVar[Mapping[str, Rules]] = {}
     layers: Any  # a ModuleList of Stage
 
+    @check_types
     def __init__(
         self,
         *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.models.pyramid import Pyramid
 from locant.models.rules import SWIN, Rules
@@ -122,6 +123,7 @@ def sized(size: str, libraries: Mapping[str, Rules], given: dict[str, Any]) -> d
     return {**given, "dim": sizes.dim, "depths": sizes.depths, "heads": sizes.heads, "drop_path_rate": rate}
 
 
+@check_types
 def swin_tiny(
     *,
     img_size: Size | None = 224,
@@ -140,6 +142,7 @@ def swin_tiny(
     return Swin(**sized("tiny", Swin.LIBRARIES, locals()))
 
 
+@check_types
 def swin_small(
     *,
     img_size: Size | None = 224,
@@ -158,6 +161,7 @@ def swin_small(
     return Swin(**sized("small", Swin.LIBRARIES, locals()))
 
 
+@check_types
 def swin_base(
     *,
     img_size: Size | None = 224,
@@ -176,6 +180,7 @@ def swin_base(
     return Swin(**sized("base", Swin.LIBRARIES, locals()))
 
 
+@check_types
 def swin_large(
     *,
     img_size: Size | None = 224,

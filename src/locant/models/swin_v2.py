@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.models.pyramid import Pyramid
@@ -104,6 +105,7 @@ class SwinV2(Pyramid):
                     nn.init.zeros_(norm.weight)
 
 
+@check_types
 def swinv2_tiny(
     *,
     img_size: Size | None = 256,
@@ -122,6 +124,7 @@ def swinv2_tiny(
     return SwinV2(**sized("tiny", SwinV2.LIBRARIES, locals()))
 
 
+@check_types
 def swinv2_small(
     *,
     img_size: Size | None = 256,
@@ -140,6 +143,7 @@ def swinv2_small(
     return SwinV2(**sized("small", SwinV2.LIBRARIES, locals()))
 
 
+@check_types
 def swinv2_base(
     *,
     img_size: Size | None = 256,
@@ -158,6 +162,7 @@ def swinv2_base(
     return SwinV2(**sized("base", SwinV2.LIBRARIES, locals()))
 
 
+@check_types
 def swinv2_large(
     *,
     img_size: Size | None = 256,

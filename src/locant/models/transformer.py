@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Causal, Padding
 from locant.models.tokens import check_ids
@@ -106,6 +107,7 @@ class Stack(nn.Module):
 
     block: ClassVar[type[EncoderBlock | DecoderBlock]]
 
+    @check_types
     def __init__(
         self,
         vocabulary: int,
@@ -213,6 +215,7 @@ class Transformer(nn.Module):
         ValueError: for sizes that do not divide, a depth or hidden below 1, or a dropout out of range.
     """
 
+    @check_types
     def __init__(
         self,
         source_vocabulary: int,

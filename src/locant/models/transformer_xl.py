@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Pairs
 from locant.models.tokens import check_ids
@@ -81,6 +82,7 @@ class MemTransformerLM(nn.Module):
         ValueError: for sizes that do not fit each other, an unknown `attn_type`, and what one of them cannot do.
     """
 
+    @check_types
     def __init__(
         self,
         vocabulary: int,
@@ -243,6 +245,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+@check_types
 def transformer_xl_enwik8_base(
     vocabulary: int = 204, *, mem_len: int = 512, dropout: float = 0.1, dropatt: float = 0.0
 ) -> MemTransformerLM:
@@ -250,6 +253,7 @@ def transformer_xl_enwik8_base(
     return MemTransformerLM(**SIZES["enwik8_base"], **locals())
 
 
+@check_types
 def transformer_xl_enwik8_large(
     vocabulary: int = 204, *, mem_len: int = 768, dropout: float = 0.15, dropatt: float = 0.15
 ) -> MemTransformerLM:
@@ -257,6 +261,7 @@ def transformer_xl_enwik8_large(
     return MemTransformerLM(**SIZES["enwik8_large"], **locals())
 
 
+@check_types
 def transformer_xl_wt103_base(
     vocabulary: int = 267735, *, mem_len: int = 150, dropout: float = 0.1, dropatt: float = 0.0
 ) -> MemTransformerLM:

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_tensor, check_types, description
+
 
 class Adapter(nn.Module):
     """y = [x +] D_fc2(GELU(D_fc1(x))),  D_fc1 [hidden, dim], D_fc2 [dim, hidden], hidden = ⌊ratio · dim⌋.
@@ -25,6 +27,7 @@ class Adapter(nn.Module):
         ValueError: for a ratio that leaves no hidden channel.
     """
 
+    @check_types
     def __init__(self, dim: int, *, skip: bool = False, ratio: float = 0.25) -> None:
         super().__init__()
         hidden = int(dim * ratio)
@@ -41,6 +44,11 @@ class Adapter(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """What is added, or with the skip the sum."""
+        check_tensor("Adapter", "x", x, "a tensor [..., dim]")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"Adapter needs `x` as floating numbers [..., dim]; got {description(x)}. Convert it first."
+            )
         y = self.D_fc2(F.gelu(self.D_fc1(x)))
         return x + y if self.skip else y
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions, members
-from locant.checks import description
-from locant.grid import Grid
+from locant.checks import check_tensor, description
+from locant.grid import Grid, check_grid
 from locant.masks import Mask, Structure
 from locant.positions.position import Embedding, Position
 
@@ -85,6 +85,7 @@ def _check_registered(position: Positions) -> None:
 
 def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") -> None:
     """`x` must be `[batch, tokens, dim]`, of the dtype and on the device of the `weight` that it meets, where known."""
+    check_tensor("this module", name, x, f"a tensor [batch, tokens, {dim}]")
     if x.ndim != 3 or x.shape[-1] != dim:
         raise ValueError(
             f"`{name}` must be [batch, tokens, {dim}]; got {list(x.shape)}. "
@@ -102,6 +103,7 @@ def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") ->
 
 def token_grid(x: Float[Tensor, "batch tokens dim"], grid: Grid | None, name: str = "x", where: str = "grid") -> Grid:
     """The grid that tokens `x` lie on: `grid`, which must have as many, or a sequence."""
+    check_grid("this module", where, grid, needed=False)
     grid = Grid(x.shape[1]) if grid is None else grid
     if grid.tokens != x.shape[1]:
         raise ValueError(

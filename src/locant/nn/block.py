@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions
+from locant.checks import check_tensor, check_types, description
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_probabilities
@@ -40,6 +41,7 @@ class Block(nn.Module):
             would build one.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -85,6 +87,12 @@ class Block(nn.Module):
         mask: Mask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Both branches. `grid`, `position` and `mask` go to the attention."""
+        check_tensor("Block", "x", x, "a tensor [batch, tokens, dim]")
+        if x.ndim != 3 or not x.is_floating_point():
+            raise ValueError(
+                f"Block needs `x` as floating numbers [batch, tokens, dim]; got {description(x)}. "
+                "Lay the cells of the grid along one axis: x.flatten(1, -2)."
+            )
         x = x + self._path(self.attention(self.norm1(x), grid=grid, position=position, mask=mask))
         return x + self._path(self.mlp(self.norm2(x)))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_heads
@@ -47,6 +48,7 @@ class CosineWindowAttention(WindowedAttention):
     q_bias: nn.Parameter | None
     v_bias: nn.Parameter | None
 
+    @check_types
     def __init__(
         self,
         dim: int,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from locant.attend import attention
 from locant.call import Positions
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import (
@@ -55,6 +56,7 @@ class GatedAttention(nn.Module):
         ValueError: for sizes that do not divide, a position without a gate, and probabilities out of range.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from locant.attend import attention, weights
 from locant.call import Positions
-from locant.grid import Grid
+from locant.checks import check_tensor, check_type, check_types
+from locant.grid import Grid, check_grid
 from locant.masks import Mask
 from locant.nn.arguments import (
     add_embedding,
@@ -59,6 +60,7 @@ class MultiHeadAttention(nn.Module):
         ValueError: for sizes that do not divide, a wrong position or mask, and probabilities out of range.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -130,6 +132,10 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a tensor does not fit its grid, or `locant.attention` refuses the rest.
         """
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            check_tensor("MultiHeadAttention", name, x, "a tensor [batch, tokens, dim]")
+        check_type("MultiHeadAttention", "need_weights", need_weights, bool)
+        check_grid("MultiHeadAttention", "key_grid", key_grid, needed=False)
         self._check_channels(query, key, value)
         own = self.grid if grid is None else grid
         where = _locate(self.q, query, own, "query")

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from locant.checks import check_type, check_types
 from locant.masks import Mask
 from locant.nn.scoring import Pooled, allowed_pairs, check_pooling, seen
 from locant.softmax import softmax
@@ -40,6 +41,7 @@ class NadarayaWatson(nn.Module):
         ValueError: for an unknown kernel, and a learned w where no gradient can reach it.
     """
 
+    @check_types
     def __init__(self, kernel: str = "gaussian", *, w: float | None = 1.0) -> None:
         super().__init__()
         if kernel not in KERNELS:
@@ -76,7 +78,9 @@ class NadarayaWatson(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another; `exclude_self` between unlike numbers.
         """
-        check_pooling("NadarayaWatson", query, key, value, (key.shape[-1], query.shape[-1]), query)
+        check_pooling("NadarayaWatson", query, key, value, None, query)
+        check_type("NadarayaWatson", "exclude_self", exclude_self, bool)
+        check_type("NadarayaWatson", "need_weights", need_weights, bool)
         queries, keys = query.shape[1], key.shape[1]
         allowed = allowed_pairs(mask, len(query), queries, keys, query.device)
         if exclude_self:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.checks import check_tensor, check_types
 from locant.grid import AXES, Grid
 from locant.nn.arguments import check_tokens, token_grid
 from locant.nn.linears import bare_weight
@@ -45,6 +46,7 @@ class PatchEmbedding(nn.Module):
             number of axes or channels, or one that the patch does not divide under "refuse".
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -70,6 +72,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         """The tokens, and where they are."""
+        check_tensor("PatchEmbedding", "x", x, "a picture [batch, channels, height, width]")
         channels, axes = self.channels, ("time", "height", "width")[-len(self.patch) :]
         for side in x.shape[2:]:
             operator.index(side)  # grids are constants: a graph is made for one size, not for symbols
@@ -112,6 +115,7 @@ class PatchMerging(nn.Module):
             odd sides under "refuse".
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.attend import attention
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_heads, check_probabilities, check_tokens, token_grid
@@ -44,6 +45,7 @@ class RelativeAttention(nn.Module):
             at the call for more than T tokens.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,

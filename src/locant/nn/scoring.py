@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.attend import attention, weights
+from locant.checks import check_tensor, check_type, check_types, description
 from locant.grid import Grid
-from locant.masks import Mask, Structure
+from locant.masks import Mask, Structure, check_mask
+from locant.masks.senses import WHOLE
 from locant.nn.arguments import check_probabilities
 from locant.nn.linears import bare_weight, input_channels
 from locant.softmax import softmax
@@ -37,6 +39,7 @@ def masked_softmax(
     Raises:
         ValueError: if the mask is of another batch, differs by head, or needs places that nobody gave.
     """
+    _check_scores("masked_softmax", scores)
     batch, queries, keys = scores.shape
     return softmax(scores, allowed_pairs(mask, batch, queries, keys, scores.device))[0]
 
@@ -54,9 +57,11 @@ def masked_softmax_d2l(
     Raises:
         ValueError: for lengths of another shape, or that are not whole numbers.
     """
+    _check_scores("masked_softmax_d2l", scores)
     if valid_lens is None:
         return softmax(scores, None)[0]
-    if tuple(valid_lens.shape) not in (scores.shape[:1], scores.shape[:2]) or valid_lens.is_floating_point():
+    check_tensor("masked_softmax_d2l", "valid_lens", valid_lens, "whole numbers [batch] or [batch, queries]")
+    if tuple(valid_lens.shape) not in (scores.shape[:1], scores.shape[:2]) or valid_lens.dtype not in WHOLE:
         raise ValueError(
             f"masked_softmax_d2l needs whole numbers [{scores.shape[0]}] or {list(scores.shape[:2])} as `valid_lens`; "
             f"got {valid_lens.dtype} of shape {list(valid_lens.shape)}. Give a length per sample, or per query."
@@ -80,6 +85,7 @@ class DotProductAttention(nn.Module):
         ValueError: for a dropout out of range.
     """
 
+    @check_types
     def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
         check_probabilities("DotProductAttention", dropout=dropout)
@@ -99,7 +105,8 @@ class DotProductAttention(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another.
         """
-        check_pooling("DotProductAttention", query, key, value, (key.shape[-1], query.shape[-1]), query)
+        check_pooling("DotProductAttention", query, key, value, None, query)
+        check_type("DotProductAttention", "need_weights", need_weights, bool)
         q, k, v = query[:, None], key[:, None], value[:, None]
         out = attention(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         return out[:, 0], weights(q, k, mask=mask)[:, 0] if need_weights else None
@@ -125,6 +132,7 @@ class AdditiveAttention(nn.Module):
         ValueError: for a size below 1, or a dropout out of range.
     """
 
+    @check_types
     def __init__(
         self, hidden: int, *, query_dim: int | None = None, key_dim: int | None = None, dropout: float = 0.0
     ) -> None:
@@ -156,8 +164,8 @@ class AdditiveAttention(nn.Module):
         Raises:
             ValueError: for tensors or a mask that do not fit one another.
         """
-        sizes = (input_channels(self.W_q, query), input_channels(self.W_k, key))
-        check_pooling("AdditiveAttention", query, key, value, sizes, bare_weight(self.W_q))
+        check_type("AdditiveAttention", "need_weights", need_weights, bool)
+        check_pooling("AdditiveAttention", query, key, value, (self.W_q, self.W_k), bare_weight(self.W_q))
         allowed = allowed_pairs(mask, len(query), query.shape[1], key.shape[1], query.device)
         key, value = seen(key, allowed), seen(value, allowed)
         out, p = self.attend(query, self.W_k(key), value, allowed)
@@ -183,6 +191,7 @@ def allowed_pairs(
     mask: Mask | None, batch: int, queries: int, keys: int, device: torch.device
 ) -> Bool[Tensor, "#batch queries keys"] | None:
     """The mask on `Grid(queries)` and `Grid(keys)`, dense."""
+    check_mask("attention", "mask", mask)
     if mask is None:
         return None
     structure = Structure.of(mask)
@@ -200,16 +209,36 @@ def allowed_pairs(
     return found[:, 0]
 
 
+def _check_scores(owner: str, scores: Tensor) -> None:
+    check_tensor(owner, "scores", scores, "a tensor [batch, queries, keys]")
+    if scores.ndim != 3 or not scores.is_floating_point():
+        raise ValueError(
+            f"{owner} needs `scores` as floating numbers [batch, queries, keys]; got {description(scores)}. "
+            "Give them an axis each: heads are samples, scores.flatten(0, 1)."
+        )
+
+
 def seen(x: Tensor, allowed: Tensor | None) -> Tensor:
     """`x` with 0 at keys that no query sees: 0 · NaN is NaN, so what nobody may see must not be there."""
     return x if allowed is None else x.masked_fill(~allowed.any(1)[..., None], 0.0)
 
 
 def check_pooling(
-    module: str, query: Tensor, key: Tensor, value: Tensor, sizes: tuple[int, int], weight: Tensor | None
+    module: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    linears: tuple[nn.Module, nn.Module] | None,
+    weight: Tensor | None,
 ) -> None:
-    """Tokens [batch, tokens, dim] of one batch, as many values as keys, queries and keys of `sizes`, of one kind."""
+    """Tokens [batch, tokens, dim] of one batch and kind, as many values as keys; queries and keys as `linears` take
+    them, or without any as wide as one another."""
     three = (query, key, value)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_tensor(module, name, x, "a tensor [batch, tokens, dim]")
+    wide = (key, query) if linears is None else (query, key)
+    channels = [x.shape[-1] if x.ndim else 0 for x in wide]
+    sizes = tuple(channels if linears is None else map(input_channels, linears, wide))
     fit = all(x.ndim == 3 and len(x) == len(query) for x in three) and key.shape[1] == value.shape[1]
     if not fit or (query.shape[-1], key.shape[-1]) != sizes:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from locant.attend import attention_packed
 from locant.call import Positions
+from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import (
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         ValueError: for sizes that do not divide, a wrong position or mask, and probabilities out of range.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,

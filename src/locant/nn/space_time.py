@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions
+from locant.checks import check_type, check_types
 from locant.grid import Grid
-from locant.masks import Causal, Mask, Windows
+from locant.masks import Causal, Mask, Windows, check_mask
 from locant.nn.adapter import Adapter
 from locant.nn.arguments import check_tokens, token_grid
 from locant.nn.block import Block
@@ -49,6 +50,7 @@ class SpaceTimeAttention(Attention):
             time if it was built without, and for more frames than the table serves.
     """
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -98,6 +100,8 @@ class SpaceTimeAttention(Attention):
         """
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
+        check_mask("SpaceTimeAttention", "mask", mask)
+        check_type("SpaceTimeAttention", "temporal", temporal, bool)
         self._check(grid, temporal)
         if position is None and temporal:
             position = () if self.temporal is None else self.temporal
@@ -192,6 +196,7 @@ class SpaceTimeBlock(Block):
 
     attention: SpaceTimeAttention
 
+    @check_types
     def __init__(
         self,
         dim: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from locant.checks import check_types
 from locant.nn.causal import Bottleneck3D, TemporalBlock
 
 
@@ -42,6 +43,7 @@ class TemporalModel(nn.Module):
         ValueError: for numbers below 1, odd channels and an unknown `pool`.
     """
 
+    @check_types
     def __init__(
         self,
         in_channels: int,

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locant.call import Positions
+from locant.checks import check_types
 from locant.grid import Grid
-from locant.masks import Mask, Segments, Windows
+from locant.masks import Mask, Segments, Windows, check_mask
 from locant.nn.arguments import check_tokens, split_embedding, token_grid
 from locant.nn.linears import bare_weight
 from locant.nn.self_attention import Attention
@@ -29,6 +30,7 @@ class WindowedAttention(Attention):
 
     _named: ClassVar[str]  # what `position` builds by name
 
+    @check_types
     def __init__(
         self,
         dim: int,
@@ -85,6 +87,7 @@ class WindowedAttention(Attention):
         """
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
+        check_mask("WindowAttention", "mask", mask)
         Windows(self.window).bound(grid, grid)
         window, shift = fitted(self.window, self.shift, grid.shape, self.small)
         if self.border == "cells":
