@@ -116,7 +116,7 @@ def test_not_strict_takes_what_fits_behind_a_prefix():
 
 
 def test_an_encoder_alone_says_how_to_go_on():
-    state = behind("encoder.", headless(published.swin()))
+    state = behind("net.", headless(published.swin()))
     with pytest.raises(
         ValueError,
         match=r"2 missing: head\.weight, head\.bias\. Start the head anew with fresh=\('head\.\*',\), or build the "

@@ -30,6 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Resample = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a tensor lies on a grid.
+
+    kind: "table" [heads, 2 s - 1 per axis], "line" [2 s - 1, dim], "rows" [cells, dim].
+    shape: the sizes s.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
 
 
 def resize_table(

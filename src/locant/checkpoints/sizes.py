@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,49 +11,23 @@ from torch import Tensor, nn
 from locant.checkpoints.names import Layout
 from locant.checkpoints.report import Resized
 from locant.checkpoints.wording import sides, word
-from locant.grid import AXES
 from locant.nn.patches import PatchEmbedding
-from locant.positions.decomposed import Decomposed
-from locant.positions.learned import Learned
-from locant.positions.learned_axes import LearnedAxial
-from locant.positions.table import RelativeTable
-from locant.resizing import resize_embedding, resize_table
-
-
-@dataclass(frozen=True)
-class Place:
-    """How a tensor lies on a grid.
-
-    kind: "table" [heads, 2 s - 1 per axis], "line" [2 s - 1, dim], "rows" [cells, dim]; and "kernel", which lies on no
-        grid, [dim, channels, *patch].
-    shape: the sizes s that the model has; its channels.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
+from locant.positions.position import Position
+from locant.resizing import Place, resize_embedding, resize_table
 
 
 def places(model: nn.Module) -> dict[str, Place]:
-    """The tensors of a model that can be resized, by their names in its state dict."""
+    """The tensors of a model that can be resized, by their names in its state dict.
+
+    Beside what schemes say of themselves: "kernel", which lies on no grid, [dim, channels, *patch], and its channels.
+    """
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        here: dict[str, Place] = {}
-        if isinstance(module, RelativeTable):
-            here = {"table": Place("table", module.grid.shape)}
-        elif isinstance(module, Learned):
-            here = {"table": Place("rows", tuple(module.grid.shape[axis] for axis in module.axes))}
-        elif isinstance(module, LearnedAxial):
-            here = {name: Place("rows", (size,)) for name, size in _named(module)}
-        elif isinstance(module, PatchEmbedding):
+        here = module.places() if isinstance(module, Position) else {}
+        if isinstance(module, PatchEmbedding):
             here = {"proj.weight": Place("kernel", (module.proj.in_channels,))}
-        elif isinstance(module, Decomposed):
-            here = {f"tables.{i}": Place("line", (size,)) for i, size in enumerate(module.grid.shape)}
         found.update({f"{prefix}.{name}" if prefix else name: place for name, place in here.items()})
     return found
-
-
-def _named(module: LearnedAxial) -> list[tuple[str, int]]:
-    return list(zip(AXES[module.grid.axes], module.grid.shape, strict=True))
 
 
 def brought(

@@ -14,7 +14,7 @@ from locant.forms import AxialTerms, AxialValues
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
-from locant.resizing import resize_table
+from locant.resizing import Place, resize_table
 
 
 @final
@@ -69,6 +69,9 @@ class Decomposed(Content):
         return AxialValues(tuple(terms))
 
     @check_types
+    def places(self) -> dict[str, Place]:
+        return {f"tables.{i}": Place("line", (size,)) for i, size in enumerate(self.grid.shape)}
+
     def resized(self, grid: Grid, *, method: str = "linear") -> Decomposed:
         """A new module that reaches over `grid`: its tables interpolated, axis by axis (locant.resizing)."""
         new = Decomposed(grid, self.heads, self.head_dim).to(self.tables[0])

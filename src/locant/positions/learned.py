@@ -25,7 +25,7 @@ from locant.checks import check_types
 from locant.grid import AXES, Grid, check_grid
 from locant.masks import Mask, check_mask
 from locant.positions.position import Comparison, Embedding
-from locant.resizing import resize_embedding
+from locant.resizing import Place, resize_embedding
 
 
 class Learned(Embedding):
@@ -95,6 +95,9 @@ class Learned(Embedding):
         return rows if self.prefix is None or not grid.prefix else torch.cat([self.prefix, rows])
 
     @check_types
+    def places(self) -> dict[str, Place]:
+        return {"table": Place("rows", tuple(self.grid.shape[axis] for axis in self.axes))}
+
     def resized(self, grid: Grid, *, method: str = "linear") -> Learned:
         """A new module for `grid` with the trained values carried over, by a method of `locant.resizing`.
 

@@ -24,7 +24,7 @@ from locant.checks import check_types
 from locant.grid import AXES, Grid, check_grid
 from locant.masks import Mask, check_mask
 from locant.positions.position import Embedding
-from locant.resizing import resize_embedding
+from locant.resizing import Place, resize_embedding
 
 
 class LearnedAxial(Embedding):
@@ -83,6 +83,9 @@ class LearnedAxial(Embedding):
         return nn.functional.pad(rows, (0, 0, grid.prefix, 0))
 
     @check_types
+    def places(self) -> dict[str, Place]:
+        return {name: Place("rows", (size,)) for name, size in zip(AXES[self.grid.axes], self.grid.shape, strict=True)}
+
     def resized(self, grid: Grid, *, method: str = "linear") -> LearnedAxial:
         """A new module for `grid`, each axis carried over by itself by a method of `locant.resizing`.
 

@@ -21,6 +21,7 @@ from locant.checks import check_number, check_tensor, description
 from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, SeparableValues
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Structure, check_mask
+from locant.resizing import Place
 from locant.tokens import every_offset
 
 Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
@@ -52,6 +53,10 @@ class Position(nn.Module):
 
     entrance: ClassVar[Entrance]
     compared: ClassVar[Comparison | None] = None  # None: `locant compare` does not try it by itself
+
+    def places(self) -> dict[str, Place]:
+        """Those of its tensors that lie on a grid, and can be brought to another, by their names in the state dict."""
+        return {}
 
 
 class Embedding(Position):

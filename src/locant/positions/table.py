@@ -13,7 +13,7 @@ from locant.checks import check_number, check_types, check_whole
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Bias, Comparison, PrefixRows
-from locant.resizing import resize_table
+from locant.resizing import Place, resize_table
 
 COMPARED_STD = 1.5  # wide enough to matter: from 0.02 tables learn too little in a few hundred steps (LOG.md)
 
@@ -83,6 +83,9 @@ class RelativeTable(Bias):
         return centre
 
     @check_types
+    def places(self) -> dict[str, Place]:
+        return {"table": Place("table", self.grid.shape)}
+
     def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:
         """A new module that reaches over `grid`: its table interpolated, its prefix rows kept (locant.resizing)."""
         if bool(grid.prefix) != bool(self.grid.prefix):
