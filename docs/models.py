@@ -19,8 +19,10 @@ from locant.models.aim_swin import aim_swin_base
 from locant.models.aim_vit import aim_vit_base
 from locant.models.convit import convit_base, convit_small, convit_tiny
 from locant.models.detr import detr
+from locant.models.rules import SWIN, SWIN_V2, Rules
 from locant.models.swin import swin_base, swin_large, swin_small, swin_tiny
 from locant.nn.temporal import TemporalModel
+from locant.registry import FAMILIES
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -71,7 +73,9 @@ def main() -> None:
 
 def page() -> str:
     """The page, all of its numbers counted now."""
-    return WORDS.format(models=models(), swin=swin(), parts=parts(), aim=aim(), example=example())
+    return WORDS.format(
+        models=models(), swin=swin(), parts=parts(), aim=aim(), example=example(), rules=rules(), builders=builders()
+    )
 
 
 @cache
@@ -140,6 +144,31 @@ def example() -> str:
     return flops.count(model, x).table(depth=1)
 
 
+def rules() -> str:
+    """The records by library, Swin v2's where they differ."""
+    names = [field.name for field in fields(Rules)]
+    lines = [f"| `like=` | {' | '.join(f'`{name}`' for name in names)} |", "| --- |" + " --- |" * len(names)]
+    rows = {"none": Rules(), **{f'`"{name}"`': record for name, record in SWIN.items()}}
+    rows |= {f'`"{name}"`, Swin v2': record for name, record in SWIN_V2.items() if record != SWIN[name]}
+    for name, record in rows.items():
+        lines.append(f"| {name} | {' | '.join(shown(getattr(record, field)) for field in names)} |")
+    return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    return "by size" if value is None else ("yes" if value else "no") if isinstance(value, bool) else f"{value}"
+
+
+def builders() -> str:
+    """Every name of the registry, by class."""
+    lines = ["| class | built by | module |", "| --- | --- | --- |"]
+    for path, family in FAMILIES.items():
+        module, _, name = path.rpartition(".")
+        made = [f"`{builder}`" for builder in (*family.builders, *([name] if family.plain else []))]
+        lines.append(f"| `{name}` | {', '.join(made)} | `locant.{module}` |")
+    return "\n".join(lines)
+
+
 def giga(number: int) -> str:
     return "0" if number == 0 else f"{number / 1e9:.4g} G" if number >= 1e9 else f"{number / 1e6:.4g} M"
 
@@ -161,6 +190,27 @@ Papers write "FLOPs" and count multiply-adds; in FLOPs all of it is twice as muc
   pictures of many sizes; here the feature map is that of 800 × 1088 pixels. The backbone is not part of it.
 - **AIM ViT-B**: published are 606 G for three views of 8 frames, and 11 M parameters that learn.
 - **FIERY** publishes no multiply-adds of this part; the parameters are those of its code.
+
+## Rules by library
+
+The same weights give other numbers by other rules, on maps that windows do not divide or that are as small as one.
+`swin_tiny(like="timm")` builds a model by a library's rules, `model.follow("timm")` gives them to one that is built
+(before its weights are loaded); what is named besides goes before. `checkpoints.load` says where a model and its file
+differ.
+
+{rules}
+
+`border`, `small`: as `locant.nn.WindowAttention` takes them. `patch_border`: as `PatchEmbedding` takes it. `fixed`:
+windows and shifts are chosen once, by the maps of `img_size`, and stay what they are on other pictures. `drop_path`:
+what the library's builders have; by size it is 0.2, 0.3, 0.5 and 0.2 from tiny to large. Where a library refuses a
+size, the rules are those of its other code: Swin's classifier is built for one size, its detector is not. ConViT
+differs in nothing: its patches divide the picture, and its drop path is 0 by default everywhere.
+
+timm's layer decay finds the depth of every parameter by `model.group_matcher()` (Swin, Swin v2, ConViT).
+
+## By name
+
+{builders}
 
 ## By part
 

@@ -48,7 +48,7 @@ SWIN = {
 """Swin by library. A drop path that is not named is that of each size, as its authors publish it."""
 
 SWIN_V2 = {
-    **{name: SWIN[name] for name in ("official", "simmim", "timm", "torchvision")},
+    **{name: SWIN[name] for name in ("official", "detection", "simmim", "timm", "torchvision")},
     "transformers": Rules("pad-roll", "rows", fixed=True, drop_path=0.1),
 }
 """Swin v2 by library."""
