@@ -167,8 +167,6 @@ inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int6
     else
         softmax_backward<false>(panel, w.keys, w.lse + at, w.delta + at, nullptr, w.s, w.d);
     if (p.dropout > 0) drop_weights(p, chunk.sample, chunk.head, panel, w.keys, w.s, lanes);
-    if (sums.table && chunk.kept) sum_over_kind(n * lanes, w.d, chunk.again, w.total + place);
-    if (sums.table && !chunk.kept) add_prefix_gradients(panel, w.keys, w.d, sums.prefix);
     // 5 dV += Pᵀ dO   dK += dSᵀ Q   dQ += dS K
     multiply<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.dout + at * w.tall, w.tall},
                    {w.dv + from * w.tall, w.tall}, Into::added, w.prefetches);
@@ -177,6 +175,9 @@ inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int6
     multiply<false>(p.head_dim, panel.vectors, n, {w.k, 1, p.head_dim}, {w.d, lanes},
                     {w.dq + at * p.head_dim, lanes}, w.begun[i] ? Into::added : Into::fresh, w.prefetches);
     w.begun[i] = true;
+    if (!sums.table) return;  // what of dS softmax_backward has not added to the table
+    if (chunk.kept) sum_over_kind(n * lanes, w.d, chunk.again, w.total + place);
+    else add_prefix_gradients(panel, w.keys, w.d, sums.prefix);
 }
 
 inline void write_panel(const Problem& p, const Chunk& chunk, const BackwardTarget& target, int64_t i, Backward& w) {
