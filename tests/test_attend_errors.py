@@ -8,17 +8,23 @@ import torch
 from locant import (
     ALiBi,
     Causal,
+    Decomposed,
     GatedPosition,
     Grid,
     Learned,
+    LogCPB,
     Padding,
     Pairs,
     RelativeTable,
     Rotary,
     Segments,
+    Shaw,
     Sinusoid,
+    T5Buckets,
+    TransformerXL,
     Windows,
     attention,
+    nn,
     plan,
     weights,
 )
@@ -252,3 +258,19 @@ def test_nothing_is_changed_in_place():
 def test_a_scale_of_zero_is_a_scale():
     out = attend(scale=0.0)
     torch.testing.assert_close(out, Q.mean(2, keepdim=True).expand_as(out), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [0, -1])
+@pytest.mark.parametrize(
+    "make",
+    [
+        ALiBi, GatedPosition, T5Buckets, lambda n: RelativeTable(ON, n), lambda n: LogCPB(ON, n),
+        lambda n: Shaw(n, 8, 2), lambda n: Decomposed(ON, n, 8), lambda n: TransformerXL(8, n),
+        lambda n: nn.Attention(8, n), lambda n: nn.MultiHeadAttention(8, n), lambda n: nn.GatedAttention(8, n),
+        lambda n: nn.WindowAttention(8, n, 2), lambda n: nn.Block(8, n),
+    ],
+)  # fmt: skip
+def test_a_scheme_has_heads(make, heads):
+    text = said(lambda: make(heads))
+    assert "heads" in text
+    assert str(heads) in text

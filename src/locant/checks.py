@@ -175,4 +175,6 @@ def description(value: object) -> str:
     if kind.__module__.split(".")[0] == "numpy":
         return f"numpy's {kind.__name__} of shape {list(getattr(value, 'shape', ()))}"
     text = " ".join(repr(value).split())
-    return text if len(text) <= 60 and not text.startswith("<") else f"{kind.__name__} {text[:40]}…"
+    if text.startswith("<"):  # an address says nothing
+        return f"an object of type {kind.__name__}"
+    return text if len(text) <= 60 else f"{kind.__name__} {text[:40]}…"
