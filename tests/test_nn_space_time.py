@@ -320,7 +320,7 @@ def test_compiled_relative_attention_computes_the_same() -> None:
         (lambda: SpaceTimeBlock(8, 2, frames=2, adapters=3), r"needs `adapters` of 1 .* or 2 .*got 3"),
         (lambda: RelativeAttention(7, 5, 2), r"RelativeAttention needs a `dim`.*got dim=7, heads=2"),
         (lambda: RelativeAttention(6, 5, 2, with_qkv=False, qkv_bias=True), r"with_qkv=False has neither a qkv_bias"),
-        (lambda: RelativeAttention(6, 5, 2)(torch.zeros(1, 6, 6)), r"resized\(Grid\(6\)\)"),
+        (lambda: RelativeAttention(6, 5, 2)(torch.zeros(1, 6, 6)), r"resized\(Grid\(6\), method=.clip.\)"),
     ],
 )
 def test_wrong_arguments_are_refused(build: Callable[[], object], sentence: str) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.checks import check_tensor, check_types, description
+from locant.nn.arguments import check_channels
 
 
 class Adapter(nn.Module):
@@ -36,7 +37,7 @@ class Adapter(nn.Module):
                 f"Adapter needs a `ratio` that leaves a hidden channel; got {ratio} of dim={dim}. "
                 f"Use {1 / max(dim, 1):.3g} or more; 0.25 is usual."
             )
-        self.skip = skip
+        self.dim, self.skip = dim, skip
         self.D_fc1 = nn.Linear(dim, hidden)
         self.D_fc2 = nn.Linear(hidden, dim)
         nn.init.zeros_(self.D_fc2.weight)
@@ -49,6 +50,7 @@ class Adapter(nn.Module):
             raise ValueError(
                 f"Adapter needs `x` as floating numbers [..., dim]; got {description(x)}. Convert it first."
             )
+        check_channels(x, self.dim)
         y = self.D_fc2(F.gelu(self.D_fc1(x)))
         return x + y if self.skip else y
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from locant.call import Positions, members
 from locant.checks import check_tensor, description
 from locant.grid import Grid, check_grid
-from locant.masks import Mask, Structure
+from locant.masks import Mask, Structure, check_mask
 from locant.positions.position import Embedding, Position
+
+REGISTERS = 8  # tokens without a place that published models have at most: DINOv2 has 4 and a class token
 
 
 def check_heads(module: str, dim: int, heads: int) -> None:
@@ -32,8 +34,9 @@ def check_probabilities(module: str, **given: float) -> None:
             raise ValueError(f"{module} needs `{name}` of at least 0 and below 1; got {value}. Give a probability.")
 
 
-def check_mask(module: str, mask: Mask | None) -> None:
+def check_own_mask(module: str, mask: Mask | None) -> None:
     """A module may own a mask that holds for every batch."""
+    check_mask(module, "mask", mask)
     structure = Structure.of(mask)
     if structure.padding or structure.segments or structure.pairs:
         raise ValueError(
@@ -83,14 +86,18 @@ def _check_registered(position: Positions) -> None:
         )
 
 
+def check_channels(x: Tensor, dim: int) -> None:
+    """`x` must be `[*batch, dim]`: what meets a norm or a perceptron before it meets attention."""
+    check_tensor("this module", "x", x, f"a tensor [batch, tokens, {dim}]")
+    if x.ndim == 0 or x.shape[-1] != dim:
+        raise ValueError(f"`x` must be [batch, tokens, {dim}]; got {list(x.shape)}. {_tokens_meant(x, dim, 'x')}")
+
+
 def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") -> None:
     """`x` must be `[batch, tokens, dim]`, of the dtype and on the device of the `weight` that it meets, where known."""
     check_tensor("this module", name, x, f"a tensor [batch, tokens, {dim}]")
     if x.ndim != 3 or x.shape[-1] != dim:
-        raise ValueError(
-            f"`{name}` must be [batch, tokens, {dim}]; got {list(x.shape)}. "
-            "Lay the cells of the grid along one axis: x.flatten(1, -2)."
-        )
+        raise ValueError(f"`{name}` must be [batch, tokens, {dim}]; got {list(x.shape)}. {_tokens_meant(x, dim, name)}")
     if weight is None:
         return
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
@@ -101,6 +108,20 @@ def check_tokens(x: Tensor, dim: int, weight: Tensor | None, name: str = "x") ->
         )
 
 
+def _tokens_meant(x: Tensor, dim: int, name: str) -> str:
+    """What to do with a tensor that is not `[batch, tokens, dim]`."""
+    if x.ndim > 3 and x.shape[-1] == dim:
+        return f"Lay the cells of the grid along one axis: {name}.flatten(1, -2)."
+    if x.ndim > 3 and x.shape[1] == dim:
+        return f"The channels come last, the cells along one axis: {name}.flatten(2).transpose(1, 2)."
+    if x.ndim == 3 and x.shape[1] == dim:
+        return f"The channels come last: {name}.transpose(1, 2)."
+    if x.ndim == 2 and x.shape[-1] == dim:
+        return f"Put a batch first: {name}[None]."
+    last = x.shape[-1] if x.ndim else 0
+    return f"Give tokens of {dim} channels, or build the module for the {last} that these have."
+
+
 def token_grid(x: Float[Tensor, "batch tokens dim"], grid: Grid | None, name: str = "x", where: str = "grid") -> Grid:
     """The grid that tokens `x` lie on: `grid`, which must have as many, or a sequence."""
     check_grid("this module", where, grid, needed=False)
@@ -108,9 +129,18 @@ def token_grid(x: Float[Tensor, "batch tokens dim"], grid: Grid | None, name: st
     if grid.tokens != x.shape[1]:
         raise ValueError(
             f"`{name}` on {grid} must have {grid.tokens} tokens (prefix included); got {x.shape[1]}. "
-            f"Pass {where}= for these tokens at the call."
+            f"{_prefix_meant(x.shape[1] - grid.tokens, grid)}Pass {where}= for these tokens at the call."
         )
     return grid
+
+
+def _prefix_meant(more: int, grid: Grid) -> str:
+    """Class tokens and registers, if that many are too many or too few."""
+    if not (0 < more <= REGISTERS or 0 < -more <= grid.prefix):
+        return ""
+    meant = Grid(*grid.shape, prefix=grid.prefix + more, origin=grid.origin, stride=grid.stride)
+    count, kind = ("One", "a class token") if abs(more) == 1 else (str(abs(more)), "class tokens or registers")
+    return f"{count} {f'more: {kind}' if more > 0 else f'fewer: without {kind}'}? {meant}. "
 
 
 def add_embedding(

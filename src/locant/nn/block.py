@@ -9,7 +9,7 @@ from locant.call import Positions
 from locant.checks import check_tensor, check_types, description
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.nn.arguments import check_probabilities
+from locant.nn.arguments import check_channels, check_probabilities
 from locant.nn.perceptron import Perceptron
 from locant.nn.self_attention import Attention
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
                 "Block takes `attention` as it is, and needs grid, position and mask to be left out then; "
                 "got one of them as well. Give them to the attention, or at the call."
             )
-        self.drop_path = drop_path
+        self.dim, self.drop_path = dim, drop_path
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
@@ -93,6 +93,7 @@ class Block(nn.Module):
                 f"Block needs `x` as floating numbers [batch, tokens, dim]; got {description(x)}. "
                 "Lay the cells of the grid along one axis: x.flatten(1, -2)."
             )
+        check_channels(x, self.dim)
         x = x + self._path(self.attention(self.norm1(x), grid=grid, position=position, mask=mask))
         return x + self._path(self.mlp(self.norm2(x)))
 

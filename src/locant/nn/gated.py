@@ -10,11 +10,11 @@ from locant.attend import attention
 from locant.call import Positions
 from locant.checks import check_types
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Mask, check_mask
 from locant.nn.arguments import (
     add_embedding,
     check_heads,
-    check_mask,
+    check_own_mask,
     check_probabilities,
     check_tokens,
     position_module,
@@ -74,7 +74,7 @@ class GatedAttention(nn.Module):
         super().__init__()
         check_heads("GatedAttention", dim, heads)
         check_probabilities("GatedAttention", dropout=dropout, proj_dropout=proj_dropout)
-        check_mask("GatedAttention", mask)
+        check_own_mask("GatedAttention", mask)
         self.dim, self.heads, self.grid, self.mask = dim, heads, grid, mask
         self.dropout, self.proj_dropout = dropout, proj_dropout
         self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
@@ -101,6 +101,7 @@ class GatedAttention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `position` has no gate.
         """
+        check_mask("GatedAttention", "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qk))
         grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask

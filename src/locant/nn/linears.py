@@ -38,11 +38,11 @@ def project_rows(linear: nn.Module, x: Float[Tensor, "*batch dim"], rows: slice)
     return F.linear(x, weight[rows], linear.bias[rows] if isinstance(linear.bias, Tensor) else None)
 
 
-def input_channels(linear: nn.Module, x: Float[Tensor, "batch tokens dim"]) -> int:
+def input_channels(linear: nn.Module, x: Tensor) -> int:
     """What `linear` takes. One that does not say (a wrapper, or one that is lazy) takes x whatever it is."""
     if isinstance(linear, nn.LazyLinear) and not is_lazy(linear.weight):  # loaded, and not yet called
         return linear.weight.shape[-1]
-    return getattr(linear, "in_features", 0) or x.shape[-1]
+    return getattr(linear, "in_features", 0) or (x.shape[-1] if x.ndim else 0)
 
 
 def only_watches(hook: Hook) -> Hook:

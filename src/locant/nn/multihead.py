@@ -9,11 +9,11 @@ from locant.attend import attention, weights
 from locant.call import Positions
 from locant.checks import check_tensor, check_type, check_types
 from locant.grid import Grid, check_grid
-from locant.masks import Mask
+from locant.masks import Mask, check_mask
 from locant.nn.arguments import (
     add_embedding,
     check_heads,
-    check_mask,
+    check_own_mask,
     check_probabilities,
     check_tokens,
     position_module,
@@ -79,7 +79,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         check_heads("MultiHeadAttention", dim, heads)
         check_probabilities("MultiHeadAttention", dropout=dropout)
-        check_mask("MultiHeadAttention", mask)
+        check_own_mask("MultiHeadAttention", mask)
         self.dim, self.heads, self.dropout = dim, heads, dropout
         self.grid, self.key_grid, self.mask = grid, key_grid, mask
         self.q = nn.Linear(dim if query_dim is None else query_dim, dim, bias=bias)
@@ -157,6 +157,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | None = None,
     ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
         """k(K) and v(V) by head: what a cache keeps. An embedding is added to K where `key_grid` says that it lies."""
+        check_mask("MultiHeadAttention", "mask", mask)
         embedding, _ = split_embedding(position, self.position)
         key_grid = self.key_grid if key_grid is None else key_grid
         where = _locate(self.k, key, key_grid, "key", "key_grid")
@@ -180,6 +181,7 @@ class MultiHeadAttention(nn.Module):
         grid = self.grid if grid is None else grid
         key_grid = self.key_grid if key_grid is None else key_grid
         mask = self.mask if mask is None else mask
+        check_mask("MultiHeadAttention", "mask", mask)
         embedding, rest = split_embedding(position, self.position)
         where = _locate(self.q, query, grid, "query")
         same = key_grid == where or (key_grid is None and k.shape[2] == where.tokens)

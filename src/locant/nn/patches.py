@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.checks import check_tensor, check_types
-from locant.grid import AXES, Grid
+from locant.grid import AXES, Grid, check_grid
 from locant.nn.arguments import check_tokens, token_grid
 from locant.nn.linears import bare_weight
 
@@ -136,6 +136,7 @@ class PatchMerging(nn.Module):
         self, x: Float[Tensor, "batch tokens dim"], grid: Grid
     ) -> tuple[Float[Tensor, "batch merged out_dim"], Grid]:
         """The merged tokens and their grid."""
+        check_grid("PatchMerging", "grid", grid)
         if grid.prefix or grid.axes < 2:
             raise ValueError(
                 f"PatchMerging needs a grid with rows and columns and without a prefix; got {grid}. "

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from locant.attend import attention
 from locant.checks import check_types
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Mask, check_mask
 from locant.nn.arguments import check_heads, check_probabilities, check_tokens, token_grid
 from locant.nn.heads import merge_heads, split_heads, split_parts
 from locant.nn.linears import bare_weight
@@ -79,6 +79,7 @@ class RelativeAttention(nn.Module):
         Raises:
             ValueError: for another shape, and more tokens than the table serves.
         """
+        check_mask("RelativeAttention", "mask", mask)
         check_tokens(x, self.dim, self.position.table if self.qkv is None else bare_weight(self.qkv))
         grid = token_grid(x, None)
         heads = (split_heads(x, self.heads),) * 3 if self.qkv is None else split_parts(self.qkv(x), 3, self.heads)

@@ -11,11 +11,11 @@ from locant.attend import attention_packed
 from locant.call import Positions
 from locant.checks import check_types
 from locant.grid import Grid
-from locant.masks import Mask
+from locant.masks import Mask, check_mask
 from locant.nn.arguments import (
     add_embedding,
     check_heads,
-    check_mask,
+    check_own_mask,
     check_probabilities,
     check_tokens,
     position_module,
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         name = type(self).__name__
         check_heads(name, dim, heads)
         check_probabilities(name, dropout=dropout, proj_dropout=proj_dropout)
-        check_mask(name, mask)
+        check_own_mask(name, mask)
         self.dim, self.heads, self.grid, self.mask, self.scale = dim, heads, grid, mask, scale
         self.dropout, self.proj_dropout, self.kernel = dropout, proj_dropout, kernel
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -100,6 +100,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `locant.attention` refuses the rest.
         """
+        check_mask(type(self).__name__, "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask

@@ -12,7 +12,7 @@ from locant.checks import check_type, check_types
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows, check_mask
 from locant.nn.adapter import Adapter
-from locant.nn.arguments import check_tokens, token_grid
+from locant.nn.arguments import check_channels, check_tokens, token_grid
 from locant.nn.block import Block
 from locant.nn.linears import bare_weight
 from locant.nn.self_attention import Attention
@@ -98,9 +98,9 @@ class SpaceTimeAttention(Attention):
         Raises:
             ValueError: if x does not fit the grid, the grid has no axis of time, or the module was built without it.
         """
+        check_mask("SpaceTimeAttention", "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
-        check_mask("SpaceTimeAttention", "mask", mask)
         check_type("SpaceTimeAttention", "temporal", temporal, bool)
         self._check(grid, temporal)
         if position is None and temporal:
@@ -239,6 +239,7 @@ class SpaceTimeBlock(Block):
         mask: Mask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """All steps. `grid`, `position` and `mask` go to the attention, over either axis."""
+        check_channels(x, self.dim)
         if self.T_Adapter is not None:
             y = self.norm1(x)
             y = y if self.T_Adapter_in is None else self.T_Adapter_in(y)
@@ -249,6 +250,7 @@ class SpaceTimeBlock(Block):
         return x + self.mlp(y) + self._path(self.scale * self.MLP_Adapter(y))
 
     def _ordered(self, mask: Mask | None) -> Mask | None:
+        check_mask("SpaceTimeBlock", "mask", mask)
         if not self.causal:
             return mask
         return Causal(axis=0) if mask is None else Causal(axis=0) & mask

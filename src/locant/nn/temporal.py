@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.checks import check_types
+from locant.checks import check_tensor, check_types
 from locant.nn.causal import Bottleneck3D, TemporalBlock
 
 
@@ -91,6 +91,7 @@ class TemporalModel(nn.Module):
             ValueError: if x is not [batch, time, in_channels, height, width], has fewer frames than the receptive
                 field, or maps of a size that `pool` does not allow.
         """
+        check_tensor("TemporalModel", "x", x)
         if x.ndim != 5 or x.shape[2] != self.in_channels:
             raise ValueError(
                 f"`x` must be [batch, time, {self.in_channels}, height, width]; got {list(x.shape)}. "

@@ -85,9 +85,9 @@ class WindowedAttention(Attention):
             ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
                 slice of a grid.
         """
+        check_mask(type(self).__name__, "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
-        check_mask("WindowAttention", "mask", mask)
         Windows(self.window).bound(grid, grid)
         window, shift = fitted(self.window, self.shift, grid.shape, self.small)
         if self.border == "cells":
