@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
 from locant.problem import BYTES, Inputs, Problem
 
+DTYPES = {getattr(torch, name): name for name in BYTES}
 Positions = Position | Sequence[Position] | nn.ModuleList | None
 
 
@@ -36,6 +38,13 @@ class Schemes:
 
     def __iter__(self) -> Iterator[Position]:
         return iter([*self.biases, *(p for p in (self.content, self.rotation, self.gate) if p is not None)])
+
+    def tensors(self) -> list[tuple[Position, Tensor]]:
+        """Everything that they are made of, learned or not."""
+        return [(p, x) for p in self for x in (*p.parameters(), *p.buffers())]
+
+
+NOWHERE = Schemes()
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Call:
 
 def by_entrance(position: Positions) -> Schemes:
     """The members of `position`, sorted by entrance. Raises ValueError for what does not act on projected heads."""
+    if position is None:
+        return NOWHERE
     found: dict[str, list[Position]] = {}
     for p in members(position):
         if not isinstance(p, Position):
@@ -79,18 +90,17 @@ def by_entrance(position: Positions) -> Schemes:
             )
         found.setdefault(p.entrance, []).append(p)
 
-    return Schemes(
-        biases=tuple(p for p in found.get("bias", []) if isinstance(p, Bias)),
-        content=next((p for p in found.get("content", []) if isinstance(p, Content)), None),
-        rotation=next((p for p in found.get("rotate", []) if isinstance(p, Rotation)), None),
-        gate=next((p for p in found.get("gate", []) if isinstance(p, Gate)), None),
-    )
+    alone: dict[str, Any] = {entrance: members[0] for entrance, members in found.items() if entrance != "bias"}
+    biases = cast("list[Bias]", found.get("bias", []))
+    return Schemes(tuple(biases), alone.get("content"), alone.get("rotate"), alone.get("gate"))
 
 
 def members(position: Positions) -> tuple[object, ...]:
     """The schemes of `position`, or whatever was given in place of one."""
     if position is None:
         return ()
+    if isinstance(position, Position):
+        return (position,)
     if isinstance(position, nn.ModuleList) or (isinstance(position, Sequence) and not isinstance(position, str)):
         return tuple(position)
     return (position,)
@@ -110,22 +120,16 @@ def describe(
         ValueError: for arguments that don't fit together.
     """
     # 1 tensors, positions and grids, each by itself
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor("attention", name, x, "a tensor [batch, heads, tokens, head_dim]")
-    check_grid("attention", "grid", grid, needed=False)
-    check_grid("attention", "key_grid", key_grid, needed=False)
-    check_mask("attention", "mask", mask)
-    check_number("attention", "dropout", dropout)
-    check_type("attention", "return_lse", lse, bool)
-    check_type("attention", "kernel", kernel, str)
+    _check_types(q, k, v, grid, key_grid, mask, dropout, lse, kernel)
     _check_tensors(q, k, v, dropout)
     schemes, structure = by_entrance(position), Structure.of(mask)
     grid, key_grid = _grids(q, k, grid, key_grid, position is None, structure)
     # 2 the mask on these grids, for this batch
     mask = None if mask is None else mask.bound(grid, key_grid)
     # 3 positions on these grids, for these heads
+    beside = schemes.tensors()
     if not q.is_meta:  # a plan may be asked of shapes alone, beside a mask and positions that have numbers
-        _check_tensors_beside(q, schemes, mask)
+        _check_tensors_beside(q, beside, mask)
     bias, content, gate = _forms(schemes, q, grid, key_grid, structure)
     if gate is not None and lse:
         raise ValueError(
@@ -133,8 +137,8 @@ def describe(
         )
     problem = Problem(
         batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1], head_dim=q.shape[3], value_dim=v.shape[3],
-        grid=grid, key_grid=key_grid, dtype=str(_dtype(q)).removeprefix("torch."), device=q.device.type,
-        bias=bias, content=content, bias_grad=torch.is_grad_enabled() and _learns(schemes, q), gate=gate,
+        grid=grid, key_grid=key_grid, dtype=DTYPES[_dtype(q)], device=q.device.type,
+        bias=bias, content=content, bias_grad=torch.is_grad_enabled() and _learns(beside, q), gate=gate,
         mask=structure, dropout=dropout > 0, lse=lse, rotated=schemes.rotation is not None,
         exporting=is_exporting(), transformed=is_transformed(),
     )  # fmt: skip
@@ -147,7 +151,7 @@ def materialise(call: Call) -> Inputs:
     grid, key_grid, dtype = problem.grid, problem.key_grid, call.dtype
     q, k, v = call.q.to(dtype), call.k.to(dtype), call.v.to(dtype)
     if q.is_meta:
-        _check_tensors_beside(q, schemes, call.mask)
+        _check_tensors_beside(q, schemes.tensors(), call.mask)
     # 1 content meets q as it was projected
     terms = None
     if schemes.content is not None and problem.content is not None:
@@ -222,17 +226,39 @@ def _grids(
     return grid, key_grid
 
 
+def _check_types(
+    q: object, k: object, v: object, grid: object, key_grid: object, mask: object, dropout: object, lse: object,
+    kernel: object,
+) -> None:  # fmt: skip
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor("attention", name, x, "a tensor [batch, heads, tokens, head_dim]")
+    check_grid("attention", "grid", grid, needed=False)
+    check_grid("attention", "key_grid", key_grid, needed=False)
+    check_mask("attention", "mask", mask)
+    if type(dropout) is not float:  # asked here first: a call of a small problem takes 50 µs in all
+        check_number("attention", "dropout", dropout)
+    if type(lse) is not bool:
+        check_type("attention", "return_lse", lse, bool)
+    if type(kernel) is not str:
+        check_type("attention", "kernel", kernel, str)
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+
+
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4:
-        raise ValueError(f"attention needs q, k and v as [batch, heads, tokens, head_dim]; got {shapes}. Reshape them.")
+        raise ValueError(
+            f"attention needs q, k and v as [batch, heads, tokens, head_dim]; got {_shapes(q, k, v)}. Reshape them."
+        )
     if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
         raise ValueError(
             "attention needs one batch, as many keys as values, and one head_dim for q and k; "
-            f"got {shapes}. Make these agree."
+            f"got {_shapes(q, k, v)}. Make these agree."
         )
     if q.shape[3] == 0:
-        raise ValueError(f"attention needs a head_dim of at least 1; got {shapes}. Give heads some channels.")
+        raise ValueError(f"attention needs a head_dim of at least 1; got {_shapes(q, k, v)}. Give heads some channels.")
     if q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]:
         raise ValueError(
             f"the heads of q must be a multiple of the heads of k and v; got {q.shape[1]} and {k.shape[1]}. "
@@ -244,7 +270,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:
             + ", ".join(f"{n} {t.dtype} on {t.device}" for n, t in (("q", q), ("k", k), ("v", v)))
             + ". Convert them first, or run under autocast after casting."
         )
-    if str(q.dtype).removeprefix("torch.") not in BYTES:
+    if q.dtype not in DTYPES:
         raise ValueError(f"attention needs a floating dtype ({', '.join(BYTES)}); got {q.dtype}. Convert q, k and v.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1; got {dropout}. Pass 0.0 in evaluation.")
@@ -273,17 +299,17 @@ def _dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _check_tensors_beside(q: Tensor, schemes: Schemes, mask: Mask | None) -> None:
+def _check_tensors_beside(q: Tensor, positions: list[tuple[Position, Tensor]], mask: Mask | None) -> None:
     """All on one device: a kernel would read the memory of a meta tensor, which has none."""
     _check_mask_batch(mask, q)
-    for p in schemes:
-        for x in (*p.parameters(), *p.buffers()):
-            if x.device != q.device:
-                raise ValueError(
-                    f"position and q must be on one device; {type(p).__name__} is on {x.device}, and q on {q.device}. "
-                    f"Move it with position.to(q.device)"
-                    + (", or, as it was built on the meta device, to_empty and load its weights." * x.is_meta or ".")
-                )
+    here = q.device
+    for p, x in positions:
+        if x.device != here:
+            raise ValueError(
+                f"position and q must be on one device; {type(p).__name__} is on {x.device}, and q on {here}. "
+                f"Move it with position.to(q.device)"
+                + (", or, as it was built on the meta device, to_empty and load its weights." * x.is_meta or ".")
+            )
 
 
 def _checked_scale(scale: float | Tensor | None, q: Tensor) -> float | Tensor:
@@ -310,8 +336,9 @@ def _checked_scale(scale: float | Tensor | None, q: Tensor) -> float | Tensor:
     )
 
 
-def _learns(schemes: Schemes, q: Tensor) -> bool:
+def _learns(positions: list[tuple[Position, Tensor]], q: Tensor) -> bool:
     """Whether what is added to logits has a gradient; content's has one through q as well."""
-    added = [*schemes.biases, *(() if schemes.content is None else (schemes.content,))]
-    through_q = schemes.content is not None and q.requires_grad
-    return through_q or any(x.requires_grad for p in added for x in p.parameters())
+    return any(
+        (x.requires_grad and isinstance(p, Bias | Content)) or (q.requires_grad and isinstance(p, Content))
+        for p, x in positions
+    )
