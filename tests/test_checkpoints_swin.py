@@ -8,7 +8,8 @@ import published
 import pytest
 import torch
 from near import apart, close
-from small import redrawn, same
+from redrawing import refill
+from small import same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,7 +60,7 @@ def early_v2(state: State) -> State:
 
 
 def v2() -> State:
-    return export(redrawn(SwinV2(**SIZES, num_classes=5)), "official")
+    return export(refill(SwinV2(**SIZES, num_classes=5)), "official")
 
 
 FILES = {
@@ -86,7 +87,7 @@ FILES = {
 @pytest.mark.parametrize("source", FILES)
 def test_a_file_loads_whole_and_comes_out_again(source: str) -> None:
     kind, sizes, make = FILES[source]
-    state, model = make(), redrawn(kind(**sizes))
+    state, model = make(), refill(kind(**sizes))
     report = load(model, state)
     layout = source.split(",")[0]
     assert (report.layout, report.exact, report.resized) == (layout, True, [])
@@ -166,7 +167,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_grey_model_of_colours_sees_grey_as_before(name: str) -> None:
     """Kernels are summed: a grey picture gives what the same grey in every channel gave."""
-    colours, grey = redrawn(MODELS[name](3)).double().eval(), MODELS[name](1).double().eval()
+    colours, grey = refill(MODELS[name](3)).double().eval(), MODELS[name](1).double().eval()
     report = load(grey, colours.state_dict())
     assert [(r.name, r.old, r.new, r.method) for r in report.resized] == [
         ("patch_embed.proj.weight", (3,), (1,), "summed")
