@@ -6,7 +6,7 @@ from torch import nn
 
 from locant.grid import Grid
 
-Size = int | tuple[int, int]
+Size = int | tuple[int, ...]  # one number, or (rows, columns): `pair` says so where there are others
 
 
 def pair(model: str, name: str, size: Size) -> tuple[int, int]:
