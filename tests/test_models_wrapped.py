@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from near import apart
+from redrawing import redraw_alike
 from small import MODELS
 from torch import Tensor, nn
 
@@ -84,10 +85,7 @@ class Adapted(nn.Linear):
 
 
 def redrawn(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.double().eval().parameters():
-            parameter.normal_(std=0.5)
-    return model
+    return redraw_alike(model.double().eval())
 
 
 def outputs(model: nn.Module, run: Callable[[nn.Module], Iterable[Tensor]]) -> list[Tensor]:
