@@ -68,6 +68,7 @@ CALLS: dict[str, Call] = {
     "Pairs": Call(masks.Pairs, {"allowed": ALL}, words={"allowed": "allowed|Pairs"}),
     "Every": Call(masks.Every, {"masks": (masks.Causal(),)}),
     "Mask.allowed": Call(masks.Causal().allowed, {"grid": ON}, free=("device",)),
+    "Mask.to": Call(masks.Padding(KEPT).to, {"device": "cpu"}),
     "Padding.from_lengths": Call(masks.Padding.from_lengths, {"lengths": torch.tensor([2, 3]), "tokens": 6}),
     "Padding.from_key_padding_mask": Call(
         masks.Padding.from_key_padding_mask, {"mask": ~KEPT}, words={"mask": "mask|from_key_padding_mask"}

@@ -54,7 +54,17 @@ class Mask(ABC):
         return self
 
     def to(self, device: torch.device | str | int) -> Mask:
-        """The mask with its tensors on `device`; itself where it has none."""
+        """The mask with its tensors on `device`; itself where it has none. Raises ValueError for what is no device."""
+        check_type("Mask.to", "device", device, torch.device | str | int)
+        try:
+            where = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Mask.to needs a `device` of torch's; got {device!r}. Name one such as 'cpu' or 'cuda:0'."
+            ) from error
+        return self._on(where)
+
+    def _on(self, device: torch.device) -> Mask:
         return self
 
     def allowed(
@@ -110,8 +120,8 @@ class Every(Mask):
     def cut(self, queries: slice, keys: slice) -> Mask:
         return Every(tuple(m.cut(queries, keys) for m in self.masks))
 
-    def to(self, device: torch.device | str | int) -> Mask:
-        return Every(tuple(m.to(device) for m in self.masks))
+    def _on(self, device: torch.device) -> Mask:
+        return Every(tuple(m._on(device) for m in self.masks))
 
     def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "#batch #heads #groups #queries #keys"]:
         pairs = self.masks[0].pairs(queries, keys)

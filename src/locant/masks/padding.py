@@ -79,7 +79,7 @@ class Padding(Mask):
         by_token, _ = lay_by_token("Padding", "valid", self.valid, key_grid, fill=True)
         return Padding(by_token)
 
-    def to(self, device: torch.device | str | int) -> Padding:
+    def _on(self, device: torch.device) -> Padding:
         return Padding(self.valid.to(device))
 
     def cut(self, queries: slice, keys: slice) -> Padding:

@@ -88,7 +88,7 @@ class Pairs(Mask):
         allowed = allowed[:, None] if allowed.ndim == 3 else allowed
         return Pairs(allowed.reshape(*(1,) * (4 - allowed.ndim), *allowed.shape))
 
-    def to(self, device: torch.device | str | int) -> Pairs:
+    def _on(self, device: torch.device) -> Pairs:
         return Pairs(self.allowed_pairs.to(device))
 
     def cut(self, queries: slice, keys: slice) -> Pairs:

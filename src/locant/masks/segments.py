@@ -55,7 +55,7 @@ class Segments(Mask):
         literal = (own and self._literal[0], key_own and self._literal[1])  # also if bound before
         return self._with(ids, key_ids, literal)
 
-    def to(self, device: torch.device | str | int) -> Segments:
+    def _on(self, device: torch.device) -> Segments:
         return self._with(self.ids.to(device), self.key_ids.to(device), self._literal)
 
     def cut(self, queries: slice, keys: slice) -> Segments:

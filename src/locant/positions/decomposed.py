@@ -72,6 +72,7 @@ class Decomposed(Content):
     def places(self) -> dict[str, Place]:
         return {f"tables.{i}": Place("line", (size,)) for i, size in enumerate(self.grid.shape)}
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> Decomposed:
         """A new module that reaches over `grid`: its tables interpolated, axis by axis (locant.resizing)."""
         new = Decomposed(grid, self.heads, self.head_dim).to(self.tables[0])

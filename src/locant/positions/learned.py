@@ -98,6 +98,7 @@ class Learned(Embedding):
     def places(self) -> dict[str, Place]:
         return {"table": Place("rows", tuple(self.grid.shape[axis] for axis in self.axes))}
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> Learned:
         """A new module for `grid` with the trained values carried over, by a method of `locant.resizing`.
 

@@ -86,6 +86,7 @@ class LearnedAxial(Embedding):
     def places(self) -> dict[str, Place]:
         return {name: Place("rows", (size,)) for name, size in zip(AXES[self.grid.axes], self.grid.shape, strict=True)}
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> LearnedAxial:
         """A new module for `grid`, each axis carried over by itself by a method of `locant.resizing`.
 

@@ -86,6 +86,7 @@ class RelativeTable(Bias):
     def places(self) -> dict[str, Place]:
         return {"table": Place("table", self.grid.shape)}
 
+    @check_types
     def resized(self, grid: Grid, *, method: str = "linear") -> RelativeTable:
         """A new module that reaches over `grid`: its table interpolated, its prefix rows kept (locant.resizing)."""
         if bool(grid.prefix) != bool(self.grid.prefix):
