@@ -87,7 +87,7 @@ def test_what_is_named_goes_before_the_library(kind: Kind, library: str) -> None
     assert model.rules.differences(record) == ({} if record.drop_path else {"drop_path": (0.1, None)})
     own = kind(**SIZES, window=4, img_size=32, like=library, border="cells", drop_path_rate=0.4)
     assert (own.rules.border, own.rules.drop_path, own.rules.small) == ("cells", 0.4, record.small)
-    assert {m.border for m in own.modules() if isinstance(m, WindowAttention)} == {"cells"}
+    assert {block.attention.border for stage in own.layers for block in stage.blocks} == {"cells"}
     assert kind(**SIZES).rules == Rules(drop_path=0.1)
 
 
