@@ -24,7 +24,7 @@ LAYERS = (
     {"flops", "multiply_adds", "nn", "maps"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"flags"},
-    {"models", "checkpoints", "compare", "bench"},
+    {"models", "checkpoints", "compare", "bench", "info"},
     {"cli", "options"},
     {"__main__"},
 )

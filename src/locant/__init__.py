@@ -35,15 +35,12 @@ __all__ = [
     "Windows",
     "attention",
     "attention_packed",
-    "bench",
-    "checkpoints",
-    "compare",
-    "flops",
-    "models",
-    "nn",
     "plan",
     "weights",
 ]
+
+# used as locant.nn; left out of `from locant import *`, which would take torch's nn and others' names away
+_PACKAGES = ("bench", "checkpoints", "compare", "flops", "models", "nn")
 
 _MODULES = {
     "ALiBi": "locant.positions.slopes",
@@ -72,7 +69,12 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
-    from locant import bench, checkpoints, compare, flops, models, nn
+    from locant import bench as bench
+    from locant import checkpoints as checkpoints
+    from locant import compare as compare
+    from locant import flops as flops
+    from locant import models as models
+    from locant import nn as nn
     from locant.attend import attention, attention_packed, plan, weights
     from locant.grid import Grid
     from locant.masks import Causal, Padding, Pairs, Segments, Windows
@@ -92,7 +94,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES and name not in _PACKAGES:
         raise AttributeError(f"module 'locant' has no attribute {name!r}")
     module = import_module(_MODULES.get(name, f"locant.{name}"))
     found = getattr(module, name) if name in _MODULES else module
@@ -101,4 +103,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted((*__all__, *_PACKAGES))

@@ -219,6 +219,16 @@ def _show(result: Result, *, json: bool, quiet: bool) -> None:
     sys.stdout.flush()  # here, where a closed pipe is still caught
 
 
+@app.command("info", epilog="Example: `locant info --json`")
+def _info(json: Annotated[bool, option(OUTPUT, "Print it as JSON.", "--json")] = False) -> None:
+    """What is installed here and what it runs on: put it at the head of a report of a fault."""
+    from locant.info import info
+
+    with sentences("stopped"):
+        found = info()
+        print(found.json() if json else found)
+
+
 def main() -> None:
     """The entry point of the `locant` command."""
     app()

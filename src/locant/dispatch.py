@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import TorchDispatchMode  # documented, though the module that defines it is private
 
 __all__ = [
+    "MISSING",
     "TorchDispatchMode",
     "assert_in_graph",
     "constant_to_graphs",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 
+MISSING: list[str] = []  # the names below that this torch lacks: `locant info` lists them
 _PUBLIC = os.environ.get("LOCANT_PUBLIC_TORCH") == "1"
 Asked = TypeVar("Asked", bound=Callable[..., Any])
 
@@ -55,6 +57,8 @@ def _private(path: str) -> Any:
     found: Any = None if _PUBLIC else torch
     for name in path.split("."):
         found = getattr(found, name, None)
+    if found is None:
+        MISSING.append(f"torch.{path}")
     return found
 
 

@@ -13,6 +13,7 @@ out lies in memory as [batch, queries, heads, value_dim], ready for a projection
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
@@ -44,9 +45,20 @@ def built() -> ModuleType | str:
 
 @constant_to_graphs
 def missing() -> str | None:
-    """Why there is no compiled module, or None; a constant to whoever traces it."""
+    """Why there is no compiled module, or None; a constant to whoever traces it. Warns when it is first asked."""
     found = built()
-    return found if isinstance(found, str) else None
+    return None if isinstance(found, ModuleType) else _warned(found)
+
+
+@lru_cache(maxsize=1)
+def _warned(sentence: str) -> str:
+    warnings.warn(
+        f"{sentence}. Until then attention on CPUs runs on torch's kernels, exact and slower; `locant info` shows what "
+        "there is.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return sentence
 
 
 def _module() -> ModuleType:

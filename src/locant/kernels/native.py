@@ -22,11 +22,11 @@ name = "native"
 
 
 def refuses(problem: Problem) -> str | None:
-    missing = operators.missing()
-    if missing is not None:
-        return missing
     if problem.device not in ("cpu", "meta"):
         return f"these are kernels for the CPU, and the tensors are on {problem.device}"
+    missing = operators.missing()  # asked for tensors on the CPU alone: it warns
+    if missing is not None:
+        return missing
     if problem.exporting:
         return "under export the graph is made of torch's own operators, so that it runs without Locant"
     if problem.transformed:
