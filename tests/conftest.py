@@ -7,6 +7,7 @@ run in the second part. Each part leaves out the other's tests; `./run test` run
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -74,6 +75,13 @@ def _compiled_kernels(request: pytest.FixtureRequest) -> None:
 
         if isinstance(operators.built(), str):
             pytest.skip(operators.built())
+
+
+@pytest.fixture(autouse=True)
+def _private_names_of_torch(request: pytest.FixtureRequest) -> None:
+    """Tests marked private ask for what the public ways of locant/dispatch.py leave out."""
+    if request.node.get_closest_marker("private") and os.environ.get("LOCANT_PUBLIC_TORCH") == "1":
+        pytest.skip("LOCANT_PUBLIC_TORCH=1 takes torch's private names away")
 
 
 @pytest.fixture(autouse=True)

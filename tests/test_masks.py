@@ -298,6 +298,7 @@ def test_lengths_of_every_query():
     assert found == [[[0, 0, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0]]]
 
 
+@pytest.mark.private
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trips(kind):
     """Through pytree, pickle and deepcopy, before and after binding."""

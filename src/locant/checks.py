@@ -27,7 +27,8 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """A plain int or float that is finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and -math.inf < value < math.inf  # compared: graphs that leave the number open trace no isfinite
 
 
 def check_types(function: Callable[P, R]) -> Callable[P, R]:
