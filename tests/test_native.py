@@ -314,6 +314,7 @@ def test_matrix_units(name):
         MODULE.choose_isa(before)
 
 
+@pytest.mark.private
 def test_the_way_past_the_dispatcher_is_for_plain_tensors_alone():
     """Also where the library was first imported under another default device: a meta tensor has no numbers to read."""
     code = """if True:

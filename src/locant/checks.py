@@ -27,8 +27,9 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """A plain int or float that is finite."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return numeric and -math.inf < value < math.inf  # compared: graphs that leave the number open trace no isfinite
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -math.inf < value < math.inf  # compared: graphs that leave the number open trace no isfinite
 
 
 def check_types(function: Callable[P, R]) -> Callable[P, R]:
