@@ -116,6 +116,21 @@ def test_no_private_name_is_asked_for() -> None:
     assert set(found) == {"None"}
 
 
+def test_the_way_past_the_dispatcher_is_for_plain_tensors_alone() -> None:
+    """Also where the library was first imported under another default device: a meta tensor has no numbers to read."""
+    code = """if True:
+        import torch
+        with torch.device("meta"):
+            from locant import dispatch
+        assert dispatch.is_unwatched((torch.empty(3), torch.nn.Parameter(torch.empty(3)), None, 1))
+        assert not dispatch.is_unwatched((torch.empty(3, device="meta"),))
+        assert not dispatch.is_unwatched((torch._neg_view(torch.empty(3)),))
+        with torch.profiler.profile():
+            assert not dispatch.is_unwatched((torch.empty(3),))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_a_refused_function_tells_of_a_transform() -> None:
     """The public way round agrees with the private name."""
     seen = []
