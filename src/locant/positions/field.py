@@ -65,11 +65,10 @@ class LogCPB(Bias):
     def at(self, offset: Int[Tensor, "*pairs axes"]) -> Float[Tensor, "heads *pairs"]:
         # a perceptron whose linears were quantised has no parameters, and takes float32
         kind = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), torch.float32)
-        lines = []
-        for axis, size in enumerate(self.pretrained.shape):
-            line = offset[..., axis].double() * 8 / max(size - 1, 1)
-            lines.append(line.sign() * torch.log2(line.abs() + 1) / math.log2(8))
-        return 16 * torch.sigmoid(self.mlp(torch.stack(lines, dim=-1).to(kind)).movedim(-1, 0))
+        widths = [max(size - 1, 1) for size in self.pretrained.shape]
+        line = offset.double() * 8 / torch.tensor(widths, dtype=torch.float64, device=offset.device)
+        line = line.sign() * torch.log2(line.abs() + 1) / math.log2(8)
+        return 16 * torch.sigmoid(self.mlp(line.to(kind)).movedim(-1, 0))
 
     def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         check_reach("LogCPB", self.grid, grid, reach, mask)
