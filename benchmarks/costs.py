@@ -31,6 +31,7 @@ byte; by device, kernel, dtype and mode: "forward", "train" (forward and backwar
 Measured on {processor} ({instructions}), {threads}, torch {torch}, commit {commit}, {date}.
 """
 
+PROCESSOR = "{processor}"  # another one has its own ratios: `locant bench` measures them
 SECONDS: dict[tuple[str, str, str, str], tuple[float, ...]] = {{
 '''
 

@@ -41,6 +41,10 @@ REFUSALS: dict[str, tuple[Row, ...]] = {
     ),
     "sdpa": (
         (lambda p: p.lse, "torch's scaled_dot_product_attention keeps its log-sum-exp to itself, and return_lse asks"),
+        (
+            lambda p: p.transformed and p.bias_grad and p.device in ("cpu", "meta"),
+            "under torch.func transforms torch's attention on the CPU has no gradient for a bias",
+        ),
         *GATED,
     ),
     "reference": (),

@@ -241,6 +241,30 @@ def test_checkpointing_gives_the_same_gradients(scheme):
         assert torch.equal(x, ref)
 
 
+def test_functional_transforms_of_a_learned_bias():
+    """torch's attention on the CPU has no gradient for a bias there: the definition takes over."""
+    table = RelativeTable(PLANE, HEADS, init_std=1.0).double()
+    q, k, v = heads(PLANE)
+
+    def loss(values):
+        moved = torch.func.functional_call(Attend(table), {"position.table": values}, (q, k, v))
+        return moved.square().sum()
+
+    golden = torch.autograd.grad(attention(q, k, v, grid=PLANE, position=table).square().sum(), table.table)[0]
+    same(torch.func.grad(loss)(table.table.detach()), golden, "gradients")
+    many = torch.vmap(lambda q: attention(q, k, v, grid=PLANE, position=table))(torch.stack([q, 2 * q]))
+    same(many[1], attention(2 * q, k, v, grid=PLANE, position=table))
+
+
+class Attend(torch.nn.Module):
+    def __init__(self, position):
+        super().__init__()
+        self.position = position
+
+    def forward(self, q, k, v):
+        return attention(q, k, v, grid=PLANE, position=self.position)
+
+
 def test_functional_transforms():
     """vmap over another batch and grad through a gate."""
     gate = GatedPosition(HEADS).double()

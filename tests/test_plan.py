@@ -113,7 +113,8 @@ def test_nothing_falls_back_in_silence(scheme, mask):
 
 CELLS = Problem(1, 2, 2, 4, 4, Grid(2, 3), Grid(2, 3))
 REFUSED = [
-    {"device": "cuda"}, {"exporting": True}, {"transformed": True}, {"content": AxialTerms(2, (1, 2))},
+    {"device": "cuda"}, {"exporting": True}, {"transformed": True}, {"transformed": True, "bias_grad": True},
+    {"content": AxialTerms(2, (1, 2))},
     {"mask": Structure(pairs=True)}, {"mask": Structure(segments=2)}, {"lse": True, "gate": None},
     {"gate": Separable(2), "mask": Structure(padding=True)}, {"gate": Separable(2), "dropout": True},
     {"gate": Separable(2), "grid": Grid(2, 3, prefix=1)}, {"gate": Separable(2), "key_grid": Grid(2, 3, prefix=1)},

@@ -5,6 +5,7 @@ byte; by device, kernel, dtype and mode: "forward", "train" (forward and backwar
 Measured on Intel(R) Xeon(R) Processor @ 2.50GHz (AVX512), 1 thread, torch 2.13.0+cpu, commit 9db381ffd7, 2026-11-21.
 """
 
+PROCESSOR = "Intel(R) Xeon(R) Processor @ 2.50GHz"  # another one has its own ratios: `locant bench` measures them
 SECONDS: dict[tuple[str, str, str, str], tuple[float, ...]] = {
     ("cpu", "native", "bfloat16", "forward"): (0.000535, 5.65e-07, 8.27e-12, 4.64e-10, 7.88e-10, 2.86e-10, 0.0),
     ("cpu", "native", "bfloat16", "learned"): (0.000995, 3.35e-06, 1.57e-11, 4.49e-09, 3.53e-09, 3.71e-24, 0.0),

@@ -16,7 +16,7 @@ from html import escape
 import torch
 
 from locant import speed
-from locant.costs import SECONDS
+from locant.costs import PROCESSOR, SECONDS
 from locant.kernels import native, reference, sdpa
 from locant.kernels.kernel import Kernel, Work
 from locant.problem import Problem
@@ -117,7 +117,7 @@ def _why_not(kernel: Kernel, problem: Problem, chosen: str, asked: str) -> str:
     if own is None or not best:
         where = speed.key(problem, kernel)[0]
         return f"exact as well, and never measured on {where}: it runs when asked for by name"
-    return f"exact as well, and by its measured costs {own / best:.1f} times as slow as {chosen} here"
+    return f"exact as well, and {own / best:.1f} times as slow as {chosen}, by costs measured on {PROCESSOR}"
 
 
 def _absent(name: str) -> str | None:

@@ -34,6 +34,8 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 def refuses(problem: Problem) -> str | None:
     if problem.lse:
         return "torch's scaled_dot_product_attention keeps its log-sum-exp to itself, and return_lse asks for it"
+    if problem.transformed and problem.bias_grad and problem.device in ("cpu", "meta"):
+        return "under torch.func transforms torch's attention on the CPU has no gradient for a bias"
     return separable.refuses(problem)
 
 
