@@ -13,6 +13,20 @@ PARTS = ("src", "tests", "docs", "csrc", "benchmarks", "examples", ".ci")
 FILES = ("pyproject.toml", "run", "README.md", "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LOG.md", "NOTICE")
 
 
+# An editable installation finds the package before any path is asked: its finder has to go.
+FIRST = """import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__module__]
+"""
+
+
+def environment(home: Path, source: Path) -> dict[str, str]:
+    """In which Python, and whatever it starts, imports the package from `source` and from nowhere else."""
+    first = home / ".first"
+    first.mkdir(exist_ok=True)
+    (first / "sitecustomize.py").write_text(FIRST)
+    return {**os.environ, "PYTHONPATH": f"{first}{os.pathsep}{source}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
 class Copy:
     """The project in another folder."""
 
@@ -38,7 +52,7 @@ class Copy:
         """What Python prints when it runs there, and nowhere else."""
         done = subprocess.run(
             [sys.executable, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=900, check=False,
-            env={**os.environ, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+            env=environment(self.folder, self.folder / "src"),
         )  # fmt: skip
         assert done.returncode == 0, f"python {' '.join(arguments)}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout

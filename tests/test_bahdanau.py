@@ -210,7 +210,7 @@ def test_compiled_it_is_the_same() -> None:
         (lambda: Bahdanau(5, 5, dropout=-1.0), ("`dropout`", "-1.0", "probability")),
         (lambda: small()(torch.zeros(2, 3), torch.zeros(2, 3).long()), ("`source` as whole", "float32", "text.long()")),
         (lambda: small()(torch.zeros(2, 3).long(), torch.zeros(2, 0).long()), ("`target`", "[2, 0]", "Give the ids")),
-        (lambda: small()(*ids(), mask=Padding.from_lengths(LENGTHS, 5)), ("[3, 6]", "[3, 5]", "from_lengths")),
+        (lambda: small()(*ids(), mask=Padding(mask().valid[:, :5])), ("[3, 6]", "[3, 5]", "from_lengths")),
         (lambda: small()(*ids(), mask=Padding(mask().valid.flip(1))), ("comes last", "before a token", "Move it")),
     ],
 )  # fmt: skip

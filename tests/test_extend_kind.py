@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from extended import environment
 
 SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
@@ -63,7 +63,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+    env = {**environment(home, home), "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-m", "locant", "compare", *arguments],
         cwd=home, env=env, capture_output=True, text=True, timeout=300, check=False,
@@ -85,7 +85,7 @@ def test_one_value_is_a_flag_a_config_table_a_run_a_model_and_a_page(extended: P
     growth = json.loads(done.stdout)["measured"]["tasks"]["spectra"]["none"]["growth"]
     assert [row["tokens"] for row in growth] == [8, 32, 128, 512]
     code = "from locant.compare import load; m, about = load('run/best-spectra.safetensors'); print(m.grid)"
-    env = {**os.environ, "PYTHONPATH": str(extended)}
+    env = environment(extended, extended)
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=extended, env=env, capture_output=True, text=True, check=True
     )

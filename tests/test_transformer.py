@@ -249,7 +249,7 @@ def test_one_graph_for_the_whole_and_for_a_step() -> None:
         (lambda: small()(torch.zeros(2, 3), torch.zeros(2, 3).long()), ("`ids` as whole", "float32", "text.long()")),
         (lambda: small()(torch.zeros(2, 3).long(), torch.zeros(3).long()), ("`ids`", "[3]", "text[None]")),
         (lambda: small()(torch.zeros(2, 0).long(), torch.zeros(2, 3).long()), ("1 token or more", "[2, 0]", "Give")),
-        (lambda: small()(*ids(), mask=Padding.from_lengths(LENGTHS, 5)), ("[batch, 6]", "[3, 5]", "Lay it out")),
+        (lambda: small()(*ids(), mask=Padding(mask().valid[:, :5])), ("[batch, 6]", "[3, 5]", "Lay it out")),
         (lambda: small()(*ids(2), mask=mask()), ("a batch of 2", "got 3", "Build the mask")),
         (lambda: greedy(small().train(), ids()[0], begin=1, end=2, limit=3), ("evaluation", "training", "eval()")),
         (lambda: greedy(small(), ids()[0], begin=1, end=2, limit=0), ("`limit` of at least 1", "got 0", "how many")),
