@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,13 @@ sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__modu
 
 
 def environment(home: Path, source: Path) -> dict[str, str]:
-    """In which Python, and whatever it starts, imports the package from `source` and from nowhere else."""
+    """In which Python, and whatever it starts, imports the package from `source` and from nowhere else.
+
+    The compiled core, which an installation keeps in a folder of its own, comes along.
+    """
+    core = find_spec("locant._native")
+    if core is not None and core.origin is not None and not list((source / "locant").glob("_native*.so")):
+        shutil.copy(core.origin, source / "locant")
     first = home / ".first"
     first.mkdir(exist_ok=True)
     (first / "sitecustomize.py").write_text(FIRST)

@@ -27,8 +27,8 @@ GATED: tuple[Row, ...] = (
 )
 REFUSALS: dict[str, tuple[Row, ...]] = {
     "native": (
-        (lambda p: MISSING is not None, MISSING or ""),
         (lambda p: p.device not in ("cpu", "meta"), "these are kernels for the CPU, and the tensors are on {device}"),
+        (lambda p: MISSING is not None, MISSING or ""),
         (
             lambda p: p.exporting,
             "under export the graph is made of torch's own operators, so that it runs without Locant",

@@ -198,7 +198,8 @@ def test_two_processes_train_as_one(tmp_path) -> None:
     ):
         out = tmp_path / f"{name}.json"
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, str(script), str(out)], check=True, env=env, capture_output=True, timeout=200)
+        done = subprocess.run([*command, str(script), str(out)], env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-4000:]
         found.append(json.loads(out.read_text()))
     one, two = found
     g1, g2 = (torch.tensor(f["gradients"], dtype=torch.float64) for f in found)
