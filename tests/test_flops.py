@@ -196,7 +196,12 @@ def test_a_gate_is_counted_once_for_the_batch() -> None:
 @pytest.mark.row(49)
 @pytest.mark.parametrize(
     "position",
-    [RelativeTable(Grid(3, 4), HEADS), ALiBi(HEADS, distance="euclidean"), Rotary(4, axes=2), Learned(Grid(3, 4), DIM)],
+    [
+        RelativeTable(Grid(3, 4), HEADS),
+        ALiBi(HEADS, distance="euclidean"),
+        Rotary(4, axes=2),
+        pytest.param(Learned(Grid(3, 4), DIM), marks=pytest.mark.private),  # else each projection is called whole
+    ],
     ids=lambda p: type(p).__name__,
 )
 def test_what_is_read_added_or_turned_costs_nothing_here(position: nn.Module) -> None:
