@@ -1,8 +1,8 @@
 """A call of attention, read once: positions by entrance, the problem from shapes alone, the tensors on demand.
 
-schemes = by_entrance(position)         who acts where
-call = describe(q, k, v, ..., schemes)  checked, masks laid out on the grids; a plan stops here
-inputs = materialise(call)              rotated heads, tables, terms: what a kernel runs on
+call = describe(q, k, v, ..., position, mask, ...)  checked; positions sorted by entrance, masks laid out on the
+                                                    grids; a plan stops here
+inputs = materialise(call)                          rotated heads, tables, terms: what a kernel runs on
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def by_entrance(position: Positions) -> Schemes:
             )
         found.setdefault(p.entrance, []).append(p)
 
-    alone: dict[str, Any] = {entrance: members[0] for entrance, members in found.items() if entrance != "bias"}
+    alone: dict[str, Any] = {entrance: schemes[0] for entrance, schemes in found.items() if entrance != "bias"}
     biases = cast("list[Bias]", found.get("bias", []))
     return Schemes(tuple(biases), alone.get("content"), alone.get("rotate"), alone.get("gate"))
 
