@@ -3,8 +3,10 @@
 import torch
 
 from locant.compare import finding
+from locant.compare.candidate import Candidate
 from locant.compare.looks import look
 from locant.compare.model import Classifier
+from locant.compare.placement import Placement
 from locant.compare.schemes import SCHEMES, LayerSpec, find
 from locant.grid import Grid
 from locant.masks import Windows
@@ -19,14 +21,24 @@ DESIGNS = [scheme for scheme in SCHEMES if scheme.beside]
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4))}
 
 
-def design(name: str, depth: int = 2, item: tuple[int, ...] | None = None) -> Classifier:
+def candidate(name: str, depth: int = 2, item: tuple[int, ...] | None = None) -> Candidate:
     kind = "images" if name in ("swin", "convit") else "clips"
     own, patch = ITEMS[kind]
+    return of_kind(kind, name, own if item is None else item, patch, depth=depth)
+
+
+def of_kind(
+    kind: str, name: str, item: tuple[int, ...], patch: tuple[int, ...], classes: int = 5, dim: int = 24, depth: int = 2
+) -> Candidate:
     torch.manual_seed(0)
-    model = Classifier(
-        KINDS[kind], find(kind, (name,))[0], own if item is None else item, patch, 5, dim=24, depth=depth, heads=4
-    )
-    return model.double().eval()
+    placement = Placement(KINDS[kind], find(kind, (name,))[0], item, patch, classes)
+    model = Candidate.of(lambda position: Classifier(position, dim, depth, heads=4), placement)
+    model.net.eval()
+    return model
+
+
+def design(name: str, depth: int = 2, item: tuple[int, ...] | None = None) -> torch.nn.Module:
+    return candidate(name, depth, item).net.double()
 
 
 def copied(module: torch.nn.Module, values: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -42,14 +54,14 @@ def test_they_take_part_by_name_alone() -> None:
 
 def test_swin_is_window_attention_moved_in_every_second_layer() -> None:
     model = design("swin", depth=3)
-    assert [layer.reaches for layer in model.blocks()] == [
+    assert [layer.positions.reaches for layer in model.blocks()] == [
         (Windows((2, 2)),), (Windows((2, 2), (1, 1)),), (Windows((2, 2)),)
     ]  # fmt: skip
     x = torch.randn(2, 16, 24, dtype=torch.float64)
     for layer, shift in zip(model.blocks(), (0, 1, 0), strict=True):
         values = {**layer.attention.state_dict(), "position.table": layer.positions[0].table}
         peer = copied(WindowAttention(24, 4, (2, 2), shift=shift), values)
-        ((reach, position),) = layer.passes()
+        ((reach, position),) = layer.positions.passes()
         got = layer.attention(x, grid=Grid(4, 4), position=position, mask=reach)
         assert (got - peer(x, grid=Grid(4, 4))).abs().max() < CLOSE
 
@@ -69,10 +81,10 @@ def test_windows_are_half_a_side_and_at_most_seven() -> None:
 
 
 def test_windows_stay_as_wide_on_a_larger_canvas() -> None:
-    moved, how = design("swin").moved_to((1, 12, 10))
+    moved, how = candidate("swin").moved_to((1, 12, 10))
     assert how == "its own reach"
     assert [layer.reaches for layer in moved.blocks()] == [(Windows((2, 2)),), (Windows((2, 2), (1, 1)),)]
-    assert all(layer.positions[0].table.shape == (4, 3, 3) for layer in moved.blocks())
+    assert all(layer[0].table.shape == (4, 3, 3) for layer in moved.blocks())
 
 
 def test_convit_gates_all_but_the_last_sixth() -> None:
@@ -135,7 +147,7 @@ def test_aim_differs_from_shared_weights_by_its_adapters_alone() -> None:
 def test_temporal_reads_three_frames_and_no_table_of_time() -> None:
     model = design("temporal", item=(6, 1, 8, 8))
     assert model.ordered.model.receptive_field == 3
-    assert [reach for layer in model.blocks() for reach, _ in layer.passes()] == ["space", "space"]
+    assert [reach for layer in model.blocks() for reach, _ in layer.positions.passes()] == ["space", "space"]
     x = torch.randn(1, 24, 24, dtype=torch.float64, requires_grad=True)
     y = model.ordered(x, Grid(6, 2, 2)).unflatten(1, (4, 4))
     assert y.shape == (1, 4, 4, 24)  # frames 3 to 6
@@ -151,20 +163,14 @@ def test_temporal_on_short_and_on_longer_clips() -> None:
     assert pair.ordered.model.receptive_field == 2
     x = torch.rand(2, 2, 1, 8, 8, dtype=torch.float64)
     assert (pair(x) - pair(x.flip(1))).abs().max() > 1e-3
-    model = design("temporal")
+    model = candidate("temporal")
     assert model.moved_to((5, 1, 8, 8))[1] == "its own reach"
     assert model.moved_to((3, 1, 12, 12))[1] == "table resized (clip)"
 
 
 def test_what_all_schemes_have_starts_from_the_same_weights() -> None:
     for kind, plain in (("images", "gated"), ("clips", "none")):
-        torch.manual_seed(0)
-        item, patch = ITEMS[kind]
-        start = (
-            Classifier(KINDS[kind], find(kind, (plain,))[0], item, patch, 5, dim=24, depth=2, heads=4)
-            .double()
-            .state_dict()
-        )
+        start = of_kind(kind, plain, *ITEMS[kind]).net.double().state_dict()
         for scheme in DESIGNS:
             if scheme.fits(KINDS[kind]):
                 own = design(scheme.name).state_dict()
@@ -178,7 +184,7 @@ def test_parameters_beside_the_plain_models() -> None:
 
     def extra(kind: str, name: str) -> int:
         item, patch = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 24, 24), (1, 8, 8))}[kind]
-        models = (Classifier(KINDS[kind], find(kind, (n,))[0], item, patch, 8, 48, 2, 4) for n in (name, "none"))
+        models = (of_kind(kind, n, item, patch, classes=8, dim=48).net for n in (name, "none"))
         own, plain = (sum(p.numel() for p in model.parameters()) for model in models)
         return own - plain
 
@@ -190,30 +196,29 @@ def test_parameters_beside_the_plain_models() -> None:
 
 
 def test_flops_count_adapters_and_convolutions() -> None:
-    item = ITEMS["clips"][0]
     tokens, hidden = 12, 6
     added = 2 * tokens * 2 * (3 * 2 * 24 * hidden)  # 2 layers, 3 adapters of two matrices
-    assert design("aim").flops(item) - design("shared").flops(item) == added
-    model = design("temporal")
+    assert candidate("aim").flops() - candidate("shared").flops() == added
+    model = candidate("temporal")
     narrow = 12
     pointwise = 3 * narrow * narrow // 2 + (18 + 4) * narrow, 3 * narrow * narrow // 2 + (18 + 4) * 24
     space = 2 * narrow // 2 * narrow // 2 * 9 + narrow // 2 * narrow // 2 * 9  # two frames, and one
     pyramid = narrow * (narrow // 3)  # once per frame
     convolved = tokens * (24 * narrow + sum(pointwise) + 2 * space + narrow * 24) + 3 * 2 * pyramid
-    plain = design("temporal")
-    plain.ordered = None
-    assert model.flops(item) - plain.flops(item) == 2 * convolved
+    plain = candidate("temporal")
+    plain.net.ordered = None
+    assert model.flops() - plain.flops() == 2 * convolved
 
 
 def test_pictures_say_what_they_leave_out() -> None:
-    told = {scheme.name: look(design(scheme.name))["what"] for scheme in DESIGNS}
+    told = {scheme.name: look(candidate(scheme.name))["what"] for scheme in DESIGNS}
     assert "Keys that a token does not see are drawn as 0." in told["swin"]
     assert "The learned vectors on the tokens are not drawn." in told["convit"]
     assert "The convolutions, which tell the order of frames, are not drawn." in told["temporal"]
-    heads = look(design("swin"))["layers"][0]["heads"]
+    heads = look(candidate("swin"))["layers"][0]["heads"]
     seen = [[abs(bias) > 0 for bias in row] for row in heads[0]]
     assert seen == Windows((2, 2)).allowed(Grid(4, 4))[0, 0].tolist()
-    assert [layer["layer"] for layer in look(design("convit"))["layers"]] == [1]
+    assert [layer["layer"] for layer in look(candidate("convit"))["layers"]] == [1]
 
 
 def test_the_finding_names_what_differs_by_more_than_position() -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from locant.compare.candidate import Candidate
 from locant.compare.looks import look
-from locant.compare.model import Classifier, grid_of, patches
+from locant.compare.model import Classifier, patches
+from locant.compare.placement import Placement, grid_of
 from locant.compare.schemes import SCHEMES, LayerSpec, find
 from locant.grid import Grid
 from locant.positions.table import COMPARED_STD
@@ -18,13 +20,16 @@ from locant.tasks.kinds import CLIPS, IMAGES, KINDS
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
 
 
-def model_of(kind: str, name: str, seed: int = 0) -> Classifier:
+def model_of(kind: str, name: str, seed: int = 0) -> Candidate:
     item, patch = ITEMS[kind]
     torch.manual_seed(seed)
-    return Classifier(KINDS[kind], find(kind, (name,))[0], item, patch, 5, dim=24, depth=2, heads=4).eval()
+    placement = Placement(KINDS[kind], find(kind, (name,))[0], item, patch, 5)
+    model = Candidate.of(lambda position: Classifier(position, dim=24, depth=2, heads=4), placement)
+    model.net.eval()
+    return model
 
 
-def loud(model: Classifier) -> Classifier:
+def loud(model: Candidate) -> Candidate:
     """Positions large enough that a difference cannot hide in rounding."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -56,9 +61,9 @@ def test_every_scheme_starts_from_the_same_weights(kind) -> None:
     for name in KINDS[kind].schemes:
         model = model_of(kind, name)
         inside = {id(p) for position in model.positions() for p in position.parameters()}
-        starts.append(torch.cat([p.flatten() for p in model.parameters() if id(p) not in inside]))
+        starts.append(torch.cat([p.flatten() for p in model.net.parameters() if id(p) not in inside]))
     assert all(torch.equal(start, starts[0]) for start in starts)
-    assert not torch.equal(starts[0], torch.cat([p.flatten() for p in model_of(kind, "none", 1).parameters()]))
+    assert not torch.equal(starts[0], torch.cat([p.flatten() for p in model_of(kind, "none", 1).net.parameters()]))
 
 
 @pytest.mark.parametrize(("kind", "name"), every())
@@ -103,14 +108,14 @@ def test_a_moved_model_takes_larger_examples_and_keeps_its_weights(kind, name) -
     x = torch.rand(2, *item)
     assert torch.equal(same(x), model(x))
     assert how == "the same grid"
-    assert torch.equal(moved.head.weight, model.head.weight)
+    assert torch.equal(moved.net.head.weight, model.net.head.weight)
 
 
 def test_flops_of_a_hand_counted_model() -> None:
     """16 tokens, dim 24, MLP 48, 5 classes, patches of 4 numbers, 2 layers: 2 FLOPs per multiply-add."""
     model = model_of("images", "none")
     layer = 16 * (24 * 72 + 24 * 24 + 2 * 24 * 48) + 2 * 16 * 16 * 24
-    assert model.flops((1, 8, 8)) == 2 * (16 * 4 * 24 + 2 * layer + 24 * 5)
+    assert model.flops() == 2 * (16 * 4 * 24 + 2 * layer + 24 * 5)
 
 
 @pytest.mark.parametrize(("kind", "item"), [("images", (1, 8, 8)), ("clips", (3, 1, 24, 24)), ("sequences", (16, 4))])
@@ -150,7 +155,7 @@ def test_every_scheme_has_a_picture_of_its_numbers(kind, name) -> None:
 def test_the_picture_of_shared_weights_joins_what_each_pass_may_see() -> None:
     """Same frame: the spatial table. Same place, another frame: the temporal one. Else nothing."""
     model = loud(model_of("clips", "shared"))
-    time, space = (position.table.detach() for position in model.blocks()[1].positions)
+    time, space = (position.table.detach() for position in model.blocks()[1])
     heads = look(model)["layers"][1]["heads"]
     places = model.grid.coordinates().tolist()
     for q, (t, y, x) in enumerate(places):

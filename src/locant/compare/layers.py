@@ -6,17 +6,14 @@ x ← x + MLP(norm₂ x)
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 import locant.nn
-from locant.compare.schemes import LayerSpec, Reach, Scheme, mask_of
+from locant.compare.placement import Placement
 from locant.grid import Grid
-from locant.masks import Windows
 from locant.nn.adapter import Adapter
 from locant.nn.temporal import TemporalModel
-from locant.positions.position import Position
 
 MLP_RATIO = 2
 ADAPTED = 0.5  # of the adapter beside the perceptron, as AIM has it
@@ -30,38 +27,23 @@ class Layer(nn.Module):
     input behind the pass over space, one beside the perceptron.
     """
 
-    def __init__(self, scheme: Scheme, shape: LayerSpec) -> None:
+    def __init__(self, position: Placement, index: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
-        passes = scheme.passes(shape)
-        self.norm1 = nn.LayerNorm(shape.dim)
-        self.attention = locant.nn.Attention(shape.dim, shape.heads)
-        self.norm2 = nn.LayerNorm(shape.dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(shape.dim, MLP_RATIO * shape.dim), nn.GELU(), nn.Linear(MLP_RATIO * shape.dim, shape.dim)
-        )
-        self.reaches: tuple[Reach, ...] = tuple(reach for reach, _ in passes)
-        self.positions = nn.ModuleList([nn.Identity() if p is None else p for _, p in passes])
-        skips = {"time": False, "space": True, "mlp": False} if scheme.adapted else {}
-        with torch.random.fork_rng(devices=()):  # drawn anew with the rest: the tables of later layers stay as they are
-            self.adapters = nn.ModuleDict({where: Adapter(shape.dim, skip=skip) for where, skip in skips.items()})
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = locant.nn.Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, MLP_RATIO * dim), nn.GELU(), nn.Linear(MLP_RATIO * dim, dim))
+        self.positions = position.layer(index, dim, heads, depth=depth)
+        skips = {"time": False, "space": True, "mlp": False} if position.design.adapted else {}
+        self.adapters = nn.ModuleDict({where: Adapter(dim, skip=skip) for where, skip in skips.items()})
 
     def forward(self, x: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch tokens dim"]:
-        for reach, position in self.passes():
-            y = self.attention(self.norm1(x), grid=grid, position=position, mask=mask_of(reach, grid))
+        for reach, at in zip(self.positions.reaches, self.positions(grid), strict=True):
+            y = self.attention(self.norm1(x), **at)
             x = x + (self.adapters[str(reach)](y) if self.adapters else y)
         y = self.norm2(x)
         x = x + self.mlp(y)
         return x + ADAPTED * self.adapters["mlp"](y) if self.adapters else x
-
-    def passes(self) -> list[tuple[Reach, Position | None]]:
-        return [
-            (reach, p if isinstance(p, Position) else None)
-            for reach, p in zip(self.reaches, self.positions, strict=True)
-        ]
-
-    def windowed(self) -> tuple[int, ...]:
-        """The passes inside windows, which stay as wide on larger grids."""
-        return tuple(index for index, reach in enumerate(self.reaches) if isinstance(reach, Windows))
 
 
 class OverTime(nn.Module):

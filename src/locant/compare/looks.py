@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.compare.model import Classifier
+from locant.compare.candidate import Candidate
 from locant.compare.schemes import mask_of
 from locant.maps import likeness, position_map
 
@@ -25,7 +25,7 @@ WHAT = {
 
 
 @torch.no_grad()
-def look(model: Classifier) -> dict[str, Any]:
+def look(model: Candidate) -> dict[str, Any]:
     """The picture of a model's scheme, as numbers: `layers[i].heads[h]` is a matrix [queries][keys]."""
     grid = model.grid
     if grid.tokens > MOST_TOKENS:
@@ -57,12 +57,13 @@ def look(model: Classifier) -> dict[str, Any]:
     }
 
 
-def _left_out(model: Classifier, kind: str, cut: bool) -> list[str]:
+def _left_out(model: Candidate, kind: str, cut: bool) -> list[str]:
     """What the picture leaves out."""
+    ordered = getattr(model.net, "ordered", None) is not None
     holds = {
         "Keys that a token does not see are drawn as 0.": cut,
         "The learned vectors on the tokens are not drawn.": len(model.tokens) > 0 and kind != "embedding",
-        "The convolutions, which tell the order of frames, are not drawn.": model.ordered is not None,
+        "The convolutions, which tell the order of frames, are not drawn.": ordered,
     }
     return [sentence for sentence, so in holds.items() if so]
 

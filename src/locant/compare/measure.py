@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from locant.compare.model import Classifier
+from locant.compare.candidate import Candidate
+from locant.compare.placement import grid_of
 from locant.compare.trial import Job, build
 from locant.measuring import memory
 from locant.tasks.kind import Kind, Recipe
@@ -32,20 +33,22 @@ CEILING = 1 << 30  # bytes: a call that would hold more scores than this is not 
 
 def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], device: str) -> dict[str, Any]:
     """Every scheme of one task: its time and memory at the trained size, and at larger ones."""
-    models = {name: build(Job(kind, name, 0, 0.0), task, recipe).to(device) for name in schemes}
+    models = {name: build(Job(kind, name, 0, 0.0), task, recipe) for name in schemes}
+    for model in models.values():
+        model.net.to(device)
     item = tuple(task.train.shape)
     at_size = _measure_in_turn(models, item, recipe.batch, device, ROUNDS)
     costs: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
     for factor in GROWTH:
         larger = _enlarge(KINDS[kind], item, factor)
-        tokens = models[schemes[0]].grid_of(larger).tokens
+        tokens = grid_of(KINDS[kind], larger, models[schemes[0]].placement.patch).tokens
         if factor > 1 and tokens > MOST_TOKENS:
             break
         batch = max(1, TOKENS_AT_ONCE // tokens)
         fitting, stopped = {}, {}
         for name, model in models.items():
             moved, _ = model.moved_to(larger)
-            why = _reason_to_stop(moved, larger, batch)
+            why = _reason_to_stop(moved, batch)
             if why is None:
                 fitting[name] = moved
             else:
@@ -58,7 +61,7 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
 
 
 def _measure_in_turn(
-    models: dict[str, Classifier], item: tuple[int, ...], batch: int, device: str, rounds: int
+    models: dict[str, Candidate], item: tuple[int, ...], batch: int, device: str, rounds: int
 ) -> dict[str, Any]:
     x = torch.rand(batch, *item, device=device)
     calls = {name: (_forward(model, x), _step(model, x)) for name, model in models.items()}
@@ -80,7 +83,7 @@ def _measure_in_turn(
     }
 
 
-def _forward(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
+def _forward(model: Candidate, x: torch.Tensor) -> Callable[[], None]:
     def call() -> None:
         with torch.no_grad():
             model(x)
@@ -88,11 +91,11 @@ def _forward(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
     return call
 
 
-def _step(model: Classifier, x: torch.Tensor) -> Callable[[], None]:
+def _step(model: Candidate, x: torch.Tensor) -> Callable[[], None]:
     labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def call() -> None:
-        model.zero_grad(set_to_none=True)
+        model.net.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(x), labels).backward()
 
     return call
@@ -129,10 +132,11 @@ def _enlarge(kind: Kind, item: tuple[int, ...], factor: int) -> tuple[int, ...]:
     return tuple(size * factor ** (2 // len(growing)) if axis in growing else size for axis, size in enumerate(item))
 
 
-def _reason_to_stop(model: Classifier, item: tuple[int, ...], batch: int) -> str | None:
+def _reason_to_stop(model: Candidate, batch: int) -> str | None:
     """A sentence if a training step would hold too many scores."""
-    held = sum(p.cost.held for p in model.plans(item, batch))
+    held = sum(p.cost.held for p in model.plans(batch))
     if held <= CEILING:
         return None
-    tokens = model.grid_of(item).tokens
-    return f"stopped: a step on {tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"
+    return (
+        f"stopped: a step on {model.grid.tokens:,} tokens would hold {held / 2**30:.1f} GB of scores and expanded bias"
+    )

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from locant.compare import checkpoint, finding, statistics
+from locant.compare.candidate import Candidate
 from locant.compare.looks import look
-from locant.compare.model import Classifier, grid_of
-from locant.compare.schemes import Scheme, find
+from locant.compare.placement import grid_of
+from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
-from locant.compare.trial import Job
+from locant.compare.trial import Job, build_for
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
@@ -79,19 +80,18 @@ def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
             "snippet": "\n".join(lines)}  # fmt: skip
 
 
-def load(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
+def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The model that a comparison saved, rebuilt and loaded, and what is known of it. Raises Refusal."""
     tensors, about = checkpoint.read(Path(path))
-    return _rebuild(tensors, about), about
+    return _rebuild(tensors, about).net, about
 
 
-def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Classifier:
-    kind, recipe, item = KINDS[about["job"]["kind"]], Recipe.of(about["recipe"]), tuple(about["item"])
-    (scheme,) = find(kind.name, (about["job"]["scheme"],))
-    patch = kind.patch(item, recipe.patch)
-    model = Classifier(kind, scheme, item, patch, len(about["classes"]), recipe.dim, recipe.depth, recipe.heads)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    return model.eval()
+def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Candidate:
+    job, recipe = Job(**about["job"]), Recipe.of(about["recipe"])
+    model = build_for(job, tuple(about["item"]), len(about["classes"]), recipe)
+    model.net.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    model.net.eval()
+    return model
 
 
 def _of_scheme(
@@ -117,10 +117,10 @@ def _of_scheme(
         "accuracy": asdict(statistics.interval(answers)),
         "shifts": {shift.name: _of_shift(shift.name, trials[jobs[0].key], saved) for shift in task.shifts},
         "parameters": {
-            "total": sum(p.numel() for p in model.parameters()),
+            "total": sum(p.numel() for p in model.net.parameters()),
             "position": model.position_parameters(),
         },
-        "flops": {"forward": model.flops(task.train.shape)},
+        "flops": {"forward": model.flops()},
         "picture": look(model),
     }
     return row, answers

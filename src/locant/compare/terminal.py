@@ -29,7 +29,7 @@ def estimate(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], cho
         count = len(recipe.lr) + len(chosen.seeds) - 1
         x, y = load(train, index, chosen.device)
         for scheme in schemes[kind]:
-            model = build(Job(kind, scheme.name, 0, 0.0), task, recipe).to(chosen.device)
+            model = build(Job(kind, scheme.name, 0, 0.0), task, recipe).net.to(chosen.device)
             for again in range(2):  # the first step warms up
                 start = time.perf_counter()
                 torch.nn.functional.cross_entropy(model(x), y).backward()

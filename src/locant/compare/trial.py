@@ -19,7 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from locant.compare import checkpoint
-from locant.compare.model import Classifier
+from locant.compare.builders import find_builder
+from locant.compare.candidate import Candidate
+from locant.compare.placement import Placement
 from locant.compare.schemes import find
 from locant.compare.world import World
 from locant.tasks import splits
@@ -46,13 +48,18 @@ class Job:
         return f"{self.kind}-{self.scheme}-seed{self.seed}-lr{self.lr:g}"
 
 
-def build(job: Job, task: Task, recipe: Recipe) -> Classifier:
+def build(job: Job, task: Task, recipe: Recipe) -> Candidate:
     """The model of a trial as it starts, from its seed alone."""
+    return build_for(job, task.train.shape, len(task.classes), recipe)
+
+
+def build_for(job: Job, item: tuple[int, ...], classes: int, recipe: Recipe) -> Candidate:
+    """The same, from the shape of an example and the number of classes."""
     (scheme,) = find(job.kind, (job.scheme,))
-    kind, item = KINDS[job.kind], task.train.shape
-    patch = kind.patch(item, recipe.patch)
+    kind = KINDS[job.kind]
     torch.manual_seed(job.seed)
-    return Classifier(kind, scheme, item, patch, len(task.classes), recipe.dim, recipe.depth, recipe.heads)
+    placement = Placement(kind, scheme, item, kind.patch(item, recipe.patch), classes)
+    return Candidate.of(find_builder(recipe), placement)
 
 
 def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell: Tell) -> dict[str, Any]:
@@ -86,7 +93,8 @@ class _Run:
     def __init__(self, job: Job, task: Task, recipe: Recipe, world: World) -> None:
         task = replace(task, train=splits.share(task.train, recipe.share, job.seed))
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
-        self.model = build(job, task, recipe).to(world.device)
+        self.candidate = build(job, task, recipe)
+        self.model = self.candidate.net.to(world.device)
         self.replica = world.wrap(self.model)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
         self.per_epoch = -(-len(task.train) // recipe.batch)
@@ -159,8 +167,8 @@ class _Run:
         shifts: dict[str, Any] = {}
         for shift in self.task.shifts:
             try:
-                moved, how = self.model.moved_to(shift.examples.shape)
-                right[shift.name] = correct(moved, shift.examples, self.world)
+                moved, how = self.candidate.moved_to(shift.examples.shape)
+                right[shift.name] = correct(moved.net, shift.examples, self.world)
                 shifts[shift.name] = {"accuracy": float(right[shift.name].mean()), "how": how, "why_not": None}
             except ValueError as error:
                 shifts[shift.name] = {"accuracy": None, "how": None, "why_not": str(error)}
@@ -223,7 +231,7 @@ def digest(state: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _parameter_groups(model: Classifier) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Weight decay on matrices; none on biases, norms and whatever says where tokens are."""
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv3d)}
     parameters = list(model.parameters())
