@@ -14,16 +14,15 @@ from locant.compare.model import Classifier, patches
 from locant.compare.placement import Placement, grid_of
 from locant.compare.schemes import SCHEMES, LayerSpec, find
 from locant.grid import Grid
-from locant.positions.table import COMPARED_STD
 from locant.tasks.kinds import CLIPS, IMAGES, KINDS
 
 ITEMS = {"images": ((1, 8, 8), (2, 2)), "clips": ((3, 1, 8, 8), (1, 4, 4)), "sequences": ((8, 4), (1,))}
 
 
-def model_of(kind: str, name: str, seed: int = 0) -> Candidate:
+def model_of(kind: str, name: str, seed: int = 0, start: float | None = None) -> Candidate:
     item, patch = ITEMS[kind]
     torch.manual_seed(seed)
-    placement = Placement(KINDS[kind], find(kind, (name,))[0], item, patch, 5)
+    placement = Placement(KINDS[kind], find(kind, (name,))[0], item, patch, 5, start=start)
     model = Candidate.of(lambda position: Classifier(position, dim=24, depth=2, heads=4), placement)
     model.net.eval()
     return model
@@ -185,22 +184,29 @@ def _reorder(kind: str, x: torch.Tensor, patch: tuple[int, ...], order) -> torch
     return mixed.reshape(len(x), *item)
 
 
-def test_tables_start_as_wide_as_the_docs_say() -> None:
+def test_what_is_learned_starts_as_published_or_as_wide_as_asked() -> None:
     """A normal of s cut at ±2 has the variance s² (1 - 2 a φ(a) / (2 Φ(a) - 1)), a = 2 / s."""
-    a = 2 / COMPARED_STD
-    inside = math.erf(a / math.sqrt(2))
-    spread = COMPARED_STD * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
-    torch.manual_seed(0)
-    (_, table), *_ = find("images", ("relative",))[0].passes(LayerSpec(Grid(64, 64), 32, 8))
-    drawn = torch.cat([p.flatten() for p in table.parameters()])
-    # the sample standard deviation of n bounded numbers is off by less than spread / sqrt(2 n) per sigma
-    assert abs(drawn.std().item() - spread) < 5 * spread / math.sqrt(2 * drawn.numel())
-    docs = Path(__file__).parents[1] / "docs"
-    said = re.search(
-        r"normal distribution of ([\d.]+), cut at ±2 \(a standard deviation of ([\d.]+)\)",
-        (docs / "compare.md").read_text().replace("\n  ", " "),
+    scheme = find("images", ("relative",))[0]
+    for start, s in ((None, 0.02), (0.02, 0.02), (1.5, 1.5)):
+        a = 2 / s
+        inside = math.erf(a / math.sqrt(2))
+        spread = s * math.sqrt(1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside)
+        torch.manual_seed(0)
+        (_, table), *_ = scheme.passes(LayerSpec(Grid(64, 64), 32, 8, start=start))
+        drawn = torch.cat([p.flatten() for p in table.parameters()])
+        # the sample standard deviation of n bounded numbers is off by less than spread / sqrt(2 n) per sigma
+        assert abs(drawn.std().item() - spread) < 5 * spread / math.sqrt(2 * drawn.numel())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
+def test_every_start_is_the_published_one_and_the_docs_name_it(scheme) -> None:
+    kind = {1: "sequences", 2: "images", 3: "clips"}[scheme.axes[-1]]
+    usual, told = (
+        model_of(kind, scheme.name, start=start).net for start in (None, scheme.starts[0] if scheme.starts else None)
     )
-    assert said is not None
-    assert said.groups() == (f"{COMPARED_STD:g}", f"{spread:.2f}")
-    for page in ("architecture.md", "schemes/relative-table.md"):
-        assert f"normal of {COMPARED_STD:g}" in (docs / page).read_text()
+    assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), told.parameters(), strict=True))
+    page = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
+    row = re.search(rf"^\| [^|]*`{scheme.name}`[^|]* \| ([\d.]+) \| ([\d., ]+) \|$", page, re.MULTILINE)
+    assert (row is not None) == bool(scheme.starts)
+    if row:
+        assert (float(row[1]), *(float(wide) for wide in row[2].split(", "))) == scheme.starts

@@ -16,8 +16,8 @@ import torch
 from locant import compare
 from locant.compare import Refusal
 
-SMALL = {"task": "images", "positions": ("none", "relative"), "seeds": 2, "epochs": 4, "lr": (0.003, 0.01), "dim": 16}
-FLAGS = "--task images --positions none,relative --seeds 2 --epochs 4 --lr 0.003,0.01 --dim 16".split()
+SMALL = {"task": "images", "positions": ("none", "relative"), "seeds": 2, "steps": 68, "lr": (0.003, 0.01), "dim": 16}
+FLAGS = "--task images --positions none,relative --seeds 2 --steps 68 --lr 0.003,0.01 --dim 16".split()
 
 
 def unmeasured(results: dict) -> dict:
@@ -26,7 +26,7 @@ def unmeasured(results: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run in one go, and every epoch that it told of."""
+    """A run in one go, and every look at validation that it told of."""
     heard: list[dict] = []
     folder = tmp_path_factory.mktemp("whole") / "run"
     return compare.run(**SMALL, out=folder, quiet=True, threads=2, progress=heard.append), heard
@@ -38,15 +38,17 @@ def test_a_run_leaves_everything_that_it_promises(whole) -> None:
     assert files == {
         "best-images.safetensors", "identity.json", "report.html", "results.json", "settings.toml", "trials",
     }  # fmt: skip
-    assert len(list((result.folder / "trials").iterdir())) == 2 * (2 + 1)  # rates of the first seed, then one each
+    assert len(list((result.folder / "trials").iterdir())) == 2 * (4 + 1)  # tries of the first seed, then one each
     assert json.loads((result.folder / "results.json").read_text()) == result.data
-    assert len(heard) == 6 * 4
+    assert len(heard) == 10 * 7  # every 10 steps, and at the end
     (task,) = result.data["tasks"]
     for scheme in task["schemes"]:
         tests = [trial["test"] for trial in scheme["trials"]]
         assert scheme["accuracy"]["mean"] == pytest.approx(np.mean(tests))
         best = max(scheme["sweep"], key=lambda s: (s["validation"], -s["learning_rate"]))
         assert scheme["learning_rate"] == best["learning_rate"]
+        assert len(scheme["sweep"]) == 4  # as many for every scheme
+        assert (scheme["start"] or {}).get("taken") == best["start"]
         assert scheme["parameters"]["position"] == (0 if scheme["name"] == "none" else 2 * 4 * 49)
         assert scheme["shifts"]["larger canvas"]["mean"] is not None
     measured = result.data["measured"]["tasks"]["images"]
@@ -111,7 +113,7 @@ def test_one_worker_or_two_and_again_from_the_files_the_results_are_the_same(who
 def test_other_settings_or_data_are_refused_on_resume(whole, monkeypatch) -> None:
     folder = whole[0].folder
     with pytest.raises(Refusal, match=r"--resume needs the settings.*images was .*Give the same again"):
-        compare.run(**{**SMALL, "epochs": 5}, out=folder, resume=True, quiet=True)
+        compare.run(**{**SMALL, "steps": 85}, out=folder, resume=True, quiet=True)
     with pytest.raises(Refusal, match="--out needs a new folder; .* holds a comparison. Add --resume"):
         compare.run(**SMALL, out=folder, quiet=True)
     identity = json.loads((folder / "identity.json").read_text())
@@ -162,7 +164,7 @@ def test_the_command_refuses_in_one_line_with_exit_code_two(tmp_path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_with_one_line_and_it_can_go_on(number, tmp_path) -> None:
-    command = [sys.executable, "-m", "locant", "compare", *FLAGS, "--epochs", "500", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "locant", "compare", *FLAGS, "--steps", "8000", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"},
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # what runs in the background may ignore SIGINT

@@ -11,7 +11,7 @@ from locant.compare import run, settings
 from locant.compare.settings import Settings, resolve
 from locant.tasks import sources
 from locant.tasks.kind import Recipe
-from locant.tasks.kinds import CLIPS, IMAGES
+from locant.tasks.kinds import CLIPS, IMAGES, KINDS
 from locant.tasks.task import Refusal
 
 
@@ -27,7 +27,7 @@ def test_quick_is_one_seed_and_no_ranking() -> None:
     chosen = resolve({"quick": True}, None)
     assert chosen.seeds == (0,)
     assert not chosen.ranked
-    assert chosen.recipes["clips"].epochs < CLIPS.recipe.epochs
+    assert chosen.recipes["clips"].steps < CLIPS.recipe.steps
 
 
 def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
@@ -38,10 +38,18 @@ def test_flags_win_over_the_config_file_and_its_tables(tmp_path) -> None:
     assert (chosen.recipes["images"].dim, chosen.recipes["clips"].dim) == (IMAGES.recipe.dim, 24)
     assert {chosen.recipes[k].heads for k in chosen.task} == {6}
     assert resolve({"epochs": 3}, config).recipes["clips"].epochs == 3
+    steps = resolve({"steps": 50}, config).recipes["clips"]  # one budget in place of another
+    assert (steps.steps, steps.epochs) == (50, None)
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"quick": True}, {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8), "share": 0.05}]
+    "given",
+    [
+        {},
+        {"quick": True},
+        {"task": "clips", "lr": 0.1, "seeds": (5, 7), "patch": (4, 8), "share": 0.05},
+        {"epochs": 7, "minutes": 2.5, "sensitivity": False, "seeds": 6, "augment": "none", "starts": 1},
+    ],
 )
 def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path) -> None:
     chosen = resolve(given, None)
@@ -57,6 +65,12 @@ def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path
         ({"seeds": 0}, "seeds needs a whole number of at least 1"),
         ({"seeds": (1, 1)}, "seeds needs a count, or different whole numbers"),
         ({"lr": (0.1, -1.0)}, "lr needs one or more rates between 0 and 10"),
+        ({"steps": 0}, "steps needs a whole number of at least 1; got 0"),
+        ({"steps": 100, "epochs": 3}, "a budget is --steps or --epochs; both came: 100 and 3. Leave one out"),
+        ({"minutes": 0}, "minutes needs a number above 0; got 0. Write --minutes 10"),
+        ({"augment": "rotate"}, "augment must be among none, shift, brightness, flip; got"),
+        ({"augment": ("none", "flip")}, "augment needs none, or ways to vary examples; got both: none, flip"),
+        ({"task": "sequences", "augment": "flip"}, "augment for sequences may name nothing; got flip"),
         ({"epochs": 0}, "epochs needs a whole number of at least 1; got 0"),
         ({"dim": 50, "heads": 4}, "dim must be an even multiple of heads; got dim=50, heads=4. Use --dim 48"),
         ({"task": "pictures"}, r"task must be among images, clips, sequences; got \['pictures'\]"),
@@ -95,7 +109,7 @@ def test_what_is_resolved_is_what_is_declared() -> None:
     assert keywords == {flag.name for flag in flags.COMPARE} - {"json"} | {"progress"}
     recipe, resolved = ({f.name for f in fields(record)} for record in (Recipe, Settings))
     assert recipe == set(flags.RECIPE)
-    assert resolved - {"recipes"} | recipe == flags.KEPT
+    assert resolved - {"recipes", "cut"} | recipe == flags.KEPT
 
 
 def test_the_defaults_in_help_are_those_that_are_used() -> None:
@@ -104,8 +118,9 @@ def test_the_defaults_in_help_are_those_that_are_used() -> None:
     assert f"default {len(chosen.seeds)}." in said["seeds"]
     assert f"default {','.join(chosen.task)}." in said["task"]
     assert said["device"].endswith(f"default {chosen.device}.")
-    assert "default 20 (clips 9, sequences 24)." in said["epochs"]
-    for name in ("epochs", "batch", "dim", "depth", "heads", "share", "patch"):
+    steps = {kind: KINDS[kind].recipe.steps for kind in ("clips", "sequences")}
+    assert f"(clips {steps['clips']}, sequences {steps['sequences']}), your data" in said["steps"]
+    for name in ("steps", "starts", "batch", "dim", "depth", "heads", "share", "patch"):
         assert f" {getattr(IMAGES.recipe, name):g}" in said[name]
     assert f"default {sources.SIZE}," in said["size"]
     moving = CLIPS.built_in(CLIPS.recipe)

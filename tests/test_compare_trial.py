@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from locant.compare import checkpoint
-from locant.compare.trial import Job, _Run, digest, rate_factor, train
+from locant.compare import budget, checkpoint
+from locant.compare.trial import Job, _Run, digest, train
 from locant.compare.world import World
 from locant.tasks import digits, splits
 from locant.tasks.kinds import IMAGES
 from locant.tasks.task import ArrayExamples, Refusal, Task
 
-RECIPE = replace(IMAGES.recipe, epochs=3, dim=16, depth=1, heads=2)
+RECIPE = replace(IMAGES.recipe, steps=51, dim=16, depth=1, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_whole_designs_go_on_with_the_same_bits(kind, scheme, tmp_path, monkeypa
     shape = {"images": (1, 8, 8), "clips": (3, 1, 8, 8)}[kind]
     parts = [ArrayExamples(draw.random((96, *shape), np.float32), np.arange(96) % 3) for _ in range(3)]
     small = Task(kind, "noise", "which?", ("a", "b", "c"), *parts, (), (), (), "0")
-    recipe, job = replace(RECIPE, epochs=2, depth=2, patch=2), Job(kind, scheme, 0, 0.003)
+    recipe, job = replace(RECIPE, steps=4, depth=2, patch=2), Job(kind, scheme, 0, 0.003)
     whole = train(job, small, recipe, _made(tmp_path / "whole"), World(), ignore)
     monkeypatch.setattr("locant.compare.trial.SAVE_EVERY", 1)
     advance = _Run.advance
@@ -89,11 +89,12 @@ def test_whole_designs_go_on_with_the_same_bits(kind, scheme, tmp_path, monkeypa
     assert any("running_var" in name for name in tensors) == (scheme == "temporal")
 
 
-def test_it_learns_and_keeps_the_epoch_that_validates_best(task, tmp_path) -> None:
-    about = train(Job("images", "learned", 0, 0.01), task, replace(RECIPE, epochs=6), tmp_path, World(), ignore)
+def test_it_learns_and_keeps_the_weights_that_validates_best(task, tmp_path) -> None:
+    about = train(Job("images", "learned", 0, 0.01), task, replace(RECIPE, steps=102), tmp_path, World(), ignore)
     validations = [point["validation"] for point in about["curve"]]
     assert about["validation"] == max(validations) > 0.5
-    assert about["best_epoch"] == validations.index(max(validations)) + 1
+    assert about["best_step"] == about["curve"][validations.index(max(validations))]["step"]
+    assert about["best_epoch"] == pytest.approx(about["best_step"] / 17, abs=0.005)
     tensors, _ = checkpoint.read(tmp_path / "images-learned-seed0-lr0.01.safetensors")
     assert tensors["correct.test"].float().mean().item() == pytest.approx(about["test"])
     kept = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
@@ -102,13 +103,16 @@ def test_it_learns_and_keeps_the_epoch_that_validates_best(task, tmp_path) -> No
 
 def test_a_share_of_the_examples_is_all_that_a_trial_sees(task, tmp_path) -> None:
     """The same weights as from a task that holds nothing else; every seed draws its own."""
-    recipe = replace(RECIPE, share=0.1)
+    recipe = replace(RECIPE, share=0.1, steps=6)
     job = Job("images", "learned", 3, 0.003)
     about = train(job, task, recipe, _made(tmp_path / "share"), World(), ignore)
     part = splits.share(task.train, 0.1, 3)
     assert len(part) == 109  # of 1,079: a tenth of each digit, rounded
     only = replace(task, train=ArrayExamples(part.read(np.arange(len(part))), part.labels))
-    assert train(job, only, RECIPE, _made(tmp_path / "only"), World(), ignore)["weights"] == about["weights"]
+    assert (
+        train(job, only, replace(RECIPE, steps=6), _made(tmp_path / "only"), World(), ignore)["weights"]
+        == about["weights"]
+    )
     assert about["recipe"]["share"] == 0.1
 
 
@@ -121,12 +125,13 @@ def test_a_loss_that_is_no_number_ends_the_trial_and_is_said(task, tmp_path) -> 
     assert about["validation"] == 0.0
 
 
-def test_pace_warms_up_and_ends_at_nothing() -> None:
-    paces = [rate_factor(step, 100) for step in range(100)]
+@pytest.mark.parametrize("end", [100, 60])
+def test_the_rate_warms_up_stays_and_ends_at_nothing(end) -> None:
+    paces = [budget.rate_factor(step, 100, end) for step in range(end)]
     assert paces[0] == 0.1
-    assert paces[9] == paces[10] == 1.0
-    assert paces[10:] == sorted(paces[10:], reverse=True)
-    assert 0 < paces[-1] < 0.001
+    assert paces[9 : end - 29] == [1.0] * (end - 38)  # a fall of 30 steps starts from the peak
+    assert paces[end - 30 :] == sorted(paces[end - 30 :], reverse=True)
+    assert 0 < paces[-1] < 0.003
 
 
 def test_a_checkpoint_that_is_damaged_is_refused_and_nothing_is_run(tmp_path) -> None:
@@ -167,7 +172,7 @@ from locant.compare.world import World
 torch.set_num_threads(1)
 world = World.join("cpu")
 # a batch of 63 makes shares of 32 and 31, and the last batch of the epoch is odd too
-recipe = replace(IMAGES.recipe, batch=63, epochs=1)
+recipe = replace(IMAGES.recipe, batch=63, steps=18)
 run = _Run(Job("images", "relative", 0, 0.003), digits.images(), recipe, world)
 clip, gradients, losses = torch.nn.utils.clip_grad_norm_, [], []
 

@@ -40,9 +40,9 @@ def _edges(recipe: Recipe) -> Task:
     )
 
 
-_SPECTRA = Recipe(epochs=2, lr=(0.01,), batch=12, dim=8, depth=1, heads=2)
+_SPECTRA = Recipe(steps=6, lr=(0.01,), batch=12, dim=8, depth=1, heads=2)
 SPECTRA = Kind(
-    name="spectra", axes=(0, 1), channel=2, recipe=_SPECTRA, quick=replace(_SPECTRA, epochs=1),
+    name="spectra", axes=(0, 1), channel=2, recipe=_SPECTRA, quick=replace(_SPECTRA, steps=3),
     schemes=("none", "relative", "swin"), quick_schemes=("none", "relative"),
     patch=lambda item, given: (2, 2) if given is None else _sides("patch", given),
     shifts=lambda test, patch: (), question="Which of {} classes is it?", shapes="[n, bands, steps]",
@@ -72,7 +72,7 @@ def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_one_value_is_a_flag_a_config_table_a_run_a_model_and_a_page(extended: Path) -> None:
     config = extended / "a.toml"
-    config.write_text('task = ["spectra"]\n[spectra]\nepochs = 1\n')
+    config.write_text('task = ["spectra"]\n[spectra]\nsteps = 3\n')
     done = command(extended, "--config", str(config), "--seeds", "1", "--out", "run", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
     (task,) = json.loads(done.stdout)["tasks"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from locant.tasks.kind import AUGMENTED
 from locant.tasks.kinds import KINDS
 
 Number = TypeVar("Number", int, float, str)
@@ -61,6 +62,7 @@ COUNT = Value("count", int)  # at least 1
 WHOLE = Value("whole", int)  # at least 0
 PART = Value("part", float)
 SECONDS = Value("seconds", float)
+MINUTES = Value("minutes", float)
 NAMES = Value("names", str, lambda given: split_words(given, str))
 TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
 RATES = Value("rates", str, lambda given: split_words(given, float))
@@ -110,6 +112,7 @@ def _spell(value: Any) -> str:
 
 WHAT, TRAINING, MODEL, RUN, OUTPUT = "What is compared", "Training", "Model", "Run", "Output"
 SEED_COUNT = 3
+SENSITIVE_FROM = 5  # seeds
 USUAL = ",".join(kind.name for kind in KINDS.values() if kind.usual)
 
 COMPARE = (
@@ -129,10 +132,32 @@ COMPARE = (
         into="settings",
     ),
     Flag(
-        "epochs", COUNT, TRAINING, f"Passes over the training data; default {_default('epochs')}.", "N", into="recipe"
+        "steps", COUNT, TRAINING,
+        f"Steps of a trial at most; default {_default('steps')}, your data by their number of examples.", "N",
+        into="recipe",
+    ),
+    Flag("epochs", COUNT, TRAINING, "The same, as passes over the training data.", "N", into="recipe"),
+    Flag(
+        "minutes", MINUTES, TRAINING, "Cut the steps, equally for all schemes, so that the run takes about M minutes.",
+        "M", into="settings",
     ),
     Flag(
         "lr", RATES, TRAINING, f"To choose from on validation data; default {_default('lr')}.", "RATES", into="recipe"
+    ),
+    Flag(
+        "starts", COUNT, TRAINING,
+        "Starts of what schemes learn to choose from as well; 1 is the published one alone, and a scheme without one "
+        f"tries as many more rates; default {_default('starts')}.", "N", into="recipe",
+    ),
+    Flag(
+        "sensitivity", CHOICE, TRAINING,
+        "Whether half and double the start and the rate would change the order; default from "
+        f"{SENSITIVE_FROM} seeds on.", options=("--sensitivity/--no-sensitivity",), into="settings",
+    ),
+    Flag(
+        "augment", NAMES, TRAINING,
+        f"How training examples are varied: {','.join(AUGMENTED)}, or none; default what the task allows.", "NAMES",
+        into="recipe",
     ),
     Flag(
         "batch", COUNT, TRAINING, f"Examples per step, over all processes; default {_default('batch')}.", "N",

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from locant.compare.budget import with_steps
 from locant.compare.settings import Settings
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal, Task
+
+
+def settle(settings: Settings, tasks: dict[str, Task]) -> Settings:
+    """The settings with what follows from the data: the steps of a trial, and how training examples are varied."""
+    recipes = dict(settings.recipes)
+    for kind, task in tasks.items():
+        recipe = recipes[kind]
+        examples = len(splits.share(task.train, recipe.share, settings.seeds[0]))
+        ways = tuple(way for way in task.augments if way in KINDS[kind].augments)
+        augment = ways if recipe.augment is None else recipe.augment
+        recipes[kind] = replace(with_steps(recipe, examples, settings.quick), augment=augment)
+    return replace(settings, recipes=recipes)
 
 
 def open_tasks(settings: Settings) -> dict[str, Task]:

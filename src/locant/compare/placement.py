@@ -128,6 +128,7 @@ class Placement:
         grid: of the tokens that these patches make; a builder that cuts otherwise passes grids of its own.
         classes: how many there are.
         scheme: the name of the scheme, for messages: a model that reads it is no longer compared by position alone.
+        start: how wide what the scheme learns starts; None is the published value.
     """
 
     def __init__(
@@ -138,11 +139,12 @@ class Placement:
         patch: tuple[int, ...],
         classes: int,
         trained: Handed | None = None,
+        start: float | None = None,
     ) -> None:
         self.task, self.design = kind, scheme  # for what is built here; a builder of one's own needs neither
         self.kind, self.scheme, self.item, self.patch, self.classes = kind.name, scheme.name, item, patch, classes
         self.handed = Handed([], [])
-        self.trained = trained
+        self.trained, self.start = trained, start
         self.how = "its own reach"
         self.seed = torch.initial_seed()
 
@@ -164,7 +166,7 @@ class Placement:
         """
         grid = self._grid("tokens", grid)
         self._check_sizes("tokens", dim=dim)
-        spec = LayerSpec(grid, dim, 1)
+        spec = LayerSpec(grid, dim, 1, start=self.start)
         earlier = None if self.trained is None else self._earlier(self.trained.tokens, len(self.handed.tokens))
         made = self._draw(lambda: TokenPosition(self.design.tokens(spec), grid)) if earlier is None else earlier
         if earlier is not None:
@@ -191,7 +193,7 @@ class Placement:
                 "position.layer needs the number of a layer, from 0, and a dim that its heads divide; "
                 f"got index={description(index)}, dim={dim}, heads={heads}. Write position.layer(0, dim, heads)."
             )
-        spec = LayerSpec(grid, dim, heads, layer=index, depth=index + 1 if depth is None else depth)
+        spec = LayerSpec(grid, dim, heads, layer=index, depth=index + 1 if depth is None else depth, start=self.start)
         earlier = None if self.trained is None else self._earlier(self.trained.layers, len(self.handed.layers))
         made = self._draw(lambda: LayerPosition(self.design.passes(spec), spec)) if earlier is None else earlier
         if earlier is not None:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from locant import __version__
-from locant.compare import checkpoint, finding, measure, report, settings, summary
-from locant.compare.opening import open_tasks
+from locant.compare import checkpoint, finding, measure, report, search, settings, summary
+from locant.compare.opening import open_tasks, settle
 from locant.compare.result import Result
 from locant.compare.schemes import SCHEMES, Scheme, find
 from locant.compare.settings import Settings
@@ -39,8 +39,13 @@ def run(
     task: str | Sequence[str] | None = None,
     positions: str | Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
+    steps: int | None = None,
     epochs: int | None = None,
+    minutes: float | None = None,
     lr: float | Sequence[float] | None = None,
+    starts: int | None = None,
+    sensitivity: bool | None = None,
+    augment: str | Sequence[str] | None = None,
     batch: int | None = None,
     share: float | None = None,
     dim: int | None = None,
@@ -66,8 +71,13 @@ def run(
         task: "images", "clips", "sequences", or several; guessed from `data`.
         positions: schemes by name; default those of the task's kind (`locant.tasks.kinds`).
         seeds: a count, or the seeds themselves. One seed gives no ranking.
-        epochs, lr, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every scheme. The rate
-            (of those in `lr`) and the epoch are chosen on validation data.
+        steps, lr, starts, augment, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every
+            scheme. The rate (of those in `lr`), the start of what schemes learn (of `starts`) and the step whose
+            weights are kept are chosen on validation data. `steps` follows from the number of examples unless it is
+            given; so does `augment` from what can't change the labels of the task.
+        epochs: the budget as passes over the training examples, in place of `steps`.
+        minutes: about how long the run may take: the steps are cut equally for all schemes.
+        sensitivity: whether to try half and double the start and the rate; default from five seeds on.
         share: part of the training examples that each seed draws for itself, the same for every scheme; 1 is all.
         device, threads: where; on a CPU, `threads` trials run side by side with one thread each.
         out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
@@ -82,12 +92,25 @@ def run(
     """
     arguments = locals()
     given = {name: arguments[name] for name in KEPT}
+    return _compare(given, config, out, resume, quiet, progress)
+
+
+def _compare(
+    given: dict[str, Any],
+    config: str | Path | None,
+    out: str | Path | None,
+    resume: bool,
+    quiet: bool,
+    progress: Tell | None,
+) -> Result:
+    """What `run` does, in four passes."""
     started = time.monotonic()
     # 1 what is compared; what does not fit is said before anything is written
     chosen = settings.resolve(given, config)
     world = World.join(chosen.device)
     folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
+    chosen = settle(chosen, tasks)
     schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
     for kind, opened in tasks.items():
         for scheme in schemes[kind]:
@@ -185,16 +208,16 @@ def _train_all(
     world: World,
     shown: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Every trial, by key. The first seed tries every rate; the other seeds take the one that validates best."""
-    # 1 the first seed's trials wait; the others join them when a scheme's rate is known
+    """Every trial, by key. The first seed tries rates and starts; the other seeds take what validates best."""
+    # 1 the first seed's trials wait; the others join them when a scheme's rate and start are known
     first, *others = chosen.seeds
-    waiting = deque(
-        Job(kind, scheme.name, first, rate)
+    searched = {
+        (kind, scheme.name): search.jobs(kind, scheme, chosen.recipes[kind], first)
         for kind in tasks
         for scheme in schemes[kind]
-        for rate in chosen.recipes[kind].lr
-    )
-    count = sum(len(schemes[kind]) * (len(chosen.recipes[kind].lr) + len(others)) for kind in tasks)
+    }
+    waiting = deque(job for jobs in searched.values() for job in jobs)
+    count = len(waiting) + len(searched) * len(others)
     shown.start(count)
     trials: dict[str, dict[str, Any]] = {}
 
@@ -202,10 +225,10 @@ def _train_all(
         job = Job(**about["job"])
         trials[job.key] = about
         shown.ended(job.key, about)
-        tried = [trials.get(Job(job.kind, job.scheme, first, r).key) for r in chosen.recipes[job.kind].lr]
+        tried = [trials.get(one.key) for one in searched[job.kind, job.scheme]]
         if job.seed == first and all(t is not None for t in tried):
-            rate = summary.best_rate([t for t in tried if t is not None])
-            waiting.extend(Job(job.kind, job.scheme, seed, rate) for seed in others)
+            taken = search.best([t for t in tried if t is not None])
+            waiting.extend(Job(job.kind, job.scheme, seed, *taken) for seed in others)
 
     # 2 on a GPU or under torchrun: one after the other
     if world.size > 1 or world.device != "cpu":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from locant import positions
@@ -36,17 +36,23 @@ WINDOW = 7  # tokens a side of the largest window, as Swin has it
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What a scheme may depend on when it is built; `layer` counts from 0."""
+    """What a scheme may depend on when it is built; `layer` counts from 0. `start` is how wide what it learns starts,
+    None the published value."""
 
     grid: Grid
     dim: int
     heads: int
     layer: int = 0
     depth: int = 1
+    start: float | None = None
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    def start_among(self, starts: tuple[float, ...]) -> float:
+        """Its start, or the published one, which is the first of `starts`."""
+        return starts[0] if self.start is None else self.start
 
     def only(self, *axes: int) -> Grid:
         """The grid with every other axis shrunk to 1."""
@@ -59,8 +65,9 @@ class Scheme:
 
     `axes` says for how many axes of the grid it is made: 1 on sequences, 2 on images, 3 on clips. `direction` says
     whether it can tell left from right (and, where it knows time, past from future) by position; `time`, on clips,
-    whether it knows the order of frames at all. What differs besides position stands in `beside`, in words, and is
-    built where these say so: `adapted`, AIM's adapters; `local`, values that start as the tokens wherever a gate
+    whether it knows the order of frames at all. `starts` says how wide what it learns may start, as
+    published first; () where that is not to be chosen. What differs besides position stands in `beside`, in words, and
+    is built where these say so: `adapted`, AIM's adapters; `local`, values that start as the tokens wherever a gate
     is; `ordered`, a `TemporalModel` between the layers and the mean.
     """
 
@@ -72,6 +79,7 @@ class Scheme:
     passes: Callable[[LayerSpec], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
     direction: bool = True
     time: bool = True
+    starts: tuple[float, ...] = ()
     beside: str = ""
     adapted: bool = False
     local: bool = False
@@ -92,18 +100,28 @@ def mask_of(reach: Reach, grid: Grid) -> Windows | None:
     return Windows((1, *frame)) if reach == "space" else Windows((grid.shape[0], *(1 for _ in frame)))
 
 
-def _table(grid: Grid, heads: int) -> Position:
-    assert RelativeTable.compared is not None
-    return RelativeTable.compared.build(grid, 0, heads)
+def _starts(position: type[Position]) -> tuple[float, ...]:
+    return position.compared.starts if position.compared else ()
+
+
+TABLE, VECTORS = _starts(RelativeTable), _starts(Learned)
+
+
+def _table(grid: Grid, shape: LayerSpec) -> Position:
+    return RelativeTable(grid, shape.heads, init_std=shape.start_among(TABLE))
+
+
+def _vectors(shape: LayerSpec, *axes: int) -> Learned:
+    return Learned(shape.grid, shape.dim, axes=axes or None, init_std=shape.start_among(VECTORS))
 
 
 def _shared_weights(shape: LayerSpec) -> tuple[Pass, ...]:
     time, space = shape.only(0), shape.only(1, 2)
-    return ("time", _table(time, shape.heads)), ("space", _table(space, shape.heads))
+    return ("time", _table(time, shape)), ("space", _table(space, shape))
 
 
 def _space(shape: LayerSpec) -> tuple[Pass, ...]:
-    return (("space", _table(shape.only(1, 2), shape.heads)),)
+    return (("space", _table(shape.only(1, 2), shape)),)
 
 
 def _windows(shape: LayerSpec) -> tuple[Pass, ...]:
@@ -111,7 +129,7 @@ def _windows(shape: LayerSpec) -> tuple[Pass, ...]:
     size = tuple(min(side, max(2, -(-side // 2)), WINDOW) for side in shape.grid.shape)
     odd = shape.layer % 2 == 1
     shift = tuple(n // 2 if odd and n < side else 0 for n, side in zip(size, shape.grid.shape, strict=True))
-    return ((Windows(size, shift), _table(Grid(*size), shape.heads)),)
+    return ((Windows(size, shift), _table(Grid(*size), shape)),)
 
 
 def _gated_first(shape: LayerSpec) -> tuple[Pass, ...]:
@@ -124,12 +142,14 @@ def alone(position: type[Position]) -> Scheme:
     """A position scheme by itself, on all tokens at once, as it says that it is to be compared."""
     own = position.compared
     assert own is not None, f"{position.__name__} does not say how it is compared"
-    build = own.build
+
+    def build(shape: LayerSpec) -> Position:
+        return own.build(shape.grid, shape.dim, shape.heads, *([shape.start_among(own.starts)] if own.starts else []))
+
+    made = Scheme(own.name, own.label, own.sentence, own.axes, direction=own.direction, starts=own.starts)
     if issubclass(position, Embedding):
-        return Scheme(own.name, own.label, own.sentence, own.axes, direction=own.direction,
-                      tokens=lambda s: (cast(Embedding, build(s.grid, s.dim, s.heads)),))  # fmt: skip
-    return Scheme(own.name, own.label, own.sentence, own.axes, direction=own.direction,
-                  passes=lambda s: (("joint", build(s.grid, s.dim, s.heads)),))  # fmt: skip
+        return replace(made, tokens=lambda shape: (cast(Embedding, build(shape)),))
+    return replace(made, passes=lambda shape: (("joint", build(shape)),))
 
 
 def others(listed: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
@@ -151,43 +171,43 @@ LISTED: tuple[Scheme, ...] = (
     alone(Learned),
     Scheme(
         "space", "space only", "a learned vector per place of the frame, the same in every frame", CLIP,
-        tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)),), time=False,
+        tokens=lambda s: (_vectors(s, 1, 2),), time=False, starts=VECTORS,
     ),
     Scheme(
         "time", "learned space + time", "a learned vector per place and one per frame, both added to the tokens",
-        CLIP, tokens=lambda s: (Learned(s.grid, s.dim, axes=(1, 2)), Learned(s.grid, s.dim, axes=(0,))),
+        CLIP, tokens=lambda s: (_vectors(s, 1, 2), _vectors(s, 0)), starts=VECTORS,
     ),
     alone(Sinusoid),
     alone(MaskedSine),
     alone(RelativeTable),
     Scheme(
         "shared", "shared weights, two tables", "one attention over time, then over space, each with its table (AIM)",
-        CLIP, passes=_shared_weights,
+        CLIP, passes=_shared_weights, starts=TABLE,
     ),
     alone(ALiBi),
     alone(Rotary),
     alone(GatedPosition),
     Scheme(
         "swin", "Swin", "windows with a table of offsets, moved by half in every second layer", PLANE,
-        passes=_windows,
+        passes=_windows, starts=TABLE,
         beside="a token attends to its window alone, and windows meet only through the moved layers and the mean. "
         "There are no stages: the grid keeps its size, and windows are half a side, at most 7 tokens",
     ),
     Scheme(
         "convit", "ConViT", "gated layers that start local, then plain ones; a learned vector per place",
-        PLANE, tokens=lambda s: (Learned(s.grid, s.dim),), passes=_gated_first, local=True,
+        PLANE, tokens=lambda s: (_vectors(s),), passes=_gated_first, local=True, starts=VECTORS,
         beside="values of gated layers start as the tokens themselves, and the last layers have no gate. The mean over "
         "tokens stands for the class token that joins late",
     ),
     Scheme(
         "aim", "AIM", "one attention over time, then over space, each with its table, and adapters", CLIP,
-        passes=_shared_weights, adapted=True,
+        passes=_shared_weights, adapted=True, starts=TABLE,
         beside="each layer attends twice, and has adapters behind both passes and beside the perceptron. There is no "
         "image model to freeze: all weights learn, and adapters start as other weights do",
     ),
     Scheme(
         "temporal", "TemporalModel", "a table inside frames, then causal convolutions: time by order alone (FIERY)",
-        CLIP, passes=_space, ordered=True,
+        CLIP, passes=_space, ordered=True, starts=TABLE,
         beside="tokens never attend to another frame. Behind the layers convolutions, over half of the channels at "
         "first, read up to three frames and their 3 × 3 neighbours; the mean is over the frames that have as many "
         "before them. The convolutions know places as well, and are not counted as parameters on position",

@@ -1,6 +1,7 @@
 """What is compared, on what, for how long: flags over the config file over defaults that are fixed here.
 
-Nothing is chosen by a clock: epochs and sizes stand in `tasks/kinds.py`, and time is reported, not obeyed.
+Nothing is chosen by a clock, unless `minutes` asks for it: steps and sizes follow from `tasks/kinds.py` and the number
+of examples.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import json
 import os
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from locant import flags
-from locant.tasks.kind import Recipe
+from locant.tasks.kind import AUGMENTED, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
 
@@ -32,6 +33,9 @@ class Settings:
     threads: int = 1
     quick: bool = False
     strict: bool = False
+    sensitivity: bool = False
+    minutes: float | None = None
+    cut: bool = field(default=False, compare=False)  # whether the recipes' steps are cut to `minutes` already
 
     @property
     def ranked(self) -> bool:
@@ -39,7 +43,7 @@ class Settings:
 
     def flags(self) -> dict[str, Any]:
         """The settings under the names of the flags; what differs by task stands in a table of its own."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipes"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipes", "cut")}
         return {**plain, **{kind: asdict(recipe) for kind, recipe in self.recipes.items()}}
 
     @staticmethod
@@ -47,7 +51,7 @@ class Settings:
         """What `flags` gave, read back from JSON."""
         values: dict[str, Any]
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
-        return Settings(**values, recipes={kind: Recipe.of(flags[kind]) for kind in KINDS if kind in flags})
+        return Settings(**values, cut=True, recipes={kind: Recipe.of(flags[kind]) for kind in KINDS if kind in flags})
 
 
 def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
@@ -59,7 +63,10 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
     # 1 flags over the config file
     values = _read(config) if config is not None else {}
     tables = {kind: values.pop(kind) for kind in KINDS if kind in values}
-    values.update({name: value for name, value in given.items() if value is not None and value is not False})
+    filed = {name: values.pop(name) for name in flags.RECIPE if name in values}
+    called = {name: given[name] for name in flags.RECIPE if given.get(name) is not None}
+    kept = {name: value for name, value in given.items() if name not in flags.RECIPE}
+    values.update({name: value for name, value in kept.items() if value is not None and value is not False})
     usual = () if values.get("data") is not None else tuple(kind.name for kind in KINDS.values() if kind.usual)
     tasks = _texts("task", values.pop("task", usual), tuple(KINDS))
     if len(tasks) > 1 and values.get("data") is not None:
@@ -68,26 +75,29 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         )
     # 2 a recipe per task: flags over its table over what holds for all over its default
     quick = bool(values.pop("quick", False))
-    common = {name: values.pop(name) for name in flags.RECIPE if name in values}
-    called = {name for name, value in given.items() if value is not None}
     recipes = {}
     for kind in tasks or tuple(KINDS):
-        table = {name: value for name, value in tables.get(kind, {}).items() if name not in called}
         start = KINDS[kind].quick if quick else KINDS[kind].recipe
-        start = start if values.get("data") is None else replace(start, patch=None)
-        recipes[kind] = _recipe(start, {**common, **table})
+        start = start if values.get("data") is None else replace(start, steps=None, patch=None)
+        recipes[kind] = _recipe(kind, start, (filed, tables.get(kind, {}), called), alone=len(tasks) == 1)
     # 3 the rest
-    positions = values.pop("positions", None)
+    positions, minutes = values.pop("positions", None), values.pop("minutes", None)
+    seeds = _seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT))
+    sensitivity = values.pop("sensitivity", len(seeds) >= flags.SENSITIVE_FROM)
     return Settings(
         task=tasks,
         recipes=recipes,
-        seeds=_seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT)),
+        seeds=seeds,
         positions=None if positions is None else _texts("positions", positions, None),
         data=None if values.get("data") is None else str(values.pop("data")),
         device=_device(str(values.pop("device", "cpu"))),
         threads=_count("threads", values.pop("threads", os.cpu_count() or 1)),
         quick=quick,
         strict=bool(values.pop("strict", False)),
+        sensitivity=bool(sensitivity if given.get("sensitivity") is None else given["sensitivity"]),
+        minutes=None if minutes is None else _minutes(minutes),
+        # a file with minutes and steps is one whose steps were cut: settings.toml gives the same steps again
+        cut=given.get("minutes") is None and any("steps" in table for table in (filed, *tables.values())),
     )
 
 
@@ -121,14 +131,36 @@ def _read(config: str | Path) -> dict[str, Any]:
     return values
 
 
-def _recipe(base: Recipe, values: dict[str, Any]) -> Recipe:
+def _recipe(kind: str, base: Recipe, levels: tuple[dict[str, Any], ...], alone: bool) -> Recipe:
+    """The recipe of one task: later levels win. `alone`: it is the only task, so that all must fit it."""
+    # 1 one budget, from the last level that names any
+    values: dict[str, Any] = {}
+    for level in levels:
+        if {"steps", "epochs"} <= set(level):
+            raise Refusal(
+                f"a budget is --steps or --epochs; both came: {level['steps']} and {level['epochs']}. Leave one out."
+            )
+        if {"steps", "epochs"} & set(level):
+            values = {**values, "steps": None, "epochs": None}
+        values |= level
+    budget = {name: values.pop(name) for name in ("steps", "epochs") if values.get(name, 0) is None}
+    # 2 what differs from the default
+    base = replace(base, **budget)
     recipe = replace(base, **{name: CHECKS[flags.RECIPE[name].value](name, value) for name, value in values.items()})
     if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
         raise Refusal(
             f"dim must be an even multiple of heads; got dim={recipe.dim}, heads={recipe.heads}. "
             f"Use --dim {2 * recipe.heads * max(1, round(recipe.dim / 2 / recipe.heads))}."
         )
-    return recipe
+    strange = set(recipe.augment or ()) - set(KINDS[kind].augments)
+    if strange and alone:
+        raise Refusal(
+            f"augment for {kind} may name {', '.join(KINDS[kind].augments) or 'nothing'}; got {', '.join(strange)}. "
+            "Leave --augment out, or write --augment none."
+        )
+    return (
+        recipe if not strange else replace(recipe, augment=tuple(a for a in recipe.augment or () if a not in strange))
+    )
 
 
 def _count(name: str, value: Any) -> int:
@@ -153,6 +185,20 @@ def _share(name: str, value: Any) -> float:
     return float(value)
 
 
+def _ways(name: str, value: Any) -> tuple[str, ...]:
+    """How training examples are varied; 'none' is not at all."""
+    ways = _texts(name, value, ("none", *AUGMENTED))
+    if "none" in ways and len(ways) > 1:
+        raise Refusal(f"{name} needs none, or ways to vary examples; got both: {', '.join(ways)}. Leave one out.")
+    return tuple(way for way in ways if way != "none")
+
+
+def _minutes(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise Refusal(f"minutes needs a number above 0; got {value!r}. Write --minutes 10.")
+    return float(value)
+
+
 def _sides(name: str, value: Any) -> int | tuple[int, ...]:
     """One number for both sides, or rows and columns."""
     if not isinstance(value, (list, tuple)):
@@ -163,7 +209,7 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
 
 
 CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe holds
-    flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides,
+    flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides, flags.NAMES: _ways,
 }  # fmt: skip
 
 

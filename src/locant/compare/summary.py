@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from locant.compare import checkpoint, finding, statistics
+from locant.compare import checkpoint, finding, search, statistics
 from locant.compare.candidate import Candidate
 from locant.compare.looks import look
 from locant.compare.placement import grid_of
@@ -64,11 +64,6 @@ def of_task(
     return {**results, "finding": finding.of_task(results)}
 
 
-def best_rate(sweep: list[dict[str, Any]]) -> float:
-    """The rate that validates best; of equals the smaller."""
-    return float(max(sweep, key=lambda about: (about["validation"], -about["job"]["lr"]))["job"]["lr"])
-
-
 def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the best model of each task lies, and the lines that rebuild and load it."""
     files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in tasks}
@@ -98,9 +93,9 @@ def _of_scheme(
     task: Task, scheme: Scheme, chosen: Settings, recipe: Recipe, trials: dict[str, dict[str, Any]], folder: Path
 ) -> tuple[dict[str, Any], np.ndarray]:
     first = chosen.seeds[0]
-    sweep = [trials[Job(task.kind, scheme.name, first, rate).key] for rate in recipe.lr]
-    rate = best_rate(sweep)
-    jobs = [Job(task.kind, scheme.name, seed, rate) for seed in chosen.seeds]
+    sweep = [trials[job.key] for job in search.jobs(task.kind, scheme, recipe, first)]
+    rate, start = search.best(sweep)
+    jobs = [Job(task.kind, scheme.name, seed, rate, start) for seed in chosen.seeds]
     saved = [checkpoint.read(folder / "trials" / f"{job.key}.safetensors")[0] for job in jobs]
     model = _rebuild(saved[0], trials[jobs[0].key])
     answers = _answers(saved, "test")
@@ -112,7 +107,11 @@ def _of_scheme(
         "tells_direction": scheme.direction,
         "tells_time": scheme.time if KINDS[task.kind].timed else None,
         "learning_rate": rate,
-        "sweep": [{"learning_rate": about["job"]["lr"], "validation": about["validation"]} for about in sweep],
+        "start": search.start_of(scheme, recipe, start),
+        "sweep": [
+            {"learning_rate": tried["job"]["lr"], "start": tried["job"]["start"], "validation": tried["validation"]}
+            for tried in sweep
+        ],
         "trials": [_of_trial(trials[job.key]) for job in jobs],
         "accuracy": asdict(statistics.interval(answers)),
         "shifts": {shift.name: _of_shift(shift.name, trials[jobs[0].key], saved) for shift in task.shifts},
@@ -127,7 +126,7 @@ def _of_scheme(
 
 
 def _of_trial(about: dict[str, Any]) -> dict[str, Any]:
-    kept = ("best_epoch", "validation", "test", "weights", "curve", "finite")
+    kept = ("best_step", "best_epoch", "steps", "stopped", "validation", "test", "weights", "curve", "finite")
     return {
         "seed": about["job"]["seed"],
         "learning_rate": about["job"]["lr"],
@@ -160,6 +159,7 @@ def _winner(rows: list[dict[str, Any]]) -> tuple[str, int]:
 
 def _keep_best(task: Task, rows: list[dict[str, Any]], folder: Path) -> None:
     name, seed = _winner(rows)
-    rate = next(row["learning_rate"] for row in rows if row["name"] == name)
-    source = folder / "trials" / f"{Job(task.kind, name, seed, rate).key}.safetensors"
+    row = next(row for row in rows if row["name"] == name)
+    start = row["start"]["taken"] if row["start"] else None
+    source = folder / "trials" / f"{Job(task.kind, name, seed, row['learning_rate'], start).key}.safetensors"
     checkpoint.write_bytes(folder / f"best-{task.kind}.safetensors", source.read_bytes())

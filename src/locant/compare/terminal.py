@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from locant.compare.budget import count_steps
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
 from locant.compare.trial import Job, build, load
@@ -25,7 +26,7 @@ def estimate(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], cho
         recipe = chosen.recipes[kind]
         train = splits.share(task.train, recipe.share, chosen.seeds[0])
         index = torch.arange(min(recipe.batch, len(train))).numpy()
-        steps = recipe.epochs * -(-len(train) // recipe.batch)
+        steps = count_steps(recipe, len(train))
         count = len(recipe.lr) + len(chosen.seeds) - 1
         x, y = load(train, index, chosen.device)
         for scheme in schemes[kind]:
@@ -85,12 +86,12 @@ class Progress:
         self.lines["all"] = self.live.add_task("all trials", total=count, said="")
 
     def tell(self, event: dict[str, Any]) -> None:
-        """An epoch has ended somewhere."""
+        """A trial has looked at its validation data somewhere."""
         key = event["key"]
         if key not in self.lines:
-            self.lines[key] = self.live.add_task(key, total=event["epochs"], said="")
-        said = f"epoch {event['epoch']}/{event['epochs']} validation {event['validation']:.3f}"
-        self.live.update(self.lines[key], completed=event["epoch"], said=said)
+            self.lines[key] = self.live.add_task(key, total=event["steps"], said="")
+        said = f"step {event['step']}/{event['steps']} validation {event['validation']:.3f}"
+        self.live.update(self.lines[key], completed=event["step"], total=event["steps"], said=said)
         under_way = sum(t.completed / (t.total or 1) for t in self.live.tasks if t.id != self.lines["all"])
         self.live.update(self.lines["all"], completed=self.done + under_way)
         if self.listener is not None:

@@ -1,7 +1,8 @@
 """One trial: one scheme, one seed, one learning rate, trained and tested. The same trial gives the same bits.
 
-AdamW, a tenth of warm-up, then a cosine; the epoch is the one that validates best. Data order depends on (seed, epoch)
-alone, and nothing else is drawn after the start, so a checkpoint is the weights, the optimiser and three numbers.
+AdamW; the rate warms up, stays, and falls (`budget.py`); the weights kept are those that validate best. The order of
+examples and how they are varied depend on (seed, epoch) alone, and nothing else is drawn after the start, so a
+checkpoint is the weights, the optimiser and a few numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from locant.compare import checkpoint
+from locant.compare import budget, checkpoint
 from locant.compare.builders import find_builder
 from locant.compare.candidate import Candidate
 from locant.compare.placement import Placement
@@ -29,23 +30,26 @@ from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Examples, Task
 
-SAVE_EVERY = 50  # steps; an epoch's end is saved too
+SAVE_EVERY = 50  # steps; a look at validation is saved too
 EVALUATED = 256  # examples at once in evaluation
+NUMBERS = ("step", "end", "loss", "seen", "curve", "best_step", "best_validation")  # of a trial under way
 Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What identifies a trial."""
+    """What identifies a trial; `start` is how wide what is learned starts, None where that is not chosen."""
 
     kind: str
     scheme: str
     seed: int
     lr: float
+    start: float | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.kind}-{self.scheme}-seed{self.seed}-lr{self.lr:g}"
+        start = "" if self.start is None else f"-start{self.start:g}"
+        return f"{self.kind}-{self.scheme}-seed{self.seed}-lr{self.lr:g}{start}"
 
 
 def build(job: Job, task: Task, recipe: Recipe) -> Candidate:
@@ -58,7 +62,7 @@ def build_for(job: Job, item: tuple[int, ...], classes: int, recipe: Recipe) -> 
     (scheme,) = find(job.kind, (job.scheme,))
     kind = KINDS[job.kind]
     torch.manual_seed(job.seed)
-    placement = Placement(kind, scheme, item, kind.patch(item, recipe.patch), classes)
+    placement = Placement(kind, scheme, item, kind.patch(item, recipe.patch), classes, start=job.start)
     return Candidate.of(find_builder(recipe), placement)
 
 
@@ -70,14 +74,14 @@ def train(job: Job, task: Task, recipe: Recipe, folder: Path, world: World, tell
     run = _Run(job, task, recipe, world)
     if part.exists():
         run.restore(*checkpoint.read(part))
-    while run.step < run.steps:
+    while run.step < run.end:
         if not run.advance():
             break
-        at_end = run.step % run.per_epoch == 0
-        if at_end:
-            run.close_epoch()
-            tell({"key": job.key, "epoch": len(run.curve), "epochs": recipe.epochs, **run.curve[-1]})
-        if world.leads and (at_end or run.step % SAVE_EVERY == 0):
+        looks = run.step % run.every == 0 or run.step == run.end
+        if looks:
+            run.check()
+            tell({"key": job.key, "steps": run.end, **run.curve[-1]})
+        if world.leads and (looks or run.step % SAVE_EVERY == 0):
             checkpoint.write(part, *run.saved())
     tensors, about = run.finish()
     if world.leads:
@@ -97,21 +101,23 @@ class _Run:
         self.model = self.candidate.net.to(world.device)
         self.replica = world.wrap(self.model)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
-        self.per_epoch = -(-len(task.train) // recipe.batch)
-        self.steps = recipe.epochs * self.per_epoch
-        self.step, self.loss, self.order = 0, 0.0, np.empty(0, np.int64)
+        self.per_epoch = budget.steps_per_pass(recipe, len(task.train))
+        self.steps = budget.count_steps(recipe, len(task.train))
+        self.every = budget.steps_between_checks(self.steps)
+        self.end = self.steps  # earlier, once validation has come to a plateau
+        self.step, self.loss, self.seen, self.order = 0, 0.0, 0, np.empty(0, np.int64)
         self.curve: list[dict[str, Any]] = []
         self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
-        self.best_epoch, self.best_validation = 0, -1.0
+        self.best_step, self.best_validation = 0, -1.0
 
     def advance(self) -> bool:
-        """One step. False if the loss is no longer finite: the trial ends with its best epoch so far."""
+        """One step. False if the loss is no longer finite: the trial ends with its best weights so far."""
         epoch, place = divmod(self.step, self.per_epoch)
         if place == 0 or not len(self.order):
             self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
         batch = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.job.lr * rate_factor(self.step, self.steps)
+            group["lr"] = self.job.lr * budget.rate_factor(self.step, self.steps, self.end)
         loss = self.world.loss(self.losses(self.world.share(batch)), len(batch))
         self.optimizer.zero_grad()
         loss.backward()
@@ -120,7 +126,7 @@ class _Run:
             return False
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
-        self.loss += total * len(batch)
+        self.loss, self.seen = self.loss + total * len(batch), self.seen + len(batch)
         self.step += 1
         return True
 
@@ -128,26 +134,29 @@ class _Run:
         x, y = load(self.task.train, index, self.world.device)
         return nn.functional.cross_entropy(self.replica(x), y, reduction="none")
 
-    def close_epoch(self) -> None:
+    def check(self) -> None:
+        """A look at validation: the best weights are kept, and on a plateau the rate begins to fall."""
         self.world.level(self.model)
         validation = float(correct(self.model, self.task.validation, self.world).mean())
-        epoch = len(self.curve) + 1
-        self.curve.append({"epoch": epoch, "loss": self.loss / len(self.task.train), "validation": validation})
-        self.loss = 0.0
+        passes = round(self.step / self.per_epoch, 2)
+        self.curve.append({"step": self.step, "epoch": passes, "loss": self.loss / self.seen, "validation": validation})
+        self.loss, self.seen = 0.0, 0
         if validation > self.best_validation:
-            self.best_epoch, self.best_validation = epoch, validation
+            self.best_step, self.best_validation = self.step, validation
             self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
+        soonest = self.step + budget.steps_of_fall(self.steps)
+        if soonest < self.end and budget.on_plateau([point["validation"] for point in self.curve]):
+            self.end = soonest
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        names = ("step", "loss", "curve", "best_epoch", "best_validation")
-        return tensors, {"fingerprint": self.task.fingerprint, **{name: getattr(self, name) for name in names}}
+        return tensors, {"fingerprint": self.task.fingerprint, **{name: getattr(self, name) for name in NUMBERS}}
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        for name in ("step", "loss", "curve", "best_epoch", "best_validation"):
+        for name in NUMBERS:
             setattr(self, name, about[name])
         self.model.load_state_dict(_strip_prefix("model.", tensors))
         self.best = _strip_prefix("best.", tensors)
@@ -160,8 +169,17 @@ class _Run:
         epoch = self.step // self.per_epoch
         self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
 
+    def stopped(self) -> str | None:
+        """Why it ended before its budget, in words."""
+        if self.step < self.end:
+            return f"the loss was no longer finite after step {self.step}"
+        if self.end == self.steps:
+            return None
+        fall = self.end - budget.steps_of_fall(self.steps)
+        return f"validation no better for {budget.PATIENCE} looks at step {fall}: the rate fell from there"
+
     def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Test with the weights of the best epoch, on what was trained for and on what was not."""
+        """Test with the best weights, on what was trained for and on what was not."""
         self.model.load_state_dict(self.best)
         right = {"test": correct(self.model, self.task.test, self.world)}
         shifts: dict[str, Any] = {}
@@ -177,26 +195,21 @@ class _Run:
         about = {
             "job": asdict(self.job),
             "fingerprint": self.task.fingerprint,
-            "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
+            "best_epoch": round(self.best_step / self.per_epoch, 2),
+            "steps": self.step,
+            "stopped": self.stopped(),
             "validation": max(self.best_validation, 0.0),
             "test": float(right["test"].mean()),
             "weights": digest(self.best),
             "curve": self.curve,
             "shifts": shifts,
-            "finite": self.step == self.steps,
+            "finite": self.step == self.end,
             "recipe": asdict(self.recipe),
             "item": list(self.task.train.shape),
             "classes": list(self.task.classes),
         }
         return tensors, about
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a tenth of warm-up, then a cosine down to nothing."""
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def load(

@@ -43,7 +43,7 @@ class Learned(Embedding):
 
     compared = Comparison(
         "learned", "learned embedding", "a learned vector per place, added to the tokens (ViT, BERT)",
-        build=lambda grid, dim, heads: Learned(grid, dim),
+        build=lambda grid, dim, heads, start: Learned(grid, dim, init_std=start), starts=(0.02, 0.3),
     )  # fmt: skip
 
     @check_types

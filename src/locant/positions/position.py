@@ -38,14 +38,17 @@ class Comparison:
         build: from the grid of the tokens, their channels and the number of heads.
         axes: for how many axes of the grid it is made: 1 on sequences, 2 on images, 3 on clips.
         direction: whether it can tell left from right, and past from future.
+        starts: how wide what it learns starts (its `init_std`): the published value, then others that a small budget
+            may need. `build` then takes one of them as a fourth argument. None: nothing to choose.
     """
 
     name: str
     label: str
     sentence: str
-    build: Callable[[Grid, int, int], Position]
+    build: Callable[..., Position]
     axes: tuple[int, ...] = (1, 2, 3)
     direction: bool = True
+    starts: tuple[float, ...] = ()
 
 
 class Position(nn.Module):

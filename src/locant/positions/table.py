@@ -15,8 +15,6 @@ from locant.masks import Structure
 from locant.positions.position import Bias, Comparison, PrefixRows
 from locant.resizing import Place, resize_table
 
-COMPARED_STD = 1.5  # wide enough to matter: from 0.02 tables learn too little in a few hundred steps (LOG.md)
-
 
 @final
 class RelativeTable(Bias):
@@ -39,7 +37,8 @@ class RelativeTable(Bias):
 
     compared = Comparison(
         "relative", "relative table", "a learned bias per head and offset (Swin; Video Swin on clips)",
-        build=lambda grid, dim, heads: RelativeTable(grid, heads, init_std=COMPARED_STD),
+        build=lambda grid, dim, heads, start: RelativeTable(grid, heads, init_std=start),
+        starts=(0.02, 1.5),  # a few hundred steps grow little of a bias
     )  # fmt: skip
 
     query_prefix: nn.Parameter | None

@@ -15,22 +15,28 @@ if TYPE_CHECKING:
     from locant.tasks.task import Examples, Shift, Task
 
 Sides = int | tuple[int, ...]
+AUGMENTED = ("shift", "brightness", "flip")  # how training examples may be varied (`tasks/augmentation.py`)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one task's models are built and trained: the same for every scheme.
 
-    `patch` None leaves the patch to the kind; `size` and `frames` None leave them to the task. `share` is the part of
-    the training examples that each seed draws for itself; 1 is all of them.
+    `steps` None and `epochs` None leave the budget to the number of examples (`compare/budget.py`). `starts` is how
+    many starts are tried per scheme, 1 the published one alone. `augment` names how training examples are varied; None
+    is what the task allows. `patch` None leaves the patch to the kind; `size` and `frames` None leave them to the task.
+    `share` is the part of the training examples that each seed draws for itself; 1 is all of them.
     """
 
-    epochs: int
     lr: tuple[float, ...]
     batch: int
     dim: int
     depth: int
     heads: int
+    steps: int | None = None
+    epochs: int | None = None
+    starts: int = 2
+    augment: tuple[str, ...] | None = None
     patch: Sides | None = None
     size: Sides | None = None
     frames: int | None = None
@@ -94,6 +100,7 @@ class Kind:
         built_in: the task that needs no data of the user's; None: there is none.
         usual: whether a run without DATA and without `--task` has it.
         timed: whether the first axis is time, whose order a scheme may be blind to.
+        augments: the ways to vary training examples that make sense for it.
     """
 
     name: str
@@ -113,6 +120,7 @@ class Kind:
     built_in: Callable[[Recipe], Task] | None = None
     usual: bool = False
     timed: bool = False
+    augments: tuple[str, ...] = ()
 
     def sizes(self, item: tuple[int, ...]) -> tuple[int, ...]:
         """The sizes of an example along the axes of the grid."""

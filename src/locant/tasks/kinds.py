@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from locant.tasks.kind import AxisOrder, Files, Kind, Recipe, Sides
+from locant.tasks.kind import AUGMENTED, AxisOrder, Files, Kind, Recipe, Sides
 
 if TYPE_CHECKING:
     from locant.tasks.folders import Listing
@@ -70,13 +70,13 @@ def _image_digits(recipe: Recipe) -> Task:
     return digits.images(size=recipe.size)
 
 
-_IMAGES = Recipe(epochs=20, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2)
+_IMAGES = Recipe(steps=340, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4, patch=2)
 IMAGES = Kind(
     name="images",
     axes=(1, 2),
     channel=0,
     recipe=_IMAGES,
-    quick=replace(_IMAGES, epochs=15, lr=(0.006,)),
+    quick=replace(_IMAGES, steps=255, lr=(0.006,)),
     schemes=("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
     quick_schemes=("none", "learned", "relative"),
     patch=_picture_patch,
@@ -88,6 +88,7 @@ IMAGES = Kind(
     files=Files(_image_items, _image_decoder, lambda channels, size, frames: (channels, *size)),
     built_in=_image_digits,
     usual=True,
+    augments=AUGMENTED,
 )
 
 
@@ -128,13 +129,13 @@ def _moving_digits(recipe: Recipe) -> Task:
     return digits.clips(size=recipe.size, frames=recipe.frames)
 
 
-_CLIPS = Recipe(epochs=9, lr=(0.004, 0.008), batch=64, dim=48, depth=2, heads=4, patch=8)
+_CLIPS = Recipe(steps=306, lr=(0.004, 0.008), batch=64, dim=48, depth=2, heads=4, patch=8)
 CLIPS = Kind(
     name="clips",
     axes=(0, 2, 3),
     channel=1,
     recipe=_CLIPS,
-    quick=replace(_CLIPS, epochs=8, lr=(0.006,)),
+    quick=replace(_CLIPS, steps=272, lr=(0.006,)),
     schemes=("none", "space", "time", "shared", "relative", "rotary"),
     quick_schemes=("none", "space", "relative"),
     patch=lambda item, given: (1, *_picture_patch(item, given)),  # one frame deep
@@ -147,6 +148,7 @@ CLIPS = Kind(
     built_in=_moving_digits,
     usual=True,
     timed=True,
+    augments=AUGMENTED,
 )
 
 
@@ -172,13 +174,13 @@ def _scan_lines(recipe: Recipe) -> Task:
     return digits.sequences(size=recipe.size)
 
 
-_SEQUENCES = Recipe(epochs=24, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4)
+_SEQUENCES = Recipe(steps=408, lr=(0.003, 0.006), batch=64, dim=48, depth=2, heads=4)
 SEQUENCES = Kind(
     name="sequences",
     axes=(0,),
     channel=1,
     recipe=_SEQUENCES,
-    quick=replace(_SEQUENCES, epochs=15, lr=(0.006,)),
+    quick=replace(_SEQUENCES, steps=255, lr=(0.006,)),
     schemes=("none", "learned", "sinusoid", "relative", "alibi", "rotary", "gated"),
     quick_schemes=("none", "learned", "relative"),
     patch=lambda item, given: (1 if given is None else _sides("patch", given)[0],),

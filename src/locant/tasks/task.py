@@ -92,6 +92,7 @@ class Task:
         notes: sentences on how the data was split, converted and balanced.
         skipped: files that could not be used.
         fingerprint: sha256 in hex over data, settings and split.
+        augments: the ways to vary training examples that can't change their labels.
     """
 
     kind: str
@@ -105,6 +106,7 @@ class Task:
     notes: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
+    augments: tuple[str, ...] = ()
 
 
 def two_sides(name: str, value: int | tuple[int, ...]) -> tuple[int, int]:
