@@ -12,7 +12,7 @@ import locant
 PUBLIC = """
     ALiBi Causal Decomposed GatedPosition Grid Learned LearnedAxial LogCPB MaskedSine Padding Pairs RelativeTable Rotary
     Segments Shaw Sinusoid T5Buckets TransformerXL Windows
-    attention attention_packed plan weights
+    accelerate attention attention_packed plan weights
 """.split()
 PACKAGES = "bench checkpoints compare flops models nn".split()
 

@@ -108,6 +108,7 @@ CALLS: dict[str, Call] = {
     "Decomposed.resized": Call(locant.Decomposed(ON, 4, 8).resized, {"grid": ON}),
     "LogCPB.resized": Call(locant.LogCPB(ON, 4).resized, {"grid": ON}),
     # verbs
+    "accelerate": Call(locant.accelerate, {"model": torch.nn.Linear(8, 8)}, free=("example",)),
     "attention": Call(locant.attention, {**QKV, "grid": ON}),
     "attention_packed": Call(locant.attention_packed, {"qkv": torch.randn(2, 6, 3, 4, 8)}),
     "plan": Call(locant.plan, {**QKV, "grid": ON}),

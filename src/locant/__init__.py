@@ -33,6 +33,7 @@ __all__ = [
     "T5Buckets",
     "TransformerXL",
     "Windows",
+    "accelerate",
     "attention",
     "attention_packed",
     "plan",
@@ -62,6 +63,7 @@ _MODULES = {
     "T5Buckets": "locant.positions.buckets",
     "TransformerXL": "locant.positions.transformer_xl",
     "Windows": "locant.masks",
+    "accelerate": "locant.integrations.model",
     "attention": "locant.attend",
     "attention_packed": "locant.attend",
     "plan": "locant.attend",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from locant import nn as nn
     from locant.attend import attention, attention_packed, plan, weights
     from locant.grid import Grid
+    from locant.integrations.model import accelerate
     from locant.masks import Causal, Padding, Pairs, Segments, Windows
     from locant.positions.buckets import T5Buckets
     from locant.positions.decomposed import Decomposed

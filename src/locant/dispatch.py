@@ -13,6 +13,9 @@
     Module._forward_hooks, ..., and      whether a module's weight may be read     the module is called
     nn.modules.module._has_any_global_hook      in place of calling it
     ops.aten._assert_async               a check in an exported program            the program does not check
+    ops.mkldnn._linear_pointwise,        linear maps with packed weights on CPUs   torch's own linear: slower
+    ops.mkldnn._reorder_linear_weight,
+    ops.aten.mkldnn_linear_backward_weights
     utils._pytree                        grids and masks as arguments of graphs    they are arguments of compiled graphs
                                                                                    still, and not of exported ones
 
@@ -41,9 +44,13 @@ __all__ = [
     "is_unwatched",
     "map_tree",
     "operators",
+    "pack_linear",
+    "packed_linear",
+    "packs_linear",
     "register_constant",
     "register_node",
     "tree_leaves",
+    "weight_gradient",
 ]
 
 
@@ -146,6 +153,37 @@ def assert_in_graph(condition: Tensor, sentence: str) -> None:
 def operators(*names: str) -> set[Any]:
     """Those of torch's own operators that this torch has."""
     return {getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)}
+
+
+# --- oneDNN's products -----------------------------------------------------------------------------------------------
+
+_pack_linear = _private("ops.mkldnn._reorder_linear_weight")
+_packed_linear = _private("ops.mkldnn._linear_pointwise")
+
+
+@constant_to_graphs
+def packs_linear() -> bool:
+    """Whether torch was built with oneDNN's packed linear maps, and they are not switched off."""
+    all_there = None not in (_pack_linear, _packed_linear, _weight_gradient)
+    return all_there and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
+def pack_linear(weight: Tensor, rows: int) -> Tensor:
+    """A copy of a weight [out, in] in the order in which products of about so many rows read it."""
+    return _pack_linear(weight, rows)
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str, algorithm: str) -> Tensor:
+    """activation(x weightᵀ + bias) by a packed weight."""
+    return _packed_linear(x, packed, bias, activation, [], algorithm)
+
+
+_weight_gradient = _private("ops.aten.mkldnn_linear_backward_weights")
+
+
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """dyᵀ x by oneDNN, dy [rows, out], x [rows, in]."""
+    return _weight_gradient(dy.to_mkldnn(), x.to_mkldnn(), weight, False)[0].to_dense()
 
 
 # --- values made of tensors -------------------------------------------------------------------------------------------

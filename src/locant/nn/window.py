@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -94,18 +94,11 @@ class WindowedAttention(Attention):
             cells = Windows(window, shift)
             return super().forward(x, grid=grid, position=position, mask=cells if mask is None else cells & mask)
         self._check_regrouping(grid, position, mask)
-        rolled_first = self.border == "roll-pad"
-        x = x.unflatten(1, grid.shape)
-        x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
-        sizes = x.shape[1:-1]
-        regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
-        out = super().forward(
-            _partitioned(x, window), grid=Grid(*window), position=position,
-            mask=None if regions is None else Segments(regions),
-        )  # fmt: skip
-        out = _merged(out, len(x), window, sizes)
-        out = _rolled(_cut(out, grid.shape), shift) if rolled_first else _cut(_rolled(out, shift), grid.shape)
-        return out.flatten(1, -2)
+
+        def attend(x: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
+            return super(WindowedAttention, self).forward(x, grid=grid, position=position, mask=mask)
+
+        return attend_regrouped(x.unflatten(1, grid.shape), window, shift, self.border, attend).flatten(1, -2)
 
     @abstractmethod
     def _scheme(self, window: Grid, heads: int) -> Position:
@@ -181,6 +174,30 @@ class WindowAttention(WindowedAttention):
 
     def _scheme(self, window: Grid, heads: int) -> Position:
         return RelativeTable(window, heads)
+
+
+def attend_regrouped(
+    x: Float[Tensor, "batch *map dim"], window: tuple[int, ...], shift: tuple[int, ...], border: str,
+    attend: Callable[[Tensor, Grid, Mask | None], Tensor],
+) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
+    """`attend` to a map by a border rule that fills: "pad-roll" or "roll-pad". Window and shift are `fitted`.
+
+    `attend` takes tokens [batch, tokens, dim], their grid and a mask. Where windows divide the map nothing is filled,
+    and a roll would be the same attention said otherwise: tokens stay where they are then.
+    """
+    # 1 windows that divide the map are a mask on it
+    shape = tuple(x.shape[1:-1])
+    if all(side % size == 0 for side, size in zip(shape, window, strict=True)):
+        return attend(x.flatten(1, -2), Grid(*shape), Windows(window, shift)).unflatten(1, shape)
+    # 2 others are filled and rolled, in the order of the rule, and stand along the batch
+    rolled_first = border == "roll-pad"
+    x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
+    sizes = x.shape[1:-1]
+    regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
+    out = attend(_partitioned(x, window), Grid(*window), None if regions is None else Segments(regions))
+    # 3 back to the map
+    out = _merged(out, len(x), window, sizes)
+    return _rolled(_cut(out, shape), shift) if rolled_first else _cut(_rolled(out, shift), shape)
 
 
 def fitted(

@@ -1,0 +1,101 @@
+"""A model on its user's own example, before and after: outputs, gradients, errors against float64, times in turn."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locant.dispatch import map_tree, tree_leaves
+from locant.integrations.replacing import restore
+from locant.integrations.report import Checked
+from locant.integrations.trying import difference
+
+ROUNDS = 5  # of timing, before and after in turn
+
+
+class Example:
+    """The model before, and `compare` for after. All in evaluation mode, from one seed."""
+
+    def __init__(self, model: nn.Module, example: Any, training: bool) -> None:
+        self.model, self.training = model, training
+        named = isinstance(example, dict)
+        self.named = dict(example) if named else {}
+        self.arguments = () if named else tuple(example) if isinstance(example, tuple | list) else (example,)
+        try:
+            self.before = self._result(model)
+        except Exception as error:
+            raise ValueError(
+                f"accelerate needs an `example` that {type(model).__name__} takes, a tensor, a tuple of arguments or a "
+                f"dictionary of named ones; the model raised {type(error).__name__} on it, which stands above. Call "
+                "model(example) first."
+            ) from error
+        self.exact = self._result(copy.deepcopy(model).to(torch.float64), double=True)
+
+    def compare(self) -> Checked:
+        """Differences and times. Raises ValueError where the outputs differ by more than rounding."""
+        after = self._result(self.model)
+        apart, size = difference(self.before, after)
+        error, own_error = (difference(self.exact, result)[0] for result in (after, self.before))
+        # twice the error that the model has anyway: sums in another order, and nothing else
+        low = next((x.dtype for x in tree_leaves(self.before) if isinstance(x, Tensor) and x.is_floating_point()), None)
+        if not error <= 2 * own_error + 8 * torch.finfo(low or torch.float32).eps * size:
+            raise ValueError(
+                "accelerate needs outputs that differ by rounding alone; on the example the largest error against "
+                f"float64 is {error:.1e}, where the model's own is {own_error:.1e}. Everything is undone: leave the "
+                "part that differs out with only=, and report its class and version."
+            )
+        seconds, own_seconds = self._times()
+        return Checked(apart, size, error, own_error, seconds, own_seconds)
+
+    def _result(self, model: nn.Module, double: bool = False) -> list[Tensor]:
+        """The output's tensors and, with `training`, the gradients of all parameters for random ones of the output."""
+
+        def as_double(x: Any) -> Any:
+            return x.double() if double and isinstance(x, Tensor) and x.is_floating_point() else x
+
+        with _evaluating(model), torch.set_grad_enabled(self.training):
+            output = model(*map_tree(as_double, self.arguments), **map_tree(as_double, self.named))
+            tensors = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+            if not self.training:
+                return tensors
+            torch.manual_seed(1)
+            ends = [x for x in tensors if x.requires_grad]
+            seeds = [torch.randn(x.shape, dtype=torch.float64).to(x) for x in ends]
+            learned = [p for p in model.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(ends, learned, seeds, allow_unused=True)
+            return [*tensors, *(g for g in gradients if g is not None)]
+
+    def _times(self) -> tuple[float, float]:
+        """Medians of a call, replaced and as it was, in turn."""
+        shared: dict[int, Any] = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        plain = copy.deepcopy(self.model, shared)
+        for module in plain.modules():
+            restore(module)
+        times: tuple[list[float], list[float]] = [], []
+        for _ in range(ROUNDS):
+            for model, seen in zip((self.model, plain), times, strict=True):
+                start = time.perf_counter()
+                self._result(model)
+                seen.append(time.perf_counter() - start)
+        return statistics.median(times[0]), statistics.median(times[1])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and one seed; modes and the generator are as they were afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

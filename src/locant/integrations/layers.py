@@ -1,0 +1,96 @@
+"""Linear layers and perceptrons of any library: their products by packed weights (locant.products).
+
+A plain nn.Linear gets another forward, so that whatever calls it gains: blocks of every model, and the base layer
+under an adapter (LoRA). A perceptron is known by its class. It is done a chunk of rows at a time, so that its hidden
+layer is never formed, wherever its layers are plain ones and nothing wants a gradient; everywhere else its class's own
+forward runs, on linear layers that are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locant.dispatch import hooks_of
+from locant.integrations.family import Family, Offer
+from locant.integrations.replacing import Replacement
+from locant.products import linear, perceptron
+
+
+def _linear_forward(self: Any, input: Tensor) -> Tensor:
+    return linear(input, self.weight, self.bias, keep=not self.training)
+
+
+_linear_forward.__name__ = "forward"
+LINEAR = Replacement({"forward": _linear_forward})
+
+
+def reason_not_to_pack(layer: nn.Module) -> str | None:
+    """Why the product of a linear layer stays as it is, as a sentence; None if its weight is packed."""
+    if type(layer) is not nn.Linear:
+        return "only a plain nn.Linear is packed; this class does more than its weight says"
+    if type(layer.weight) not in (Tensor, nn.Parameter) or "forward" in vars(layer):
+        return "its weight is no plain tensor, or its forward was replaced by others: it goes on being called"
+    if layer.weight.device.type not in ("cpu", "meta"):
+        return f"packed products are for CPUs, and its weight is on {layer.weight.device}"
+    return None
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer does what its weight says: a wrapper that came later (LoRA), or a hook, is called."""
+    plain = type(layer) is nn.Linear and type(layer.weight) in (Tensor, nn.Parameter)
+    return plain and not hooks_of(layer)
+
+
+def _activation(module: object) -> str | None:
+    """The name by which a product applies it, or None."""
+    name = type(module).__name__
+    if isinstance(module, nn.GELU):
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    if name == "GELUActivation":  # transformers
+        return "gelu"
+    return "relu" if isinstance(module, nn.ReLU) else "silu" if isinstance(module, nn.SiLU) else None
+
+
+def _perceptron_family(name: str, first: str, activation: str, second: str, *known: str) -> Family:
+    """Perceptrons of one class, by the names of their parts; dropouts between them do nothing in evaluation."""
+
+    def forward(self: Any, *inputs: Any) -> Tensor:
+        one, two, act = getattr(self, first), getattr(self, second), _activation(getattr(self, activation))
+        if self.training or torch.is_grad_enabled() or act is None or not (_is_plain(one) and _is_plain(two)):
+            return type(self).forward(self, *inputs)
+        (x,) = inputs
+        return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
+
+    def offer(module: nn.Module) -> Offer | str:
+        one, two = getattr(module, first, None), getattr(module, second, None)
+        if not (isinstance(one, nn.Linear) and isinstance(two, nn.Linear)):
+            return "its layers are no linear ones"
+        if _activation(getattr(module, activation)) is None:
+            return f"its activation, {type(getattr(module, activation)).__name__}, is not known to the products"
+        if one.weight.device.type not in ("cpu", "meta"):
+            return f"packed products are for CPUs, and its weights are on {one.weight.device}"
+        if not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
+            return "it has a norm between its layers"
+        sizes = f"{one.in_features} → {one.out_features} → {two.out_features}"
+        return Offer(Replacement({"forward": forward}), sizes, _rows_for(first))
+
+    return Family("perceptron", (name,), ("forward",), offer, frozenset(known))
+
+
+def _rows_for(first: str) -> Callable[[nn.Module], tuple[Any, ...]]:
+    return lambda module: (torch.randn(2, 40, getattr(module, first).in_features, dtype=torch.float64),)
+
+
+PERCEPTRONS = tuple(
+    _perceptron_family(*names)
+    for names in (
+        ("timm.layers.mlp.Mlp", "fc1", "act", "fc2", "f2fe57510e1eef51"),
+        ("torchvision.ops.misc.MLP", "0", "1", "3", "9038dc4905c5872a"),
+        ("transformers.models.swin.modeling_swin.SwinMLP", "fc1", "activation_fn", "fc2", "2097f227af29a742"),
+        ("locant.nn.perceptron.Perceptron", "fc1", "activation", "fc2", "764e6221e212ae7b"),
+    )
+)

@@ -1,0 +1,81 @@
+"""How a forward is replaced: on one instance, under its own name, so that all else about the module stays.
+
+A replaced method is a bound method in the instance's dictionary. What Python does with such a thing is what is wanted:
+a deep copy binds it to the copy, and a pickle writes `getattr(module, "forward")`, which is the class's own when it is
+read. What the method needs beside the module lies in the same dictionary as `_locant`, is copied with it, and is
+never saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType, NoneType
+from typing import Any
+
+from torch import nn
+
+STATE = "_locant"
+
+
+class State:
+    """What a replaced method needs beside its module. A pickle of it is None."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        new = State()
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return NoneType, ()
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of a module's methods.
+
+    Attributes:
+        methods: plain functions of the module, by the name that they take over, which is their own `__name__` too.
+        state: what they find as `module._locant`.
+    """
+
+    methods: dict[str, Callable[..., Any]]
+    state: State | None = None
+
+    def put(self, module: nn.Module) -> Callable[[], None]:
+        """Replace, and return what puts everything back."""
+        own = vars(module)
+        before = {name: own[name] for name in (*self.methods, STATE) if name in own}
+        for name, function in self.methods.items():
+            assert function.__name__ == name, "a pickle names a method by its function"
+            own[name] = MethodType(function, module)
+        if self.state is not None:
+            own[STATE] = self.state
+
+        def put_back() -> None:
+            for name in (*self.methods, STATE):
+                own.pop(name, None)
+            own.update(before)
+
+        return put_back
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether a method of it is one of ours."""
+    return bool(_ours(module))
+
+
+def restore(module: nn.Module) -> None:
+    """Give a module, such as a copy, the methods of its class back."""
+    for name in (*_ours(module), STATE):
+        vars(module).pop(name, None)
+
+
+def _ours(module: nn.Module) -> list[str]:
+    bound = [(name, value) for name, value in vars(module).items() if isinstance(value, MethodType)]
+    return [name for name, value in bound if value.__func__.__module__.startswith("locant.integrations")]

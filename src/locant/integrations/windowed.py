@@ -1,0 +1,46 @@
+"""Attention inside windows on a map [batch, rows, columns, channels], for modules that own qkv, proj and a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.attend import attention, attention_packed
+from locant.grid import Grid
+from locant.integrations.family import dropout_of
+from locant.masks import Mask
+from locant.nn.window import attend_regrouped
+from locant.positions.position import Position
+
+
+def attend_in_windows(
+    x: Float[Tensor, "batch *map dim"], project: Any, window: tuple[int, ...], shift: tuple[int, ...], border: str,
+    position: Position, heads: int, scale: float | Tensor | None, dropout: float,
+) -> Float[Tensor, "batch *map channels"]:  # fmt: skip
+    """Self-attention of a map, before the output projection. `project` makes q, k and v of tokens in one tensor,
+    [batch, tokens, 3 channels], or as three."""
+
+    def attend(tokens: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
+        projected = project(tokens)
+        if isinstance(projected, Tensor):
+            qkv = projected.unflatten(-1, (3, heads, projected.shape[-1] // (3 * heads)))
+            return attention_packed(qkv, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
+        q, k, v = (part.unflatten(-1, (heads, part.shape[-1] // heads)).transpose(1, 2) for part in projected)
+        out = attention(q, k, v, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
+        return out.transpose(1, 2).flatten(2)
+
+    return attend_regrouped(x, window, shift, border, attend)
+
+
+def swin_attention(
+    attn: nn.Module, x: Float[Tensor, "batch *map dim"], window: tuple[int, ...], shift: tuple[int, ...], border: str,
+    position: Position,
+) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
+    """Of a module with qkv, attn_drop, proj, proj_drop, num_heads and scale, as the original Swin has them."""
+    parts: Any = attn
+    out = attend_in_windows(
+        x, parts.qkv, window, shift, border, position, parts.num_heads, parts.scale, dropout_of(parts.attn_drop)
+    )
+    return parts.proj_drop(parts.proj(out))
