@@ -6,7 +6,7 @@ Models are made and counted on the meta device: no number of theirs exists, and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from locant import flops
 from locant.models.aim_swin import aim_swin_base
 from locant.models.aim_vit import aim_vit_base
 from locant.models.convit import convit_base, convit_small, convit_tiny
+from locant.models.deit import deit3_small, deit_tiny
 from locant.models.detr import detr
-from locant.models.rules import SWIN, SWIN_V2, Rules
+from locant.models.rules import SWIN, SWIN_V2, VIT, Record, Rules, ViTRules
 from locant.models.swin import swin_base, swin_large, swin_small, swin_tiny
+from locant.models.vit import vit_base, vit_large, vit_small, vit_tiny
 from locant.nn.temporal import TemporalModel
 from locant.registry import FAMILIES
 
@@ -55,6 +57,12 @@ ROWS = (
     Row("Swin-S", swin_small, (1, 3, 224, 224), "50 M", "8.7 G"),
     Row("Swin-B", swin_base, (1, 3, 224, 224), "88 M", "15.4 G"),
     Row("Swin-L, window 12", lambda: swin_large(img_size=384, window=12), (1, 3, 384, 384), "197 M", "103.9 G"),
+    Row("ViT-Ti/16", vit_tiny, (1, 3, 224, 224), "5.7 M", ""),
+    Row("ViT-S/16, DeiT-S", vit_small, (1, 3, 224, 224), "22.0 M", "4.6 G"),
+    Row("ViT-B/16, DeiT-B", vit_base, (1, 3, 224, 224), "86.6 M", "17.5 G"),
+    Row("ViT-L/16", vit_large, (1, 3, 224, 224), "304.4 M", "61.6 G"),
+    Row("DeiT-Ti, distilled", lambda: deit_tiny(distilled=True), (1, 3, 224, 224), "", ""),
+    Row("DeiT III, small", deit3_small, (1, 3, 224, 224), "22.0 M", "4.6 G"),
     Row("ConViT-Ti", convit_tiny, (1, 3, 224, 224), "6 M", "1 G"),
     Row("ConViT-S", convit_small, (1, 3, 224, 224), "27 M", "5.4 G"),
     Row("ConViT-B", convit_base, (1, 3, 224, 224), "86 M", "17 G"),
@@ -74,8 +82,9 @@ def main() -> None:
 def page() -> str:
     """The page, all of its numbers counted now."""
     return WORDS.format(
-        models=models(), swin=swin(), parts=parts(), aim=aim(), example=example(), rules=rules(), builders=builders()
-    )
+        models=models(), swin=swin(), parts=parts(), aim=aim(), example=example(), rules=rules(),
+        rules_of_vit=rules_of_vit(), builders=builders(),
+    )  # fmt: skip
 
 
 @cache
@@ -146,10 +155,19 @@ def example() -> str:
 
 def rules() -> str:
     """The records by library, Swin v2's where they differ."""
-    names = [field.name for field in fields(Rules)]
-    lines = [f"| `like=` | {' | '.join(f'`{name}`' for name in names)} |", "| --- |" + " --- |" * len(names)]
-    rows = {"none": Rules(), **{f'`"{name}"`': record for name, record in SWIN.items()}}
+    rows: dict[str, Record] = {"none": Rules(), **{f'`"{name}"`': record for name, record in SWIN.items()}}
     rows |= {f'`"{name}"`, Swin v2': record for name, record in SWIN_V2.items() if record != SWIN[name]}
+    return ruled(rows)
+
+
+def rules_of_vit() -> str:
+    """The same of ViT and DeiT."""
+    return ruled({"none": ViTRules(), **{f'`"{name}"`': record for name, record in VIT.items()}})
+
+
+def ruled(rows: Mapping[str, Record]) -> str:
+    names = [field.name for field in fields(rows["none"])]
+    lines = [f"| `like=` | {' | '.join(f'`{name}`' for name in names)} |", "| --- |" + " --- |" * len(names)]
     for name, record in rows.items():
         lines.append(f"| {name} | {' | '.join(shown(getattr(record, field)) for field in names)} |")
     return "\n".join(lines)
@@ -184,6 +202,7 @@ Papers write "FLOPs" and count multiply-adds; in FLOPs all of it is twice as muc
 
 - **Swin**: published code computes whole windows at the border of shifted layers, and masks them. So does
   `border="pad-roll"`: {swin}.
+- **ViT, DeiT**: the figures are those of DeiT III's paper; ViT's own has 86 M and 307 M, DeiT's 5 M, 22 M and 86 M.
 - **ConViT**'s paper does not say what it counts. Its figures, rounded, lie between ours and ours without the two
   products of attention (see the next table).
 - **DETR**: with six encoder layers instead of none, the paper's model has 7.9 M parameters and 10 G more, the mean over
@@ -206,7 +225,39 @@ what the library's builders have; by size it is 0.2, 0.3, 0.5 and 0.2 from tiny 
 size, the rules are those of its other code: Swin's classifier is built for one size, its detector is not. ConViT
 differs in nothing: its patches divide the picture, and its drop path is 0 by default everywhere.
 
-timm's layer decay finds the depth of every parameter by `model.group_matcher()` (Swin, Swin v2, ConViT).
+A ViT or DeiT is on one grid from the first block to the last, and has fewer of them:
+
+{rules_of_vit}
+
+`norm_eps`: of every norm. Position embeddings of another size come to the model by each library's own method: timm's
+bicubic with antialiasing, bicubic for the others.
+
+timm's layer decay finds the depth of every parameter by `model.group_matcher()` (Swin, Swin v2, ViT, DeiT, ConViT).
+
+## Another position
+
+A published model has one position. Another one takes its place by `position=`: a word of `locant compare --positions`,
+a function of (grid, dim, heads), or None. What embeds is added to the tokens, once; all else acts in every layer, each
+layer with its own.
+
+```python
+import torch
+from locant import Learned, RelativeTable
+from locant.models import vit_tiny
+
+turned = vit_tiny(img_size=64, num_classes=10, position="rotary")
+both = vit_tiny(
+    img_size=64,
+    num_classes=10,
+    registers=4,
+    position=lambda grid, dim, heads: (Learned(grid, dim), RelativeTable(grid, heads)),
+)
+print(both.grid, both(torch.randn(2, 3, 64, 64)).shape)
+```
+
+```text
+Grid(4, 4, prefix=5) torch.Size([2, 10])
+```
 
 ## By name
 

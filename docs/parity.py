@@ -76,6 +76,8 @@ ROWS: dict[int, tuple[str, str]] = {
     54: ("state dicts", "old keys and new"),
     55: ("graphs", "compiled and exported"),
     56: ("texts", "what they get wrong"),
+    57: ("ViT, DeiT", "whole models: tokens without a place, LayerScale, any position"),
+    58: ("ViT, DeiT", "checkpoints, both ways"),
 }
 
 

@@ -124,6 +124,60 @@ def convit(dim: int = 16, heads: int = 4, local: int = 2, depth: int = 3) -> Sta
     return drawn(shapes)
 
 
+def vit(dim: int = 16, depth: int = 2, front: tuple[str, ...] = ("cls_token",), gamma: str = "") -> State:
+    """timm, and facebookresearch/deit: the embedding begins with rows for the tokens in front."""
+    shapes = dict.fromkeys(front, (1, 1, dim)) | {"pos_embed": (1, len(front) + 16, dim)}
+    shapes |= {"patch_embed.proj.weight": (dim, 3, 8, 8), "patch_embed.proj.bias": (dim,)}
+    for b in range(depth):
+        block = f"blocks.{b}"
+        shapes |= norm(f"{block}.norm1", dim) | norm(f"{block}.norm2", dim) | linear(f"{block}.attn.qkv", 3 * dim, dim)
+        shapes |= linear(f"{block}.attn.proj", dim, dim) | linear(f"{block}.mlp.fc1", 4 * dim, dim)
+        shapes |= linear(f"{block}.mlp.fc2", dim, 4 * dim)
+        shapes |= {f"{block}.{gamma.format(i)}": (dim,) for i in (1, 2) if gamma}
+    return drawn(shapes | norm("norm", dim) | linear("head", 5, dim))
+
+
+def deit() -> State:
+    """facebookresearch/deit: a distillation token, and a head that reads it."""
+    return vit(front=("cls_token", "dist_token")) | drawn(linear("head_dist", 5, 16))
+
+
+def vit_transformers(*, old: bool) -> State:
+    """transformers, both generations of names; version 5 writes the old ones."""
+    attention = "attention.attention." if old else "attention."
+    qkv = {word: f"{attention}{word if old else word[0] + '_proj'}" for word in ("query", "key", "value")}
+    words = {
+        "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "blocks.": "encoder.layer." if old else "layers.", "norm1": "layernorm_before", "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense" if old else "attention.o_proj",
+        "mlp.fc1": "intermediate.dense" if old else "mlp.fc1", "mlp.fc2": "output.dense" if old else "mlp.fc2",
+    }  # fmt: skip
+    found = {}
+    for name, tensor in _separate(vit(), qkv):
+        for ours, theirs in words.items():
+            name = name.replace(ours, theirs)
+        name = "layernorm" + name.removeprefix("norm") if name.startswith("norm.") else name
+        found["classifier" + name.removeprefix("head") if name.startswith("head") else f"vit.{name}"] = tensor
+    return found
+
+
+def vit_torchvision() -> State:
+    """torchvision: packed projections, perceptrons by their places."""
+    words = {
+        "cls_token": "class_token", "pos_embed": "encoder.pos_embedding", "patch_embed.proj": "conv_proj",
+        "blocks.": "encoder.layers.encoder_layer_", "norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.0",
+        "mlp.fc2": "mlp.3", "attn.qkv.": "self_attention.in_proj_", "attn.proj": "self_attention.out_proj",
+        "head.": "heads.head.",
+    }  # fmt: skip
+    found = {}
+    for name, tensor in vit().items():
+        for ours, theirs in words.items():
+            name = name.replace(ours, theirs)
+        found["encoder.ln." + name.removeprefix("norm.") if name.startswith("norm.") else name] = tensor
+    return found
+
+
 def detr(dim: int = 8, hidden: int = 16, queries: int = 5) -> State:
     """facebookresearch/detr: torch's packed projections, and a backbone that is not ours."""
     shapes = {"query_embed.weight": (queries, dim), "input_proj.weight": (dim, 6, 1, 1), "input_proj.bias": (dim,)}

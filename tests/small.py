@@ -12,11 +12,13 @@ from locant.models.aim_vit import AIMViT
 from locant.models.bahdanau import Bahdanau
 from locant.models.bert import BertEmbeddings
 from locant.models.convit import ConViT
+from locant.models.deit import DeiT
 from locant.models.detr import detr
 from locant.models.swin import Swin
 from locant.models.swin_v2 import SwinV2
 from locant.models.transformer import Transformer
 from locant.models.transformer_xl import MemTransformerLM
+from locant.models.vit import ViT
 from locant.nn import MultiHeadAttention
 from locant.nn.temporal import TemporalModel
 
@@ -27,6 +29,14 @@ def swin(window: int | tuple[int, int] = 4, img_size: int | tuple[int, int] = 32
 
 def convit(img_size: int | tuple[int, int] = 32) -> ConViT:
     return ConViT(img_size=img_size, patch=8, dim=16, depth=3, heads=4, local_up_to_layer=2, num_classes=5)
+
+
+def vit(img_size: int | tuple[int, int] = 32) -> ViT:
+    return ViT(img_size=img_size, patch=8, dim=16, depth=2, heads=4, num_classes=5)
+
+
+def deit(img_size: int | tuple[int, int] = 32) -> DeiT:
+    return DeiT(img_size=img_size, patch=8, dim=16, depth=2, heads=4, num_classes=5, distilled=True)
 
 
 def small_detr() -> nn.Module:
@@ -48,6 +58,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "models.bahdanau.Bahdanau": lambda: Bahdanau(7, 9, embed=4, hidden=6),
     "models.bert.BertEmbeddings": lambda: BertEmbeddings(11, 8, tokens=6),
     "models.convit.ConViT": convit,
+    "models.deit.DeiT": deit,
     "models.detr.DETR": small_detr,
     "models.swin.Swin": swin,
     "models.swin_v2.SwinV2": lambda: SwinV2(
@@ -55,6 +66,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "models.transformer.Transformer": lambda: Transformer(7, 9, dim=8, heads=2, hidden=12, depth=2),
     "models.transformer_xl.MemTransformerLM": lambda: MemTransformerLM(11, 8, 2, 2, 12, tie_weight=False),
+    "models.vit.ViT": vit,
     "nn.multihead.MultiHeadAttention": lambda: MultiHeadAttention(8, 2),
     "nn.temporal.TemporalModel": lambda: TemporalModel(10, 3, (4, 4), start_out_channels=8),
 }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from small import same
+from small import same, vit
 from test_convert import SWIN, run
 
 from locant.checkpoints import convert, export, load, read, write
@@ -15,6 +15,7 @@ from locant.models import from_file
 from locant.models.rules import SWIN as RULES
 from locant.models.swin import Swin, swin_tiny
 from locant.models.swin_v2 import SwinV2
+from locant.models.vit import ViT
 
 SIZES = {"dim": 8, "depths": (2, 1), "heads": (2, 4), "window": 4, "img_size": 32, "num_classes": 5}
 AT = ("--window", "4", "--image-size", "32")
@@ -133,3 +134,17 @@ def test_sizes_that_are_seldom_meant_are_told():
     assert done.stdout.count("\nNote:") == 1
     model = from_file("out.safetensors")
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_a_vit_is_told_of_another_epsilon_and_of_no_size_that_it_refuses() -> None:
+    note = load(vit(), published.vit_transformers(old=False)).notes
+    assert note == [
+        "by the rules of 'transformers' numbers differ a little everywhere: norm_eps=1e-12 (here 1e-06). "
+        "For them build the model with like='transformers'."
+    ]
+    assert load(vit(), published.vit()).notes == []
+    filled = ViT(img_size=32, patch=8, dim=16, depth=2, heads=4, num_classes=5, patch_border="pad")
+    assert load(filled, published.vit()).notes == [
+        "by the rules of 'timm' numbers differ on pictures that patches do not divide: patch_border='cut' "
+        "(here 'pad'). For them build the model with like='timm'."
+    ]

@@ -23,6 +23,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 SWIN = ("--model", "Swin", "--set", "dim=8", "--set", "depths=(2, 1)", "--set", "heads=(2, 4)", "--classes", "5")
 CONVIT = ("--model", "ConViT", "--set", "patch=8", "--set", "dim=16", "--set", "depth=3", "--set", "heads=4")
 CONVIT += ("--set", "local_up_to_layer=2", "--classes", "5")
+VIT = ("--model", "ViT", "--set", "patch=8", "--set", "dim=16", "--set", "depth=2", "--set", "heads=4")
+VIT += ("--classes", "5")
+DEIT = ("--model", "DeiT", *VIT[2:], "--set", "distilled=True")
+DEIT3 = ("--model", "DeiT", *VIT[2:], "--set", "layer_scale=1e-6", "--set", "prefix_position=False")
 DETR = ("--model", "detr", "--set", "dim=8", "--set", "heads=2", "--set", "hidden=16", "--set", "encoder_layers=1")
 DETR += ("--set", "decoder_layers=1", "--set", "channels=6", "--classes", "3", "--set", "num_queries=5")
 AIM_SWIN = ("--model", "AIMSwin", *SWIN[2:-1], "3", "--window", "4")
@@ -57,6 +61,31 @@ SOURCES = {
     "ConViT, official": (
         published.convit, "model", (*CONVIT, "--image-size", "48x32"),
         "ConViT from the layout 'official': 31 kept, 18 renamed, 1 resized, 2 dropped, 0 missing, 0 unexpected",
+    ),
+    "ViT, timm": (
+        published.vit, "", (*VIT, "--image-size", "48x32"),
+        "ViT from the layout 'timm': 23 kept, 10 renamed, 1 resized, 0 missing, 0 unexpected",
+    ),
+    "ViT, transformers": (
+        lambda: published.vit_transformers(old=False), "", (*VIT, "--image-size", "32"),
+        "ViT from the layout 'transformers': 33 renamed, 0 missing, 0 unexpected",
+    ),
+    "ViT, transformers 4": (
+        lambda: published.vit_transformers(old=True), "", (*VIT, "--image-size", "32"),
+        "ViT from the layout 'transformers 4': 33 renamed, 0 missing, 0 unexpected",
+    ),
+    "ViT, torchvision": (
+        published.vit_torchvision, "", (*VIT, "--image-size", "32"),
+        "ViT from the layout 'torchvision': 33 renamed, 0 missing, 0 unexpected",
+    ),
+    "DeiT, distilled": (
+        published.deit, "model", (*DEIT, "--image-size", "64"),
+        "DeiT from the layout 'timm': 26 kept, 10 renamed, 1 resized, 0 missing, 0 unexpected",
+    ),
+    "DeiT III, official": (
+        lambda: published.vit(front=(), gamma="gamma_{}") | {"cls_token": torch.randn(1, 1, 16)}, "model",
+        (*DEIT3, "--image-size", "32"),
+        "DeiT from the layout 'official': 23 kept, 13 renamed, 0 missing, 0 unexpected",
     ),
     "DETR, official": (
         published.detr, "model", (*DETR, "--set", "position=learned"),

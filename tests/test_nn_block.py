@@ -10,6 +10,7 @@ from near import close
 from torch import Tensor
 
 from locant import Causal, Grid, RelativeTable, Windows
+from locant.models.swin_v2 import ResPostNormBlock
 from locant.nn import Attention, Block, GatedAttention, WindowAttention
 
 DIM, HEADS = 8, 2
@@ -110,6 +111,22 @@ def test_dropout_acts_on_both_branches_in_training_only() -> None:
     assert float((block.train()(x) - exact).detach().abs().max()) > 1e-2  # the perceptron's own dropout
 
 
+@pytest.mark.row(57)
+def test_layer_scale_multiplies_each_branch_by_channel() -> None:
+    """Its two vectors start where they are told to; without it there are none. Drop path acts on what they leave."""
+    block = Block(DIM, HEADS, layer_scale=1e-4)
+    assert torch.equal(block.gamma1, torch.full((DIM,), 1e-4))
+    assert torch.equal(block.gamma2, torch.full((DIM,), 1e-4))
+    assert not {"gamma1", "gamma2"} & set(Block(DIM, HEADS).state_dict())
+    block, x = shaken(block), torch.randn(2, 5, DIM, dtype=torch.float64)
+    first = x + block.gamma1 * block.attention(normed(x, block.norm1))
+    exact = first + block.gamma2 * block.mlp(normed(first, block.norm2))
+    close(block(x), exact)
+    after = shaken(ResPostNormBlock(DIM, HEADS, layer_scale=0.5))
+    first = x + after.gamma1 * normed(after.attention(x), after.norm1)
+    close(after(x), first + after.gamma2 * normed(after.mlp(first), after.norm2))
+
+
 def test_extra_repr() -> None:
     assert "drop_path=0.1" in repr(Block(DIM, HEADS, drop_path=0.1))
 
@@ -121,6 +138,7 @@ def test_extra_repr() -> None:
         (lambda: Block(8, 3), r"`dim` that its `heads` divide.*got dim=8, heads=3"),
         (lambda: Block(8, 2, drop_path=1.0), r"Block needs `drop_path` of at least 0 and below 1; got 1.0"),
         (lambda: Block(8, 2, dropout=-1.0), r"Block needs `dropout`"),
+        (lambda: Block(8, 2, layer_scale=float("nan")), r"Block needs `layer_scale` as a number"),
         (lambda: Block(8, 2, mlp_ratio=0.0), r"`mlp_ratio` that leaves a hidden channel; got 0.0"),
         (lambda: Block(8, 2, attention=Attention(8, 2), grid=Grid(4)), r"takes `attention` as it is"),
         (lambda: Block(8, 2, grid=Grid(4))(torch.zeros(1, 5, 8)), r"`x` on Grid\(4\) must have 4 tokens.*got 5"),

@@ -38,6 +38,9 @@ FAMILIES = {
     "models.bahdanau.Bahdanau": Family("d2l"),
     "models.bert.BertEmbeddings": Family("bert"),
     "models.convit.ConViT": Family("convit", ("convit_tiny", "convit_small", "convit_base"), head=("head.*",)),
+    "models.deit.DeiT": Family(
+        "vit", ("deit_tiny", "deit_small", "deit_base", "deit3_small", "deit3_base"), head=("head.*", "head_dist.*")
+    ),
     "models.detr.DETR": Family("detr", ("detr",), head=("class_embed.*",), spare=1, plain=False),  # no object
     "models.swin.Swin": Family("swin", ("swin_tiny", "swin_small", "swin_base", "swin_large"), head=("head.*",)),
     "models.swin_v2.SwinV2": Family(
@@ -47,6 +50,7 @@ FAMILIES = {
     "models.transformer_xl.MemTransformerLM": Family(
         "transformer_xl", ("transformer_xl_enwik8_base", "transformer_xl_enwik8_large", "transformer_xl_wt103_base")
     ),
+    "models.vit.ViT": Family("vit", ("vit_tiny", "vit_small", "vit_base", "vit_large"), head=("head.*",)),
     "nn.multihead.MultiHeadAttention": Family("d2l"),
     "nn.temporal.TemporalModel": Family("fiery"),
 }  # fmt: skip

@@ -24,17 +24,14 @@ def rules_note(model: Any, layout: Layout) -> str:
     name = library(model, layout)
     if not name:
         return ""
-    differences = model.LIBRARIES[name].differences(model.rules)
-    told = {key: f"{key}={there!r} (here {here!r})" for key, (there, here) in differences.items() if there is not None}
-    training = told.pop("drop_path", "")
-    parts = [f"on maps that windows do not divide or that are no larger than one: {', '.join(told.values())}"] * bool(
-        told
-    )
-    parts += [f"in training: {training}"] * bool(training)
-    if not parts:
+    told: dict[str, list[str]] = {}
+    for key, (there, here) in model.LIBRARIES[name].differences(model.rules).items():
+        if there is not None:
+            told.setdefault(model.rules.WORDS[key], []).append(f"{key}={there!r} (here {here!r})")
+    if not told:
         return ""
-    told_so = "; and ".join(parts)
-    return f"by the rules of {name!r} numbers differ {told_so}. For them build the model with {setting('like', name)}."
+    parts = "; and ".join(f"{where}: {', '.join(words)}" for where, words in told.items())
+    return f"by the rules of {name!r} numbers differ {parts}. For them build the model with {setting('like', name)}."
 
 
 def window_note(turned: Mapping[str, Tensor], model: nn.Module) -> str:
@@ -68,9 +65,11 @@ def size_notes(model: Any) -> list[str]:
     """Sizes of a pyramid of windows that it runs at, and that are seldom meant."""
     if not hasattr(model, "LIBRARIES"):
         return []
-    found, reach = [], model.layers[0].blocks[0].attention.position.grid.shape
-    if any(n < wanted for n, wanted in zip(reach, model.window, strict=True)):
-        found.append(f"windows of {_sides(model.window)} are wider than the first map, where they are {_sides(reach)}.")
+    found: list[str] = []
+    window = getattr(model, "window", ())
+    reach = model.reach(0).shape if window else ()
+    if any(n < wanted for n, wanted in zip(reach, window, strict=True)):
+        found.append(f"windows of {_sides(window)} are wider than the first map, where they are {_sides(reach)}.")
     if model.img_size is not None:
         pairs = tuple(zip(model.img_size, model.patch_embed.patch, strict=True))
         if any(side % patch for side, patch in pairs):

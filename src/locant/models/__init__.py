@@ -1,6 +1,7 @@
 """Models by their published names, each built from the parts of `locant.nn`.
 
 Swin, SwinV2     windows; v2 by angles, its bias a function of log-spaced offsets
+ViT, DeiT        one grid from the first block to the last; a token for a teacher, LayerScale
 ConViT           gated positions first, the class token late
 AIMSwin, AIMViT  image models adapted to clips
 DETR             boxes and classes from a feature map and its padding
@@ -19,6 +20,7 @@ from locant.models.aim_vit import AIMViT, aim_vit_base, aim_vit_large
 from locant.models.bahdanau import Bahdanau
 from locant.models.bert import BertEmbeddings
 from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
+from locant.models.deit import DeiT, deit3_base, deit3_small, deit_base, deit_small, deit_tiny
 from locant.models.detr import DETR, detr
 from locant.models.nonlocality import attention_map, non_locality
 from locant.models.saved import from_file
@@ -32,6 +34,7 @@ from locant.models.transformer_xl import (
     transformer_xl_enwik8_large,
     transformer_xl_wt103_base,
 )
+from locant.models.vit import ViT, vit_base, vit_large, vit_small, vit_tiny
 
 __all__ = [
     "DETR",
@@ -40,12 +43,14 @@ __all__ = [
     "Bahdanau",
     "BertEmbeddings",
     "ConViT",
+    "DeiT",
     "MemTransformerLM",
     "Swin",
     "SwinV2",
     "Transformer",
     "TransformerDecoder",
     "TransformerEncoder",
+    "ViT",
     "aim_swin_base",
     "aim_vit_base",
     "aim_vit_large",
@@ -53,6 +58,11 @@ __all__ = [
     "convit_base",
     "convit_small",
     "convit_tiny",
+    "deit3_base",
+    "deit3_small",
+    "deit_base",
+    "deit_small",
+    "deit_tiny",
     "detr",
     "from_file",
     "greedy",
@@ -68,4 +78,8 @@ __all__ = [
     "transformer_xl_enwik8_base",
     "transformer_xl_enwik8_large",
     "transformer_xl_wt103_base",
+    "vit_base",
+    "vit_large",
+    "vit_small",
+    "vit_tiny",
 ]

@@ -84,7 +84,7 @@ class Pyramid(nn.Module, ABC):
         name = type(self).__name__
         _check_sizes(name, depths, heads, patch, num_classes)
         rules = chosen(
-            name, self.LIBRARIES, like,
+            name, self.LIBRARIES, like, Rules(),
             border=border, small=small, patch_border=patch_border, fixed=fixed, drop_path=drop_path_rate,
         )  # fmt: skip
         self.rules = rules if rules.drop_path is not None else replace(rules, drop_path=0.1)
@@ -167,7 +167,7 @@ class Pyramid(nn.Module, ABC):
         Raises:
             ValueError: for a library without a record.
         """
-        own, theirs = self.rules.drop_path, chosen(type(self).__name__, self.LIBRARIES, library)
+        own, theirs = self.rules.drop_path, chosen(type(self).__name__, self.LIBRARIES, library, Rules())
         self.rules = theirs if theirs.drop_path is not None else replace(theirs, drop_path=own)
         self.patch_embed.border = self.rules.patch_border
         blocks = [block for stage in self.layers for block in stage.blocks]
@@ -176,8 +176,8 @@ class Pyramid(nn.Module, ABC):
         self._set_windows()
         for s, stage in enumerate(self.layers):
             for attention in (block.attention for block in stage.blocks):
-                if attention.position.grid != self._reach(s):
-                    attention.position = self._cut_position(attention.position, self._reach(s))
+                if attention.position.grid != self.reach(s):
+                    attention.position = self._cut_position(attention.position, self.reach(s))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that published training does not decay, besides biases and norms."""
@@ -230,7 +230,7 @@ class Pyramid(nn.Module, ABC):
         rates = iter(drop_path_rates(self.rules.drop_path or 0.0, sum(depths)))
         rules = {"border": self.rules.border, "small": self.rules.small}
         for s, (depth, h) in enumerate(zip(depths, heads, strict=True)):
-            width, reach, blocks = dim * 2**s, self._reach(s), []
+            width, reach, blocks = dim * 2**s, self.reach(s), []
             for _ in range(depth):
                 attends = self._attention(
                     width, h, self.window, position=self._position(reach, h), **attention, **rules
@@ -248,7 +248,7 @@ class Pyramid(nn.Module, ABC):
         new._set_windows()
         for s, stage in enumerate(new.layers):
             for block in stage.blocks:
-                block.attention.position = resize(block.attention.position, new._reach(s))
+                block.attention.position = resize(block.attention.position, new.reach(s))
         if new.absolute_pos_embed is not None:
             new.absolute_pos_embed = new.absolute_pos_embed.resized(new._map(0, name), method=rows)
         return new
@@ -293,8 +293,8 @@ class Pyramid(nn.Module, ABC):
             return self.window, shift
         return fitted(self.window, shift, self._map(stage, type(self).__name__).shape, self.rules.small)
 
-    def _reach(self, stage: int) -> Grid:
-        """How far the tables of a stage reach."""
+    def reach(self, stage: int) -> Grid:
+        """How far the tables of a stage reach: its window, fitted to the map that it is made for."""
         return Grid(*self._window(stage, (0, 0))[0])
 
     def _set_windows(self) -> None:

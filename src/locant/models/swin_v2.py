@@ -39,8 +39,8 @@ class ResPostNormBlock(Block):
         mask: Mask | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Both branches. `grid`, `position` and `mask` go to the attention."""
-        x = x + self._path(self.norm1(self.attention(x, grid=grid, position=position, mask=mask)))
-        return x + self._path(self.norm2(self.mlp(x)))
+        x = x + self._path(self.norm1(self.attention(x, grid=grid, position=position, mask=mask)), self.gamma1)
+        return x + self._path(self.norm2(self.mlp(x)), self.gamma2)
 
 
 class SwinV2(Pyramid):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.call import Positions
-from locant.checks import check_tensor, check_types, description
+from locant.checks import check_number, check_tensor, check_types, description
 from locant.grid import Grid
 from locant.masks import Mask
 from locant.nn.arguments import check_channels, check_probabilities
@@ -18,10 +19,13 @@ class Block(nn.Module):
     """x ← x + path(attention(norm1(x))),  x ← x + path(mlp(norm2(x))),  mlp = fc2 ∘ GELU ∘ fc1.
 
     x [batch, tokens, dim]; fc1 [mlp_ratio · dim, dim], fc2 back; `path` is drop path: in training a sample's whole
-    branch is left out with probability p, and divided by 1 - p otherwise, each branch drawn by itself.
+    branch is left out with probability p, and divided by 1 - p otherwise, each branch drawn by itself. Under LayerScale
+    a branch is first multiplied by one learned number per channel: gamma1 [dim] behind the attention, gamma2 [dim]
+    behind the perceptron. Without it there are no such parameters.
 
     Where it differs: transformers' Swin has no drop path on the perceptron's branch.
-    Source: ViT (arXiv 2010.11929, eqs. 2 and 3); drop path: Deep Networks with Stochastic Depth (arXiv 1603.09382).
+    Source: ViT (arXiv 2010.11929, eqs. 2 and 3); drop path: Deep Networks with Stochastic Depth (arXiv 1603.09382);
+    LayerScale: CaiT (arXiv 2103.17239, eq. 5).
 
     Args:
         dim: channels of a token.
@@ -35,11 +39,15 @@ class Block(nn.Module):
             weights of attention there is none unless your own module has it.
         drop_path: p above.
         norm_eps: of both norms.
+        layer_scale: what both gammas start from (DeiT III has 1e-6); None is no LayerScale.
 
     Raises:
         ValueError: for sizes that do not divide, probabilities out of range, or an attention given together with what
             would build one.
     """
+
+    gamma1: nn.Parameter | None
+    gamma2: nn.Parameter | None
 
     @check_types
     def __init__(
@@ -56,9 +64,12 @@ class Block(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         check_probabilities("Block", dropout=dropout, drop_path=drop_path)
+        if layer_scale is not None:
+            check_number("Block", "layer_scale", layer_scale)
         hidden = int(dim * mlp_ratio)
         if hidden < 1:
             raise ValueError(
@@ -77,6 +88,9 @@ class Block(nn.Module):
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Perceptron(dim, hidden, activation=activation, dropout=dropout, out_dropout=dropout)
+        for gamma in ("gamma1", "gamma2"):
+            start = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.register_parameter(gamma, start)
 
     def forward(
         self,
@@ -94,10 +108,13 @@ class Block(nn.Module):
                 "Lay the cells of the grid along one axis: x.flatten(1, -2)."
             )
         check_channels(x, self.dim)
-        x = x + self._path(self.attention(self.norm1(x), grid=grid, position=position, mask=mask))
-        return x + self._path(self.mlp(self.norm2(x)))
+        x = x + self._path(self.attention(self.norm1(x), grid=grid, position=position, mask=mask), self.gamma1)
+        return x + self._path(self.mlp(self.norm2(x)), self.gamma2)
 
-    def _path(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def _path(
+        self, branch: Float[Tensor, "batch tokens dim"], gamma: Float[Tensor, " dim"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        branch = branch if gamma is None else branch * gamma
         if not self.training or self.drop_path == 0:
             return branch
         kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
