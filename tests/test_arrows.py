@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
     {"dispatch", "tokens", "caching"},
-    {"checks", "grid", "costs", "atomic", "registry"},
+    {"checks", "grid", "costs", "atomic", "registry", "products"},
     {"masks", "cells", "forms", "resizing", "problem", "softmax"},
     {"layout", "operands", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
@@ -22,6 +22,7 @@ LAYERS = (
     {"call", "hooks"},
     {"attend"},
     {"flops", "multiply_adds", "nn", "maps"},
+    {"integrations"},  # models of other libraries, run by what stands above
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"flags"},
     {"models", "checkpoints", "compare", "bench", "info"},
