@@ -68,6 +68,7 @@ TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
 RATES = Value("rates", str, lambda given: split_words(given, float))
 SEEDS = Value("seeds", str, one_or_more)
 SIDES = Value("sides", str, sides)
+OWN = Value("own", str)  # a name that is known, or Python of the user's own
 SIZES = Value("sizes", str)  # of as many axes as the grid has; `bench` reads them
 
 
@@ -167,6 +168,10 @@ COMPARE = (
         "share", PART, TRAINING,
         f"Part of the training examples, drawn anew by each seed: 0.05; default {_default('share')}.", "PART",
         into="recipe",
+    ),
+    Flag(
+        "model", OWN, MODEL, "small: the built-in transformer; or a builder of your own, as in my_vit.py:build.",
+        "NAME", into="recipe",
     ),
     Flag("dim", COUNT, MODEL, f"Channels; default {_default('dim')}.", "N", into="recipe"),
     Flag("depth", COUNT, MODEL, f"Layers; default {_default('depth')}.", "N", into="recipe"),

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from locant.compare.placement import Placement
 from locant.compare.result import Result
 from locant.compare.run import run
 from locant.compare.summary import load
 from locant.tasks.task import Refusal
 
-__all__ = ["Refusal", "Result", "load", "run"]
+__all__ = ["Placement", "Refusal", "Result", "load", "run"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,14 @@ class Candidate:
         return Candidate(build(placement), placement, build)
 
     def __call__(self, x: Tensor) -> Any:
-        return self.net(x)
+        with self.blame():
+            return self.net(x)
+
+    def blame(self) -> AbstractContextManager[None]:
+        """What goes wrong in code of the user's becomes a sentence with file and line."""
+        own = getattr(self.build, "blame", None)
+        what = f"works on {[*self.placement.item]} with {self.placement.scheme!r}"
+        return nullcontext() if own is None else cast(AbstractContextManager[None], own(what))
 
     @property
     def grid(self) -> Grid:
@@ -105,8 +113,14 @@ class Candidate:
                 plans.append(plan(q, q, q, **at))
         return plans
 
-    def flops(self) -> int:
-        """FLOPs of a forward pass on one example: attention as the plan runs it, two per other multiply-add."""
-        counted = flops.count(self.net, torch.empty(1, *self.placement.item, device="meta")).parts
+    def flops(self) -> int | None:
+        """FLOPs of a forward pass on one example: attention as the plan runs it, two per other multiply-add. None for
+        a model that can't be counted."""
+        try:
+            counted = flops.count(self.net, torch.empty(1, *self.placement.item, device="meta")).parts
+        except ValueError:
+            if self.net.__module__.split(".")[0] == "locant":
+                raise
+            return None
         attention = sum(plan.cost.flops for plan in self.plans(1))
         return 2 * (counted.projections + counted.convolution) + attention

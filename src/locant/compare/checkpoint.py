@@ -19,7 +19,12 @@ from locant.tasks.task import Refusal
 
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors and what is said about them."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    plain, seen = {}, set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        if plain[name].untyped_storage().data_ptr() in seen:  # tied weights, which safetensors refuses
+            plain[name] = plain[name].clone()
+        seen.add(plain[name].untyped_storage().data_ptr())
     write_bytes(path, save(plain, {"about": json.dumps(about)}))
 
 

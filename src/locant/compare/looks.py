@@ -31,11 +31,14 @@ def look(model: Candidate) -> dict[str, Any]:
     if grid.tokens > MOST_TOKENS:
         what = f"Not drawn: {grid.tokens} tokens make a picture of {grid.tokens**2:,} numbers per head."
         return {"kind": "none", "what": what, "grid": list(grid.shape), "layers": []}
-    kind, maps, cut = "none", [], False
+    kind, maps, cut, elsewhere = "none", [], False, False
     if len(model.tokens) and all(p is None for layer in model.blocks() for _, p in layer.passes()):
         total = sum(embedding(grid) for embedding in model.tokens)
         kind, maps = "embedding", [list(likeness(torch.as_tensor(total)))]
     for layer in model.blocks():
+        elsewhere = elsewhere or layer.grid != grid
+        if layer.grid != grid:  # one picture has one grid
+            continue
         heads: Tensor | None = None
         for reach, position in layer.passes():
             if position is None:
@@ -50,20 +53,25 @@ def look(model: Candidate) -> dict[str, Any]:
             maps.append(list(heads))
     return {
         "kind": kind,
-        "what": " ".join([WHAT[kind], *_left_out(model, kind, cut)]),
+        "what": " ".join([WHAT[kind], *_left_out(model, kind, cut, elsewhere)]),
         "grid": list(grid.shape),
         "query": [size // 2 for size in grid.shape],
-        "layers": [{"layer": index + 1, "heads": [_round(head) for head in heads]} for index, heads in enumerate(maps)],
+        "layers": [
+            {"layer": index + 1, "heads": [_round(head[grid.prefix :, grid.prefix :]) for head in heads]}
+            for index, heads in enumerate(maps)
+        ],
     }
 
 
-def _left_out(model: Candidate, kind: str, cut: bool) -> list[str]:
+def _left_out(model: Candidate, kind: str, cut: bool, elsewhere: bool) -> list[str]:
     """What the picture leaves out."""
     ordered = getattr(model.net, "ordered", None) is not None
     holds = {
         "Keys that a token does not see are drawn as 0.": cut,
         "The learned vectors on the tokens are not drawn.": len(model.tokens) > 0 and kind != "embedding",
         "The convolutions, which tell the order of frames, are not drawn.": ordered,
+        "Layers on other grids are not drawn.": elsewhere,
+        "Tokens without a place are not drawn.": model.grid.prefix > 0 and kind != "none",
     }
     return [sentence for sentence, so in holds.items() if so]
 

@@ -47,8 +47,12 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
         batch = max(1, TOKENS_AT_ONCE // tokens)
         fitting, stopped = {}, {}
         for name, model in models.items():
-            moved, _ = model.moved_to(larger)
-            why = _reason_to_stop(moved, batch)
+            try:
+                moved, _ = model.moved_to(larger)
+                moved(torch.zeros(1, *larger, device=device))
+                why = _reason_to_stop(moved, batch)
+            except ValueError as error:  # a builder of the user's that takes one size
+                why = str(error)
             if why is None:
                 fitting[name] = moved
             else:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locant.checks import description, is_whole
+from locant.checks import check_types
 from locant.compare.schemes import LayerSpec, Pass, Reach, Scheme, mask_of
 from locant.grid import Grid
 from locant.masks import Windows
@@ -157,6 +157,7 @@ class Placement:
     def grid(self) -> Grid:
         return grid_of(self.task, self.item, self.patch)
 
+    @check_types
     def tokens(self, dim: int, grid: Grid | None = None) -> TokenPosition:
         """What the scheme adds to tokens of `dim` channels: a module, called with tokens `[batch, tokens, dim]`.
 
@@ -164,7 +165,7 @@ class Placement:
             dim: channels of a token.
             grid: where they are; default `self.grid`. Class tokens are its prefix.
         """
-        grid = self._grid("tokens", grid)
+        grid = self.grid if grid is None else grid
         self._check_sizes("tokens", dim=dim)
         spec = LayerSpec(grid, dim, 1, start=self.start)
         earlier = None if self.trained is None else self._earlier(self.trained.tokens, len(self.handed.tokens))
@@ -174,6 +175,7 @@ class Placement:
         self.handed.tokens.append(made)
         return made
 
+    @check_types
     def layer(
         self, index: int, dim: int, heads: int, *, depth: int | None = None, grid: Grid | None = None
     ) -> LayerPosition:
@@ -186,12 +188,12 @@ class Placement:
             depth: how many layers there are; default all up to this one.
             grid: where tokens are; default `self.grid`. Class tokens are its prefix.
         """
-        grid = self._grid("layer", grid)
+        grid = self.grid if grid is None else grid
         self._check_sizes("layer", dim=dim, heads=heads)
-        if not is_whole(index) or index < 0 or dim % heads:
+        if index < 0 or dim % heads:
             raise ValueError(
                 "position.layer needs the number of a layer, from 0, and a dim that its heads divide; "
-                f"got index={description(index)}, dim={dim}, heads={heads}. Write position.layer(0, dim, heads)."
+                f"got index={index}, dim={dim}, heads={heads}. Write position.layer(0, dim, heads)."
             )
         spec = LayerSpec(grid, dim, heads, layer=index, depth=index + 1 if depth is None else depth, start=self.start)
         earlier = None if self.trained is None else self._earlier(self.trained.layers, len(self.handed.layers))
@@ -228,21 +230,11 @@ class Placement:
                     self.how = f"{what} resized ({method})"
         module.grid = grid
 
-    def _grid(self, asked: str, grid: Grid | None) -> Grid:
-        if grid is None:
-            return self.grid
-        if not isinstance(grid, Grid):
-            raise ValueError(
-                f"position.{asked} needs a grid such as {self.grid}; got {description(grid)}. "
-                "Write Grid(rows, columns), or leave it out."
-            )
-        return grid
-
     def _check_sizes(self, asked: str, **sizes: int) -> None:
         for name, size in sizes.items():
-            if not is_whole(size) or size < 1:
+            if size < 1:
                 raise ValueError(
-                    f"position.{asked} needs a whole number of at least 1 for {name}; got {description(size)}. "
+                    f"position.{asked} needs a whole number of at least 1 for {name}; got {size}. "
                     f"Write position.{asked}({'' if asked == 'tokens' else '0, '}{', '.join(sizes)})."
                 )
 

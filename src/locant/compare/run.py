@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from locant import __version__
-from locant.compare import checkpoint, finding, measure, report, search, settings, summary
+from locant.compare import checkpoint, finding, measure, report, search, settings, source, summary
+from locant.compare.builders import check
 from locant.compare.opening import open_tasks, settle
+from locant.compare.placement import Placement
 from locant.compare.result import Result
 from locant.compare.schemes import SCHEMES, Scheme, find
 from locant.compare.settings import Settings
@@ -48,6 +51,7 @@ def run(
     augment: str | Sequence[str] | None = None,
     batch: int | None = None,
     share: float | None = None,
+    model: str | Path | Callable[[Placement], nn.Module] | None = None,
     dim: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
@@ -75,6 +79,9 @@ def run(
             scheme. The rate (of those in `lr`), the start of what schemes learn (of `starts`) and the step whose
             weights are kept are chosen on validation data. `steps` follows from the number of examples unless it is
             given; so does `augment` from what can't change the labels of the task.
+        model: "small" is the built-in transformer; or a builder of your own, a function that is handed a
+            `locant.compare.Placement` and returns a model, or the file that holds it: "my_vit.py:build". A function
+            that no file holds trains in this process, one trial after the other.
         epochs: the budget as passes over the training examples, in place of `steps`.
         minutes: about how long the run may take: the steps are cut equally for all schemes.
         sensitivity: whether to try half and double the start and the rate; default from five seeds on.
@@ -114,8 +121,7 @@ def _compare(
     schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
     for kind, opened in tasks.items():
         for scheme in schemes[kind]:
-            model = build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind])
-            model(torch.zeros(1, *opened.train.shape))
+            check(build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind]))
     # 2 the folder, new or gone on with
     if world.leads:
         _open_folder(folder, chosen, tasks, resume)
@@ -160,7 +166,11 @@ def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
 def _open_folder(folder: Path, chosen: Settings, tasks: dict[str, Task], resume: bool) -> None:
     """A new folder with the resolved settings, or, to resume, one with the same settings and data."""
     path = folder / "settings.toml"
-    about = {"settings": _identity(chosen), "fingerprints": {kind: task.fingerprint for kind, task in tasks.items()}}
+    about = {
+        "settings": _identity(chosen),
+        "fingerprints": {kind: task.fingerprint for kind, task in tasks.items()},
+        "sources": chosen.digests(),
+    }
     try:
         if path.exists() and not resume:
             raise Refusal(
@@ -193,6 +203,12 @@ def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> N
             f"--resume needs the settings that {str(folder)!r} was started with; {was}. "
             "Give the same again, or choose another --out."
         )
+    for name, digest in new["sources"].items():
+        if old.get("sources", {}).get(name) != digest:
+            raise Refusal(
+                f"--resume needs {source.name_of(name)} as it was when {str(folder)!r} was started; it, or a file "
+                "beside it that it imports, has changed. Restore it, or choose another --out."
+            )
     if old["fingerprints"] != new["fingerprints"]:
         raise Refusal(
             f"--resume needs the data that {str(folder)!r} was started with; they have changed. "
@@ -230,8 +246,8 @@ def _train_all(
             taken = search.best([t for t in tried if t is not None])
             waiting.extend(Job(job.kind, job.scheme, seed, *taken) for seed in others)
 
-    # 2 on a GPU or under torchrun: one after the other
-    if world.size > 1 or world.device != "cpu":
+    # 2 on a GPU, under torchrun, or with Python that no file holds: one after the other
+    if world.size > 1 or world.device != "cpu" or chosen.lives_here:
         while waiting:
             job = waiting.popleft()
             ended(train(job, tasks[job.kind], chosen.recipes[job.kind], folder / "trials", world, shown.tell))

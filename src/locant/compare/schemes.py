@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from locant import positions
@@ -56,7 +56,16 @@ class LayerSpec:
 
     def only(self, *axes: int) -> Grid:
         """The grid with every other axis shrunk to 1."""
-        return Grid(*(size if axis in axes else 1 for axis, size in enumerate(self.grid.shape)))
+        sizes = (size if axis in axes else 1 for axis, size in enumerate(self.grid.shape))
+        return Grid(*sizes, prefix=self.grid.prefix)
+
+
+def _no_embedding(shape: LayerSpec) -> tuple[Embedding, ...]:
+    return ()
+
+
+def _plain_pass(shape: LayerSpec) -> tuple[Pass, ...]:
+    return (("joint", None),)
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ class Scheme:
     label: str
     sentence: str
     axes: tuple[int, ...]
-    tokens: Callable[[LayerSpec], tuple[Embedding, ...]] = field(default=lambda shape: ())
-    passes: Callable[[LayerSpec], tuple[Pass, ...]] = field(default=lambda shape: (("joint", None),))
+    tokens: Callable[[LayerSpec], tuple[Embedding, ...]] = _no_embedding
+    passes: Callable[[LayerSpec], tuple[Pass, ...]] = _plain_pass
     direction: bool = True
     time: bool = True
     starts: tuple[float, ...] = ()
@@ -88,6 +97,15 @@ class Scheme:
     def fits(self, kind: Kind) -> bool:
         """Whether it can be built for tasks of this kind."""
         return len(kind.axes) in self.axes
+
+    @property
+    def adds_to_tokens(self) -> bool:
+        return self.tokens is not _no_embedding
+
+    @property
+    def acts_in_layers(self) -> bool:
+        """Whether some layer attends otherwise than torch does."""
+        return self.passes is not _plain_pass
 
 
 def mask_of(reach: Reach, grid: Grid) -> Windows | None:
@@ -129,7 +147,7 @@ def _windows(shape: LayerSpec) -> tuple[Pass, ...]:
     size = tuple(min(side, max(2, -(-side // 2)), WINDOW) for side in shape.grid.shape)
     odd = shape.layer % 2 == 1
     shift = tuple(n // 2 if odd and n < side else 0 for n, side in zip(size, shape.grid.shape, strict=True))
-    return ((Windows(size, shift), _table(Grid(*size), shape)),)
+    return ((Windows(size, shift), _table(Grid(*size, prefix=shape.grid.prefix), shape)),)
 
 
 def _gated_first(shape: LayerSpec) -> tuple[Pass, ...]:

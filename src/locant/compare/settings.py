@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from locant import flags
+from locant.compare import source
+from locant.compare.model import SIZES
 from locant.tasks.kind import AUGMENTED, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
@@ -45,6 +47,20 @@ class Settings:
         """The settings under the names of the flags; what differs by task stands in a table of its own."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipes", "cut")}
         return {**plain, **{kind: asdict(recipe) for kind, recipe in self.recipes.items()}}
+
+    def own(self) -> tuple[str, ...]:
+        """Every reference to Python of the user's own (`source`)."""
+        named = (recipe.model for recipe in self.recipes.values() if recipe.model not in SIZES)
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def lives_here(self) -> bool:
+        """Whether some of it lives in this process alone, so that other processes can't train."""
+        return any(source.is_live(name) for name in self.own())
+
+    def digests(self) -> dict[str, str]:
+        """What the user's own Python was, by hash: part of the run's identity."""
+        return {name: source.digest(name) for name in self.own()}
 
     @staticmethod
     def of_flags(flags: dict[str, Any]) -> Settings:
@@ -208,8 +224,24 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
     return tuple(_count(name, side) for side in value)
 
 
+def _own(name: str, value: Any) -> str:
+    """A size of the built-in transformer, or the reference of a function of the user's."""
+    if isinstance(value, str) and value in SIZES:
+        return value
+    try:
+        return source.reference(name, value, "build")
+    except Refusal as refusal:
+        if isinstance(value, str) and ".py" not in value:
+            raise Refusal(
+                f"--{name} needs {', '.join(SIZES)}, or a builder of your own; got {value!r}. "
+                f"Write --{name} my_vit.py:build."
+            ) from None
+        raise refusal
+
+
 CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe holds
     flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides, flags.NAMES: _ways,
+    flags.OWN: _own,
 }  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from locant.compare import checkpoint, finding, search, statistics
-from locant.compare.candidate import Candidate
+from locant.compare import checkpoint, finding, search, source, statistics
+from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
+from locant.compare.model import SIZES
 from locant.compare.placement import grid_of
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
-from locant.compare.trial import Job, build_for
+from locant.compare.trial import Job, build, build_for
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
@@ -50,6 +51,7 @@ def of_task(
         "grid": list(grid_of(kind, task.train.shape, patch).shape),
         "tokens": grid_of(kind, task.train.shape, patch).tokens,
         "patch": list(patch),
+        "model": _of_model(task, chosen, schemes[0]),
         "fingerprint": task.fingerprint,
         "notes": list(task.notes),
         "skipped": [asdict(s) for s in task.skipped],
@@ -64,6 +66,17 @@ def of_task(
     return {**results, "finding": finding.of_task(results)}
 
 
+def _of_model(task: Task, chosen: Settings, scheme: Scheme) -> dict[str, Any]:
+    """Which model was compared, as the first scheme has it."""
+    recipe = chosen.recipes[task.kind]
+    model = build(Job(task.kind, scheme.name, chosen.seeds[0], 0.0), task, recipe)
+    count, tokens = sum(p.numel() for p in model.net.parameters()), model.grid.tokens
+    name = recipe.model if recipe.model in SIZES else source.name_of(recipe.model)
+    what = f"the built-in transformer, {name}" if recipe.model in SIZES else f"your own, {name}"
+    size = f"{count:,} parameters with {scheme.label} on {tokens} tokens"
+    return {"name": name, "parameters": count, "tokens": tokens, "sentence": f"The model is {what}: {size}."}
+
+
 def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the best model of each task lies, and the lines that rebuild and load it."""
     files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in tasks}
@@ -75,9 +88,19 @@ def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
             "snippet": "\n".join(lines)}  # fmt: skip
 
 
-def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model that a comparison saved, rebuilt and loaded, and what is known of it. Raises Refusal."""
+def load(path: str | Path, *, model: str | Path | Builder | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that a comparison saved, rebuilt and loaded, and what is known of it.
+
+    Args:
+        path: a `best-<task>.safetensors`, or one of `trials`.
+        model: the builder, if its file lies elsewhere now or it never had one; None is the one of the run.
+
+    Raises:
+        Refusal: if it can't be read or built.
+    """
     tensors, about = checkpoint.read(Path(path))
+    if model is not None:
+        about = {**about, "recipe": {**about["recipe"], "model": source.reference("model", model, "build")}}
     return _rebuild(tensors, about).net, about
 
 

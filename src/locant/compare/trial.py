@@ -1,7 +1,7 @@
 """One trial: one scheme, one seed, one learning rate, trained and tested. The same trial gives the same bits.
 
 AdamW; the rate warms up, stays, and falls (`budget.py`); the weights kept are those that validate best. The order of
-examples and how they are varied depend on (seed, epoch) alone, and nothing else is drawn after the start, so a
+examples and how they are varied depend on (seed, epoch) alone, what a model draws (dropout) on (seed, step): a
 checkpoint is the weights, the optimiser and a few numbers.
 """
 
@@ -112,6 +112,7 @@ class _Run:
 
     def advance(self) -> bool:
         """One step. False if the loss is no longer finite: the trial ends with its best weights so far."""
+        torch.manual_seed(self.job.seed * 1_000_003 + self.step)  # what a model draws: the same after a resume
         epoch, place = divmod(self.step, self.per_epoch)
         if place == 0 or not len(self.order):
             self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
@@ -132,7 +133,9 @@ class _Run:
 
     def losses(self, index: np.ndarray) -> Float[Tensor, " batch"]:
         x, y = load(self.task.train, index, self.world.device)
-        return nn.functional.cross_entropy(self.replica(x), y, reduction="none")
+        with self.candidate.blame():
+            logits = self.replica(x)
+        return nn.functional.cross_entropy(logits, y, reduction="none")
 
     def check(self) -> None:
         """A look at validation: the best weights are kept, and on a plateau the rate begins to fall."""
@@ -186,7 +189,8 @@ class _Run:
         for shift in self.task.shifts:
             try:
                 moved, how = self.candidate.moved_to(shift.examples.shape)
-                right[shift.name] = correct(moved.net, shift.examples, self.world)
+                with moved.blame():
+                    right[shift.name] = correct(moved.net, shift.examples, self.world)
                 shifts[shift.name] = {"accuracy": float(right[shift.name].mean()), "how": how, "why_not": None}
             except ValueError as error:
                 shifts[shift.name] = {"accuracy": None, "how": None, "why_not": str(error)}

@@ -32,7 +32,12 @@ class Pool:
     """
 
     def __init__(self, count: int, settings: Settings, folder: Path, fingerprints: dict[str, str]) -> None:
-        start = {"settings": settings.flags(), "folder": str(folder), "fingerprints": fingerprints}
+        start = {
+            "settings": settings.flags(),
+            "folder": str(folder),
+            "fingerprints": fingerprints,
+            "sources": settings.digests(),
+        }
         self.heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
         self.workers = [_Worker(start, self.heard) for _ in range(count)]
         self.idle = list(self.workers)
@@ -131,6 +136,9 @@ def _serve(tell: Tell) -> None:
     torch.set_num_threads(1)
     start = json.loads(sys.stdin.readline())
     settings = Settings.of_flags(start["settings"])
+    for name, digest in settings.digests().items():
+        if digest != start["sources"][name]:
+            raise Refusal(f"{name} must stay as it is during a run; it changed. Start again.")
     tasks = open_tasks(settings)
     for kind, task in tasks.items():
         if task.fingerprint != start["fingerprints"][kind]:

@@ -25,7 +25,8 @@ class Recipe:
     `steps` None and `epochs` None leave the budget to the number of examples (`compare/budget.py`). `starts` is how
     many starts are tried per scheme, 1 the published one alone. `augment` names how training examples are varied; None
     is what the task allows. `patch` None leaves the patch to the kind; `size` and `frames` None leave them to the task.
-    `share` is the part of the training examples that each seed draws for itself; 1 is all of them.
+    `share` is the part of the training examples that each seed draws for itself; 1 is all of them. `model` is a size of
+    the built-in transformer, or a builder of the user's own (`compare/source.py`).
     """
 
     lr: tuple[float, ...]
@@ -41,6 +42,7 @@ class Recipe:
     size: Sides | None = None
     frames: int | None = None
     share: float = 1.0
+    model: str = "small"
 
     @staticmethod
     def of(values: dict[str, Any]) -> Recipe:

@@ -1,0 +1,210 @@
+"""Python of the user's own: a function in a file, or one that lives in this process alone.
+
+A function of a file is named `/path/my_vit.py:build`. That is text: it stands in settings, worker processes load the
+same, and its hash is over that file and the files beside it that it imports. What has no file (a notebook, a lambda, a
+function in a function) is kept here under `python:name`, and such a run trains in this process.
+
+What goes wrong inside is one sentence with the file and the line.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import locant
+from locant.checks import description
+from locant.tasks.task import Refusal
+
+LIVE = "python:"
+_kept: dict[str, Any] = {}
+_loaded: dict[tuple[str, str], Any] = {}
+
+
+def reference(name: str, value: object, default: str) -> str:
+    """The text that stands for a function: `file.py:name`, or `file.py` for its `default`.
+
+    Args:
+        name: of the flag, for messages.
+        value: such text, or the function itself.
+        default: the name that a file is asked for when none is given.
+
+    Raises:
+        Refusal: for text that names no Python file, and for what can't be called.
+    """
+    if isinstance(value, (str, Path)):
+        text = str(value)
+        if text.startswith(LIVE):
+            return text
+        file, colon, function = text.rpartition(":") if text.rpartition(":")[0].endswith(".py") else (text, "", "")
+        if not file.endswith(".py"):
+            raise Refusal(
+                f"--{name} needs a Python file and a function in it; got {text!r}. Write --{name} mine.py:{default}."
+            )
+        if not Path(file).is_file():
+            raise Refusal(f"--{name} needs a Python file; there is no {file!r}. Check the path.")
+        return f"{Path(file).resolve()}:{function if colon else default}"
+    if not callable(value):
+        raise Refusal(
+            f"{name}= needs a function, or the name of one such as 'mine.py:{default}'; got {description(value)}. "
+            "Pass what can be called."
+        )
+    return _of_function(value)
+
+
+def _of_function(function: Any) -> str:
+    file, name = file_of(function), getattr(function, "__qualname__", "")
+    module = sys.modules.get(getattr(function, "__module__", ""), None)
+    found_again = name.isidentifier() and getattr(module, name, None) is function  # by whoever loads the file
+    if found_again and file is not None and Path(file).suffix == ".py" and Path(file).is_file():
+        return f"{Path(file).resolve()}:{name}"
+    return keep(name or type(function).__name__, function)
+
+
+def keep(name: str, value: Any) -> str:
+    """A name for what only this process knows."""
+    _kept[f"{LIVE}{name}"] = value
+    return f"{LIVE}{name}"
+
+
+def file_of(function: Any) -> str | None:
+    """The file that a function, a class or a callable object was written in."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        return inspect.getfile(function if inspect.isroutine(function) or inspect.isclass(function) else type(function))
+    except (TypeError, OSError):
+        return None
+
+
+def is_live(text: str | None) -> bool:
+    return text is not None and text.startswith(LIVE)
+
+
+def find(name: str, text: str) -> Any:
+    """What a reference stands for. Raises Refusal."""
+    if is_live(text):
+        if text not in _kept:
+            raise Refusal(
+                f"{name}= was given from Python as {text.removeprefix(LIVE)!r}, which no file holds; it is not here. "
+                f"Pass {name}= again."
+            )
+        return _kept[text]
+    file, _, function = text.rpartition(":")
+    key = (text, digest(text))
+    if key not in _loaded:
+        _loaded[key] = _load(name, Path(file), function)
+    return _loaded[key]
+
+
+def _load(name: str, file: Path, function: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"locant_own_{file.stem}_{abs(hash(file))}", file)
+    assert spec is not None, f"{file} is a Python file"
+    assert spec.loader is not None, f"{file} is a Python file"
+    module = importlib.util.module_from_spec(spec)
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))  # as for a script: what lies beside it can be imported
+    sys.modules[spec.name] = module  # dataclasses and pickles look there
+    with blame(str(file), f"--{name} needs a Python file that can be imported"):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
+        raise Refusal(
+            f"--{name} needs a function in {file.name}; there is no {function!r}, but {', '.join(names) or 'nothing'}. "
+            f"Write --{name} {file.name}:{names[-1] if names else 'build'}."
+        )
+    return getattr(module, function)
+
+
+def digest(text: str) -> str:
+    """sha256 in hex of what is behind a reference. Raises Refusal if a file is gone."""
+    whole = hashlib.sha256()
+    if is_live(text):
+        try:
+            whole.update(inspect.getsource(_kept[text]).encode())
+        except (KeyError, TypeError, OSError):  # no source: its name must do
+            whole.update(text.encode())
+        return whole.hexdigest()
+    file = Path(text.rpartition(":")[0])
+    for path in _with_imports(file, []):
+        try:
+            whole.update(f"{path.relative_to(file.parent)}\0".encode() + path.read_bytes())
+        except OSError as error:
+            raise Refusal(f"{str(path)!r} must be readable; it is not: {error.strerror}. Bring it back.") from None
+    return whole.hexdigest()
+
+
+def _with_imports(file: Path, seen: list[Path]) -> list[Path]:
+    """The file, and those below its folder that it imports, in turn."""
+    if file in seen:
+        return seen
+    seen.append(file)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # said when it is loaded
+        return seen
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module or ''}.{name}".strip(".") for name in names)]
+        for name in filter(None, names):
+            stem = seen[0].parent.joinpath(*name.split("."))
+            for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if path.is_file():
+                    _with_imports(path, seen)
+    return seen
+
+
+@contextmanager
+def blame(file: str | None, needed: str) -> Iterator[None]:
+    """Turns an error that comes from the user's file, or from one beside it, into a sentence with the line.
+
+    Args:
+        file: the user's; None blames nobody.
+        needed: how the sentence begins.
+
+    Raises:
+        Refusal: in place of any Exception but another Refusal. One from elsewhere is passed on as it is.
+    """
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        place = None if file is None else _place(error, file)
+        if place is None:
+            raise
+        said = f"{type(error).__name__}: {error}".strip().splitlines()[0].removesuffix(".")
+        raise Refusal(f"{needed}; {place}: {said}. Correct that line, or what it calls.") from error
+
+
+def _place(error: Exception, file: str) -> str | None:
+    """'my_vit.py, line 12, in build': the last step of the traceback in a file of the user's."""
+    if isinstance(error, SyntaxError) and error.filename and _theirs(error.filename, file):
+        return f"{Path(error.filename).name}, line {error.lineno}"
+    for step in reversed(traceback.extract_tb(error.__traceback__)):
+        if _theirs(step.filename, file):
+            return f"{Path(step.filename).name}, line {step.lineno}, in {step.name}"
+    return None
+
+
+def _theirs(path: str, file: str) -> bool:
+    if path == file:
+        return True
+    inside = Path(path).is_absolute() and Path(file).is_file() and Path(path).is_relative_to(Path(file).parent)
+    ours = Path(str(locant.__file__)).parent
+    return inside and "site-packages" not in Path(path).parts and not Path(path).is_relative_to(ours)
+
+
+def name_of(text: str) -> str:
+    """As it may be shown: 'my_vit.py:build', or the name of what has no file."""
+    return text.removeprefix(LIVE) if is_live(text) else Path(text).name
