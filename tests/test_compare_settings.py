@@ -109,7 +109,7 @@ def test_what_is_resolved_is_what_is_declared() -> None:
     assert keywords == {flag.name for flag in flags.COMPARE} - {"json"} | {"progress"}
     recipe, resolved = ({f.name for f in fields(record)} for record in (Recipe, Settings))
     assert recipe == set(flags.RECIPE)
-    assert resolved - {"recipes", "cut"} | recipe == flags.KEPT
+    assert resolved - {"recipes", "cut", "left"} | recipe == flags.KEPT
 
 
 def test_the_defaults_in_help_are_those_that_are_used() -> None:

@@ -170,7 +170,9 @@ COMPARE = (
         into="recipe",
     ),
     Flag(
-        "model", OWN, MODEL, "small: the built-in transformer; or a builder of your own, as in my_vit.py:build.",
+        "model", OWN, MODEL,
+        "small or base: the built-in transformer, which grows with the data; or a builder of your own, as in "
+        "my_vit.py:build. Default small, with DATA on an accelerator base.",
         "NAME", into="recipe",
     ),
     Flag("dim", COUNT, MODEL, f"Channels; default {_default('dim')}.", "N", into="recipe"),

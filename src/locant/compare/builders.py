@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from locant.checks import description
 from locant.compare import source
 from locant.compare.candidate import Builder, Candidate
-from locant.compare.model import SIZES, Classifier
+from locant.compare.model import Classifier
 from locant.compare.placement import Placement
+from locant.compare.sizes import SIZES
 from locant.tasks.kind import Recipe
 from locant.tasks.task import Refusal
 

@@ -20,8 +20,6 @@ from locant.compare.layers import Layer, OverTime
 from locant.compare.placement import Placement, grid_of
 from locant.tasks.kind import Kind
 
-SIZES = ("small",)
-
 
 class Classifier(nn.Module):
     """The model of one scheme.

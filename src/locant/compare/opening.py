@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from locant.compare import sizes
 from locant.compare.budget import with_steps
+from locant.compare.builders import find_builder
+from locant.compare.placement import Placement
+from locant.compare.schemes import find
 from locant.compare.settings import Settings
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
-from locant.tasks.task import Refusal, Task
+from locant.tasks.task import Refusal, Shift, Task
 
 
 def settle(settings: Settings, tasks: dict[str, Task]) -> Settings:
@@ -18,10 +23,34 @@ def settle(settings: Settings, tasks: dict[str, Task]) -> Settings:
     for kind, task in tasks.items():
         recipe = recipes[kind]
         examples = len(splits.share(task.train, recipe.share, settings.seeds[0]))
+        recipe = _fitted(recipe, task, examples, settings)
         ways = tuple(way for way in task.augments if way in KINDS[kind].augments)
         augment = ways if recipe.augment is None else recipe.augment
         recipes[kind] = replace(with_steps(recipe, examples, settings.quick), augment=augment)
     return replace(settings, recipes=recipes)
+
+
+def _fitted(recipe: Recipe, task: Task, examples: int, settings: Settings) -> Recipe:
+    """With what nobody gave: the size of the built-in transformer, or the rates of a builder's model by its size."""
+    kind, item, left = KINDS[task.kind], task.train.shape, settings.left.get(task.kind, ())
+    if recipe.model in sizes.SIZES:
+        return sizes.check(sizes.fit(recipe, kind, item, examples, left, settings.quick))
+    if "lr" not in left:
+        return recipe
+    (plain,) = find(task.kind, ("none",))
+    net = find_builder(recipe)(Placement(kind, plain, item, kind.patch(item, recipe.patch), len(task.classes)))
+    return replace(recipe, lr=sizes.rates(sum(p.numel() for p in net.parameters()), recipe.lr, settings.quick))
+
+
+def with_shifts(tasks: dict[str, Task], settings: Settings) -> dict[str, Task]:
+    """The tasks with the data that they were not trained for, as patches of these recipes are placed."""
+    recipes = settings.recipes
+    return {kind: replace(task, shifts=_shifts(task, recipes[kind])) for kind, task in tasks.items()}
+
+
+def _shifts(task: Task, recipe: Recipe) -> tuple[Shift, ...]:
+    kind = KINDS[task.kind]
+    return kind.shifts(task.test, kind.patch(task.test.shape, recipe.patch))
 
 
 def open_tasks(settings: Settings) -> dict[str, Task]:
@@ -32,7 +61,9 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
         asked = settings.task[0] if settings.task else None
         recipe = next(iter(settings.recipes.values()))
         frames = next((r.frames for name, r in settings.recipes.items() if KINDS[name].timed), recipe.frames)
-        task = open_task(settings.data, asked, size=recipe.size, frames=frames, strict=settings.strict, seed=0)
+        large = recipe.model == "base" and Path(settings.data).is_dir()
+        size = sizes.SIDE if large and recipe.size is None else recipe.size
+        task = open_task(settings.data, asked, size=size, frames=frames, strict=settings.strict, seed=0)
         return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
     recipes = {kind: settings.recipes[kind] for kind in settings.task}
     return {kind: _add_shifts(_built_in(kind, recipe), recipe) for kind, recipe in recipes.items()}
@@ -40,7 +71,6 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
 
 def _add_shifts(task: Task, recipe: Recipe) -> Task:
     """The task with a note on its share, and with the data that it was not trained for, made of its test examples."""
-    patch = KINDS[task.kind].patch(task.test.shape, recipe.patch)
     notes = task.notes
     if recipe.share < 1:
         count = len(splits.share(task.train, recipe.share, 0))
@@ -48,7 +78,7 @@ def _add_shifts(task: Task, recipe: Recipe) -> Task:
             f"each seed trains on a draw of its own of {count} of the {len(task.train)} training examples, each class "
             "alike and the same for every scheme; validation and test stay whole",
         )
-    return replace(task, shifts=KINDS[task.kind].shifts(task.test, patch), notes=notes)
+    return replace(task, shifts=_shifts(task, recipe), notes=notes)
 
 
 def _built_in(name: str, recipe: Recipe) -> Task:

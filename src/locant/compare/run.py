@@ -19,7 +19,7 @@ from torch import nn
 from locant import __version__
 from locant.compare import checkpoint, finding, measure, report, search, settings, source, summary
 from locant.compare.builders import check
-from locant.compare.opening import open_tasks, settle
+from locant.compare.opening import open_tasks, settle, with_shifts
 from locant.compare.placement import Placement
 from locant.compare.result import Result
 from locant.compare.schemes import SCHEMES, Scheme, find
@@ -79,9 +79,9 @@ def run(
             scheme. The rate (of those in `lr`), the start of what schemes learn (of `starts`) and the step whose
             weights are kept are chosen on validation data. `steps` follows from the number of examples unless it is
             given; so does `augment` from what can't change the labels of the task.
-        model: "small" is the built-in transformer; or a builder of your own, a function that is handed a
-            `locant.compare.Placement` and returns a model, or the file that holds it: "my_vit.py:build". A function
-            that no file holds trains in this process, one trial after the other.
+        model: "small" or "base", the built-in transformer, which grows with the data; or a builder of your own, a
+            function that is handed a `locant.compare.Placement` and returns a model, or the file that holds it:
+            "my_vit.py:build". A function that no file holds trains in this process, one trial after the other.
         epochs: the budget as passes over the training examples, in place of `steps`.
         minutes: about how long the run may take: the steps are cut equally for all schemes.
         sensitivity: whether to try half and double the start and the rate; default from five seeds on.
@@ -118,6 +118,7 @@ def _compare(
     folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
     chosen = settle(chosen, tasks)
+    tasks = with_shifts(tasks, chosen)
     schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
     for kind, opened in tasks.items():
         for scheme in schemes[kind]:

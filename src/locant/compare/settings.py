@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from locant import flags
-from locant.compare import source
-from locant.compare.model import SIZES
+from locant.compare import sizes, source
+from locant.compare.sizes import SIZES
 from locant.tasks.kind import AUGMENTED, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
@@ -37,6 +37,7 @@ class Settings:
     strict: bool = False
     sensitivity: bool = False
     minutes: float | None = None
+    left: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # what the model's size is to say
     cut: bool = field(default=False, compare=False)  # whether the recipes' steps are cut to `minutes` already
 
     @property
@@ -45,7 +46,7 @@ class Settings:
 
     def flags(self) -> dict[str, Any]:
         """The settings under the names of the flags; what differs by task stands in a table of its own."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipes", "cut")}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipes", "cut", "left")}
         return {**plain, **{kind: asdict(recipe) for kind, recipe in self.recipes.items()}}
 
     def own(self) -> tuple[str, ...]:
@@ -91,11 +92,15 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         )
     # 2 a recipe per task: flags over its table over what holds for all over its default
     quick = bool(values.pop("quick", False))
-    recipes = {}
+    device = _device(str(values.pop("device", "cpu")))
+    recipes, left = {}, {}
     for kind in tasks or tuple(KINDS):
         start = KINDS[kind].quick if quick else KINDS[kind].recipe
         start = start if values.get("data") is None else replace(start, steps=None, patch=None)
-        recipes[kind] = _recipe(kind, start, (filed, tables.get(kind, {}), called), alone=len(tasks) == 1)
+        levels = (filed, tables.get(kind, {}), called)
+        start = replace(start, model=sizes.usual(device, own_data=values.get("data") is not None))
+        left[kind] = tuple(name for name in sizes.FITTED if not any(name in level for level in levels))
+        recipes[kind] = _recipe(kind, start, levels, alone=len(tasks) == 1)
     # 3 the rest
     positions, minutes = values.pop("positions", None), values.pop("minutes", None)
     seeds = _seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT))
@@ -106,7 +111,8 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         seeds=seeds,
         positions=None if positions is None else _texts("positions", positions, None),
         data=None if values.get("data") is None else str(values.pop("data")),
-        device=_device(str(values.pop("device", "cpu"))),
+        device=device,
+        left=left,
         threads=_count("threads", values.pop("threads", os.cpu_count() or 1)),
         quick=quick,
         strict=bool(values.pop("strict", False)),
@@ -163,11 +169,8 @@ def _recipe(kind: str, base: Recipe, levels: tuple[dict[str, Any], ...], alone: 
     # 2 what differs from the default
     base = replace(base, **budget)
     recipe = replace(base, **{name: CHECKS[flags.RECIPE[name].value](name, value) for name, value in values.items()})
-    if recipe.dim % recipe.heads or (recipe.dim // recipe.heads) % 2:
-        raise Refusal(
-            f"dim must be an even multiple of heads; got dim={recipe.dim}, heads={recipe.heads}. "
-            f"Use --dim {2 * recipe.heads * max(1, round(recipe.dim / 2 / recipe.heads))}."
-        )
+    if {"dim", "heads"} <= set(values):
+        sizes.check(recipe)
     strange = set(recipe.augment or ()) - set(KINDS[kind].augments)
     if strange and alone:
         raise Refusal(

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import locant
 from locant.checks import description
 from locant.tasks.task import Refusal
 
@@ -201,7 +200,7 @@ def _theirs(path: str, file: str) -> bool:
     if path == file:
         return True
     inside = Path(path).is_absolute() and Path(file).is_file() and Path(path).is_relative_to(Path(file).parent)
-    ours = Path(str(locant.__file__)).parent
+    ours = Path(__file__).parents[1]
     return inside and "site-packages" not in Path(path).parts and not Path(path).is_relative_to(ours)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from locant.compare import checkpoint, finding, search, source, statistics
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
-from locant.compare.model import SIZES
 from locant.compare.placement import grid_of
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
+from locant.compare.sizes import SIZES
 from locant.compare.trial import Job, build, build_for
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
