@@ -238,7 +238,9 @@ timm's layer decay finds the depth of every parameter by `model.group_matcher()`
 
 A published model has one position. Another one takes its place by `position=`: a word of `locant compare --positions`,
 a function of (grid, dim, heads), or None. What embeds is added to the tokens, once; all else acts in every layer, each
-layer with its own.
+layer with its own. Swin and Swin v2 take one for all stages or a tuple with one for each, "published" among the words:
+`swin_tiny(position=("published", "published", "rotary", None))`; what embeds stands on the tokens that a stage begins
+with.
 
 ```python
 import torch

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from locant.checkpoints.names import Buffer, Layout, Rule
 from locant.checkpoints.turns import JOINED, TABLE, Turn
+from locant.positions.field import LogCPB
+from locant.positions.table import RelativeTable
 
 STAGE, BLOCK = "layers.{}", "layers.{}.blocks.{}"
 PARTS = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attention.proj")  # of a block, in the order of the tuples below
@@ -124,8 +126,10 @@ def _transformers(name: str, parts: tuple[str, ...], qkv: tuple[str, ...], table
     )  # fmt: skip
 
 
-def index(attention: Any, *_: Any) -> Tensor:
-    """Where in a flat table the bias of each pair of a window's cells stands, [cells, cells]."""
+def index(attention: Any, *_: Any) -> Tensor | None:
+    """Where in a flat table the bias of each pair of a window's cells stands, [cells, cells]; None for another bias."""
+    if not isinstance(attention.position, RelativeTable | LogCPB):
+        return None
     rows, columns = attention.position.grid.shape
     line = torch.cartesian_prod(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"))
     offset = line[:, None] - line + torch.tensor([rows - 1, columns - 1], device="cpu")  # query - key, from 0 on
@@ -134,7 +138,7 @@ def index(attention: Any, *_: Any) -> Tensor:
 
 def masks(block: Any, model: Any, numbers: tuple[int, ...]) -> Tensor | None:
     """Microsoft's attn_mask [windows, cells, cells] of a shifted block: -100 between cells that were no neighbours."""
-    window, shift = block.attention.position.grid.shape, block.attention.shift
+    window, shift = model.reach(numbers[0]).shape, block.attention.shift
     if model.img_size is None:
         return None
     pixels = zip(model.img_size, model.patch_embed.patch, strict=True)
@@ -152,14 +156,15 @@ def masks(block: Any, model: Any, numbers: tuple[int, ...]) -> Tensor | None:
     return (areas[:, :, None] != areas[:, None]) * -100.0
 
 
-def index_of(block: str, make: Callable[..., Tensor] = index) -> Buffer:
+def index_of(block: str, make: Callable[..., Tensor | None] = index) -> Buffer:
     """The index of each block, by the name that the library gives to its attention."""
     return Buffer(f"{BLOCK}.attention", f"{block}.attn.relative_position_index", make)
 
 
-def flat_index(attention: Any, *_: Any) -> Tensor:
+def flat_index(attention: Any, *_: Any) -> Tensor | None:
     """torchvision keeps it as one row."""
-    return index(attention).flatten()
+    found = index(attention)
+    return None if found is None else found.flatten()
 
 
 def mmdet_frame() -> tuple[Rule, ...]:

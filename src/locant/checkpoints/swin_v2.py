@@ -35,6 +35,7 @@ from locant.checkpoints.swin import (
     transformers_frame,
 )
 from locant.checkpoints.turns import JOINED, Turn
+from locant.positions.field import LogCPB
 
 WITHOUT_KEYS = Turn(
     lambda parts, shapes: tuple(part.clone() for part in parts[0].chunk(3)[::2]),
@@ -78,9 +79,11 @@ def _torchvision() -> tuple[Rule, ...]:
     )
 
 
-def coordinates(attention: Any, *_: Any) -> Tensor:
+def coordinates(attention: Any, *_: Any) -> Tensor | None:
     """The offsets that the perceptron is given, sign(o) log2(1 + 8 |o| / (size - 1)) / 3, [1, 2 H - 1, 2 W - 1, 2]."""
     position, lines = attention.position, []
+    if not isinstance(position, LogCPB):
+        return None
     for side, size in zip(position.grid.shape, position.pretrained.shape, strict=True):
         offset = torch.arange(1 - side, side, dtype=torch.float32, device="cpu") / max(size - 1, 1) * 8
         lines.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)

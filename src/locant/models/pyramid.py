@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.placement import Wanted, added, built, check_wanted, in_layers, moved, on_tokens, one_or_several
 from locant.models.rules import Rules, chosen
 from locant.models.vision import Size, drop_path_rates, init_linears, pair
 from locant.nn.block import Block
@@ -23,6 +24,7 @@ from locant.positions.learned import Learned
 from locant.positions.position import Position
 from locant.resizing import resize_embedding
 
+PUBLISHED = "published"
 LAST = 99999.0  # by which timm means: the same group as what comes before
 Resize = Callable[[Any, Grid], Position]
 
@@ -32,14 +34,18 @@ class Stage(nn.Module):
 
     blocks: Any  # a ModuleList of Block, whose members torch types as bare modules
 
-    def __init__(self, blocks: Sequence[Block], downsample: PatchMerging | None) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], downsample: PatchMerging | None, pos_embed: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.pos_embed = pos_embed
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
         self.checkpointing = False
 
     def forward(self, x: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch tokens dim"]:
-        """Every block in turn; what comes out is not merged yet."""
+        """What embeds in this stage, then every block in turn; what comes out is not merged yet."""
+        x = added("a stage of windows", x, self.pos_embed, grid)
         for block in self.blocks:
             x = checkpoint(block, x, grid=grid, use_reentrant=False) if self.checkpointing else block(x, grid=grid)
         return x
@@ -71,6 +77,7 @@ class Pyramid(nn.Module, ABC):
         drop_path_rate: float | None = None,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
+        position: Wanted | tuple[Wanted, ...] = PUBLISHED,
         like: str | None = None,
         border: str | None = None,
         small: str | None = None,
@@ -94,11 +101,14 @@ class Pyramid(nn.Module, ABC):
         self.patch_embed = PatchEmbedding(
             dim, (patch, patch), channels=in_chans, norm=True, border=self.rules.patch_border
         )
+        self.absolute = absolute
         self.absolute_pos_embed = Learned(self._map(0, name), dim) if absolute else None
         # 2 stages
         attention = {"kernel": kernel, "dropout": attn_drop_rate, "proj_dropout": proj_drop_rate}
         block = {"mlp_ratio": mlp_ratio, "dropout": proj_drop_rate, "norm_eps": 1e-5}
-        self.layers = nn.ModuleList(self._built_stages(dim, depths, heads, attention, block))
+        wanted = _per_stage(name, position, len(depths))
+        self.published = tuple(one == PUBLISHED for one in wanted)
+        self.layers = nn.ModuleList(self._built_stages(dim, depths, heads, wanted, attention, block))
         self._set_windows()
         # 3 norms and head
         self.stage_norms = _stages_named(name, stage_norms, len(depths))
@@ -176,12 +186,11 @@ class Pyramid(nn.Module, ABC):
         self._set_windows()
         for s, stage in enumerate(self.layers):
             for attention in (block.attention for block in stage.blocks):
-                if attention.position.grid != self.reach(s):
-                    attention.position = self._cut_position(attention.position, self.reach(s))
+                attention.position = self._cut(s, attention.position, self.reach(s))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that published training does not decay, besides biases and norms."""
-        return {name for name, _ in self.named_parameters() if ".position." in name or "absolute_pos_embed" in name}
+        return {name for name, _ in self.named_parameters() if ".position." in name or "pos_embed" in name}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
         """From a parameter's name to its place in depth, for timm's `param_groups_layer_decay`.
@@ -195,7 +204,7 @@ class Pyramid(nn.Module, ABC):
             if words[0] == "layers":
                 merging = words[2] == "downsample"
                 stage = float(words[1]) + merging
-                return (1.0, stage) if coarse else (1.0, stage, 0.0 if merging else float(words[3]))
+                return (1.0, stage) if coarse else (1.0, stage, float(words[3]) if words[2] == "blocks" else 0.0)
             if words[0] in ("patch_embed", "absolute_pos_embed"):
                 return (0.0,)
             return (1.0, LAST) if words[0].startswith("norm") and not coarse else (float("inf"),)
@@ -224,31 +233,60 @@ class Pyramid(nn.Module, ABC):
         """The same numbers for the same offsets, as far as `reach`."""
 
     def _built_stages(
-        self, dim: int, depths: Sequence[int], heads: Sequence[int], attention: dict[str, Any], block: dict[str, Any]
+        self,
+        dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        wanted: Sequence[Wanted],
+        attention: dict[str, Any],
+        block: dict[str, Any],
     ) -> Iterator[Stage]:
         """Stage by stage, each twice as wide on half the rows and columns."""
         rates = iter(drop_path_rates(self.rules.drop_path or 0.0, sum(depths)))
         rules = {"border": self.rules.border, "small": self.rules.small}
         for s, (depth, h) in enumerate(zip(depths, heads, strict=True)):
-            width, reach, blocks = dim * 2**s, self.reach(s), []
+            width, blocks = dim * 2**s, []
             for _ in range(depth):
-                attends = self._attention(
-                    width, h, self.window, position=self._position(reach, h), **attention, **rules
-                )
+                position = self._drawn(wanted[s], self.reach(s), width, h)
+                attends = self._attention(width, h, self.window, position=position, **attention, **rules)
                 blocks.append(self._block(width, h, attention=attends, drop_path=next(rates), **block))
-            yield Stage(blocks, None if s == len(depths) - 1 else self._merging(width))
+            merging = None if s == len(depths) - 1 else self._merging(width)
+            yield Stage(blocks, merging, self._embeddings(wanted[s], s, width, h))
+
+    def _drawn(self, wanted: Wanted, reach: Grid, dim: int, heads: int) -> Any:
+        """What acts inside the windows of one block."""
+        if wanted == PUBLISHED:
+            return self._position(reach, heads)
+        return one_or_several(in_layers(built(type(self).__name__, wanted, reach, dim, heads)))
+
+    def _embeddings(self, wanted: Wanted, stage: int, dim: int, heads: int) -> Any:
+        """What is added to the tokens of a stage, on its map."""
+        name = type(self).__name__
+        if wanted == PUBLISHED or not on_tokens(built(name, wanted, self.reach(stage), dim, heads)):
+            return None
+        return one_or_several(on_tokens(built(name, wanted, self._map(stage, name), dim, heads)))
+
+    def _cut(self, stage: int, position: Any, reach: Grid) -> Any:
+        """The same numbers for the same offsets, where they lie on a grid."""
+        if not self.published[stage]:
+            return moved(position, reach.shape, "clip")
+        return position if position.grid == reach else self._cut_position(position, reach)
 
     def _init_weights(self) -> None:
         init_linears(self)
 
-    def _resized(self, img_size: Size | None, window: Size | None, resize: Resize, rows: str) -> Any:
+    def _resized(self, img_size: Size | None, window: Size | None, resize: Resize, rows: str, tables: str) -> Any:
+        """A copy for other sizes: the published position by `resize`, others and vectors per place by these methods."""
         new, name = copy.deepcopy(self), type(self).__name__
         new.window = self.window if window is None else pair(name, "window", window)
         new.img_size = self.img_size if img_size is None else pair(name, "img_size", img_size)
         new._set_windows()
         for s, stage in enumerate(new.layers):
-            for block in stage.blocks:
-                block.attention.position = resize(block.attention.position, new.reach(s))
+            if stage.pos_embed is not None:
+                stage.pos_embed = moved(stage.pos_embed, new._map(s, name).shape, rows)
+            for attention in (block.attention for block in stage.blocks):
+                own, reach = attention.position, new.reach(s)
+                attention.position = resize(own, reach) if self.published[s] else moved(own, reach.shape, tables)
         if new.absolute_pos_embed is not None:
             new.absolute_pos_embed = new.absolute_pos_embed.resized(new._map(0, name), method=rows)
         return new
@@ -263,8 +301,9 @@ class Pyramid(nn.Module, ABC):
         found = []
         for s, stage in enumerate(self.layers):
             attention = stage.blocks[0].attention
-            reach, wanted = attention.position.grid, fitted(attention.window, (0, 0), grid.shape, attention.small)[0]
-            if any(a > b for a, b in zip(wanted, reach.shape, strict=True)):
+            wanted = fitted(attention.window, (0, 0), grid.shape, attention.small)[0]
+            reach = getattr(attention.position, "grid", None)
+            if reach is not None and any(a > b for a, b in zip(wanted, reach.shape, strict=True)):
                 raise ValueError(
                     f"{type(self).__name__} on pictures of {height} × {width} needs tables for windows of "
                     f"{wanted} in stage {s}; those there reach {reach.shape}, made for img_size={self.img_size}. "
@@ -280,7 +319,8 @@ class Pyramid(nn.Module, ABC):
         """The map of a stage on pictures of `img_size`."""
         if self.img_size is None:
             raise ValueError(
-                f"{model} needs an `img_size` for vectors per place; got absolute=True without one. "
+                f"{model} needs an `img_size` for vectors per place; got "
+                f"{'absolute=True' if self.absolute else 'a position that embeds'} without one. "
                 "Give the size of the pictures that they are learned on: 224."
             )
         cut, patch = self.patch_embed.border == "cut", self.patch_embed.patch
@@ -322,6 +362,19 @@ def _check_sizes(name: str, depths: tuple[int, ...], heads: tuple[int, ...], pat
             f"least 0; got depths={depths}, heads={heads}, patch={patch}, num_classes={num_classes}. "
             "Swin-T has depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)."
         )
+
+
+def _per_stage(model: str, position: Wanted | tuple[Wanted, ...], count: int) -> tuple[Wanted, ...]:
+    """What is wanted in each stage."""
+    several = tuple(position) if isinstance(position, tuple | list) else (position,) * count
+    if len(several) != count:
+        raise ValueError(
+            f"{model} needs one `position` for all stages or one for each of {count}; got {len(several)}. "
+            'Write position=("published", "published", "rotary", None), for example.'
+        )
+    for one in several:
+        check_wanted(model, one, PUBLISHED)
+    return several
 
 
 def _stages_named(model: str, stage_norms: bool | tuple[int, ...], count: int) -> tuple[int, ...]:

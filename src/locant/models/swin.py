@@ -7,7 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from locant.checks import check_types
 from locant.grid import Grid
-from locant.models.pyramid import Pyramid
+from locant.models.placement import Wanted
+from locant.models.pyramid import PUBLISHED, Pyramid
 from locant.models.rules import SWIN, Rules
 from locant.models.vision import Size
 from locant.nn.block import Block
@@ -69,6 +70,9 @@ class Swin(Pyramid):
         drop_path_rate, proj_drop_rate, attn_drop_rate: in training only; the second one behind every projection and
             perceptron layer, the third one on the weights of attention. A drop_path_rate of None is that of `like`, or
             0.1.
+        position: "published" is the table; else as `placement` says it: a word, a function of (grid, dim, heads), or
+            None, for all stages or in a tuple, one for each. In a stage's windows grid is the reach of its tables; what
+            embeds is added to the tokens that the stage begins with, on their map for pictures of `img_size`.
         like: whose rules hold where none is named below: "timm", "torchvision", "transformers", "official",
             "detection" (the original detector), "mmdet", "simmim" (`rules.SWIN`). None is "cells", "joint", "pad".
         border, small, kernel: as `WindowAttention` takes them.
@@ -95,7 +99,9 @@ class Swin(Pyramid):
             method: of the tables, and of vectors per place ("geometric" tables come with "antialiased" vectors).
         """
         rows = "antialiased" if method == "geometric" else method
-        found: Swin = self._resized(img_size, window, lambda old, reach: old.resized(reach, method=method), rows)
+        found: Swin = self._resized(
+            img_size, window, lambda old, reach: old.resized(reach, method=method), rows, method
+        )
         return found
 
     def _attention(self, *args: Any, **options: Any) -> WindowAttention:
@@ -131,6 +137,7 @@ def swin_tiny(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -150,6 +157,7 @@ def swin_small(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -169,6 +177,7 @@ def swin_base(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -188,6 +197,7 @@ def swin_large(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,

@@ -12,7 +12,8 @@ from locant.call import Positions
 from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Mask
-from locant.models.pyramid import Pyramid
+from locant.models.placement import Wanted
+from locant.models.pyramid import PUBLISHED, Pyramid
 from locant.models.rules import SWIN_V2, Rules
 from locant.models.swin import sized
 from locant.models.vision import Size
@@ -72,7 +73,7 @@ class SwinV2(Pyramid):
             img_size: that the windows are fitted to; None keeps it.
             window: None keeps it.
         """
-        found: SwinV2 = self._resized(img_size, window, lambda old, reach: old.resized(reach), "bicubic")
+        found: SwinV2 = self._resized(img_size, window, lambda old, reach: old.resized(reach), "bicubic", "linear")
         return found
 
     def no_weight_decay(self) -> set[str]:
@@ -113,6 +114,7 @@ def swinv2_tiny(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -132,6 +134,7 @@ def swinv2_small(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -151,6 +154,7 @@ def swinv2_base(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
@@ -170,6 +174,7 @@ def swinv2_large(
     in_chans: int = 3,
     num_classes: int = 1000,
     drop_path_rate: float | None = None,
+    position: Wanted | tuple[Wanted, ...] = PUBLISHED,
     like: str | None = None,
     border: str | None = None,
     small: str | None = None,
