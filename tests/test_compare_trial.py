@@ -63,6 +63,55 @@ def test_a_trial_that_is_stopped_anywhere_ends_with_the_same_bits(stops, task, t
     assert not list(folder.glob("*.part.safetensors"))
 
 
+def test_a_plateau_ends_a_trial_early_by_the_same_rule_and_survives_stops(task, tmp_path, monkeypatch) -> None:
+    """Labels that nothing tells: validation soon has no better look, and the rate falls from there."""
+    draw = np.random.default_rng(0)
+    noise = replace(task, train=ArrayExamples(task.train.x, draw.permutation(task.train.labels)))
+    recipe, job = replace(RECIPE, steps=200), Job("images", "learned", 0, 0.01)
+    whole = train(job, noise, recipe, _made(tmp_path / "whole"), World(), ignore)
+    looks = [point["validation"] for point in whole["curve"]]
+    first = next(n for n in range(5, len(looks)) if max(looks[n - 4 : n]) <= max(looks[: n - 4]))
+    fall = whole["curve"][first - 1]["step"]
+    assert whole["steps"] == fall + 60 < 200  # over as many steps as at the end of a budget
+    assert whole["stopped"] == f"validation no better for 4 looks at step {fall}: the rate fell from there"
+    assert whole["finite"]
+    advance = _Run.advance
+
+    def stopping(run):
+        if run.step == fall + 15:
+            raise KeyboardInterrupt
+        return advance(run)
+
+    monkeypatch.setattr(_Run, "advance", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, noise, recipe, _made(tmp_path / "parts"), World(), ignore)
+    monkeypatch.setattr(_Run, "advance", advance)
+    assert train(job, noise, recipe, tmp_path / "parts", World(), ignore) == whole
+
+
+def test_examples_are_varied_alike_for_every_scheme_and_after_a_stop(task, tmp_path, monkeypatch) -> None:
+    seen: dict[tuple[str, int], bytes] = {}
+    recipe, inner = replace(RECIPE, augment=("brightness", "flip"), steps=20), _Run.losses
+
+    def losses(run, index):
+        x = run.varied.read(index)
+        assert seen.setdefault((run.job.scheme, run.step), x.tobytes()) == x.tobytes()
+        return inner(run, index)
+
+    monkeypatch.setattr(_Run, "losses", losses)
+    for scheme in ("none", "learned"):
+        train(Job("images", scheme, 0, 0.003), task, recipe, tmp_path, World(), ignore)
+    assert all(seen["none", step] == seen["learned", step] for step in range(20))
+    assert len(set(seen.values())) == 20
+    again = _Run(Job("images", "none", 0, 0.003), task, recipe, World())
+    for _ in range(7):
+        again.advance()
+    later = _Run(Job("images", "none", 0, 0.003), task, recipe, World())
+    later.restore(*again.saved())
+    for _ in range(13):
+        later.advance()
+
+
 @pytest.mark.parametrize(("kind", "scheme"), [("images", "convit"), ("clips", "aim"), ("clips", "temporal")])
 def test_whole_designs_go_on_with_the_same_bits(kind, scheme, tmp_path, monkeypatch) -> None:
     """What else they carry, such as the statistics of BatchNorm, is saved as well."""

@@ -11,7 +11,7 @@ from locant.compare.builders import find_builder
 from locant.compare.placement import Placement
 from locant.compare.schemes import find
 from locant.compare.settings import Settings
-from locant.tasks import splits
+from locant.tasks import augmentation, splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal, Shift, Task
@@ -24,9 +24,8 @@ def settle(settings: Settings, tasks: dict[str, Task]) -> Settings:
         recipe = recipes[kind]
         examples = len(splits.share(task.train, recipe.share, settings.seeds[0]))
         recipe = _fitted(recipe, task, examples, settings)
-        ways = tuple(way for way in task.augments if way in KINDS[kind].augments)
-        augment = ways if recipe.augment is None else recipe.augment
-        recipes[kind] = replace(with_steps(recipe, examples, settings.quick), augment=augment)
+        ways = augmentation.ways(recipe, KINDS[kind], task)
+        recipes[kind] = replace(with_steps(recipe, examples, settings.quick), augment=ways)
     return replace(settings, recipes=recipes)
 
 

@@ -25,7 +25,7 @@ from locant.compare.candidate import Candidate
 from locant.compare.placement import Placement
 from locant.compare.schemes import find
 from locant.compare.world import World
-from locant.tasks import splits
+from locant.tasks import augmentation, splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Examples, Task
@@ -95,7 +95,10 @@ class _Run:
     """A trial under way."""
 
     def __init__(self, job: Job, task: Task, recipe: Recipe, world: World) -> None:
-        task = replace(task, train=splits.share(task.train, recipe.share, job.seed))
+        kind = KINDS[job.kind]
+        own = splits.share(task.train, recipe.share, job.seed)
+        self.varied = augmentation.Varied(own, kind, augmentation.ways(recipe, kind, task), job.seed)
+        task = replace(task, train=own)
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
         self.candidate = build(job, task, recipe)
         self.model = self.candidate.net.to(world.device)
@@ -114,8 +117,8 @@ class _Run:
         """One step. False if the loss is no longer finite: the trial ends with its best weights so far."""
         torch.manual_seed(self.job.seed * 1_000_003 + self.step)  # what a model draws: the same after a resume
         epoch, place = divmod(self.step, self.per_epoch)
-        if place == 0 or not len(self.order):
-            self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
+        if place == 0:
+            self.begin(epoch)
         batch = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.lr * budget.rate_factor(self.step, self.steps, self.end)
@@ -131,8 +134,13 @@ class _Run:
         self.step += 1
         return True
 
+    def begin(self, epoch: int) -> None:
+        """A pass over the training examples: their order, and how each is varied."""
+        self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
+        self.varied.begin(epoch)
+
     def losses(self, index: np.ndarray) -> Float[Tensor, " batch"]:
-        x, y = load(self.task.train, index, self.world.device)
+        x, y = load(self.varied, index, self.world.device)
         with self.candidate.blame():
             logits = self.replica(x)
         return nn.functional.cross_entropy(logits, y, reduction="none")
@@ -169,8 +177,7 @@ class _Run:
             state.setdefault(int(index), {})[entry] = tensor
         if state:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        epoch = self.step // self.per_epoch
-        self.order = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.task.train))
+        self.begin(self.step // self.per_epoch)
 
     def stopped(self) -> str | None:
         """Why it ended before its budget, in words."""

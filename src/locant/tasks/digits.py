@@ -144,7 +144,8 @@ def _task(
         {"kind": kind, **settings}, *(array for part in parts.values() for array in (part.x, part.labels))
     )
     train, validation, test = (parts[name] for name in NAMES)
-    return Task(kind, SOURCE, question, classes, train, validation, test, (), notes, (), mark)
+    augments = () if kind == "sequences" else ("brightness",)
+    return Task(kind, SOURCE, question, classes, train, validation, test, (), notes, (), mark, augments)
 
 
 def _one_side(size: int | tuple[int, ...]) -> int:

@@ -124,8 +124,9 @@ def _of_folder(
     question = kind.question.format(len(names))
     source = printable(listing.root)
     return Task(
-        kind.name, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark
-    )
+        kind.name, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark,
+        augments=("shift", "brightness"),  # numbers in an .npz may mean more than a brightness, and a place a class
+    )  # fmt: skip
 
 
 def _require_libraries(listing: Listing, files: Files) -> None:
