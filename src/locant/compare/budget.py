@@ -12,8 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
+from locant.compare.settings import Settings
+from locant.tasks import splits
 from locant.tasks.kind import Recipe
+from locant.tasks.kinds import KINDS
+from locant.tasks.task import Task
 
 LEAST = 1200  # steps: a model learns no faster from few examples
 PASSES = 8  # over the training examples, where these are more steps than that
@@ -65,3 +70,31 @@ def rate_factor(step: int, steps: int, end: int) -> float:
     down = step - (end - fall)
     late = 1.0 if down < 0 else 0.5 * (1 + math.cos(math.pi * down / fall))
     return min((step + 1) / warm, late)
+
+
+def of_task(task: Task, recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """The budget of a task's trials for results.json."""
+    examples = len(splits.share(task.train, recipe.share, settings.seeds[0]))
+    kind, built_in = KINDS[task.kind], settings.data is None
+    fixed = (kind.quick if settings.quick else kind.recipe).steps if built_in else None
+    usual = count_steps(replace(recipe, steps=fixed, epochs=None), examples, settings.quick)
+    steps = count_steps(recipe, examples)
+    if steps == usual:
+        third = ", a third of it under --quick" if settings.quick else ""
+        rule = f"{LEAST:,} steps, or {PASSES} passes over the training examples where those are more{third}"
+        why = rule if fixed is None else "the number is fixed for this built-in task"
+    elif settings.minutes is not None and steps < usual:
+        why = f"cut from {usual:,}, for every scheme alike, so that the run takes about {settings.minutes:g} minutes"
+    else:
+        why = f"as asked for; unasked it would be {usual:,}"
+    passes = steps / steps_per_pass(recipe, examples)
+    return {
+        "steps": steps,
+        "epochs": round(passes, 2),
+        "batch": recipe.batch,
+        "rule": f"At most {steps:,} steps of {recipe.batch} examples, {passes:.3g} passes over {examples:,}: {why}.",
+        "plateau": f"The rate falls to nothing over {FALL * 100:.0f} % of the steps: at the end, or as soon as "
+        f"validation, looked at every {steps_between_checks(steps)} steps, is no better {PATIENCE} times in a row. "
+        "The rule is the same for every scheme.",
+        "minutes": settings.minutes,
+    }

@@ -7,7 +7,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,25 @@ import torch
 from torch import nn
 
 from locant import __version__
-from locant.compare import checkpoint, finding, measure, report, search, settings, source, summary
+from locant.compare import (
+    checkpoint,
+    finding,
+    forecast,
+    measure,
+    report,
+    search,
+    sensitivity,
+    settings,
+    source,
+    summary,
+)
 from locant.compare.builders import check
 from locant.compare.opening import open_tasks, settle, with_shifts
 from locant.compare.placement import Placement
 from locant.compare.result import Result
 from locant.compare.schemes import SCHEMES, Scheme, find
 from locant.compare.settings import Settings
-from locant.compare.terminal import Progress, estimate
+from locant.compare.terminal import Progress
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
 from locant.compare.world import World
@@ -123,14 +134,18 @@ def _compare(
     for kind, opened in tasks.items():
         for scheme in schemes[kind]:
             check(build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind]))
+    expected = forecast.predict(tasks, schemes, chosen) if world.leads and (chosen.minutes or not quiet) else None
+    if chosen.minutes and not chosen.cut:
+        chosen = _cut(chosen, expected, world)
+        expected = expected and forecast.predict(tasks, schemes, chosen)
     # 2 the folder, new or gone on with
     if world.leads:
         _open_folder(folder, chosen, tasks, resume)
     world.wait()
     # 3 the trials, statistics and costs
     with Progress(quiet or not world.leads, progress) as shown:
-        if world.leads and not quiet:
-            shown.announce(estimate(tasks, schemes, chosen))
+        if expected is not None:
+            shown.announce(expected.sentence)
         trials = _train_all(tasks, schemes, chosen, folder, world, shown)
         if not world.leads:
             world.wait()
@@ -144,6 +159,13 @@ def _compare(
     report.write(results, folder / "report.html")
     world.wait()
     return Result(results, folder)
+
+
+def _cut(chosen: Settings, expected: forecast.Forecast | None, world: World) -> Settings:
+    """The settings cut to `minutes`: as the leading process finds its machine."""
+    cut = forecast.cut(chosen, expected) if expected is not None else chosen
+    steps = json.loads(world.agree(json.dumps({kind: recipe.steps for kind, recipe in cut.recipes.items()})))
+    return replace(chosen, cut=True, recipes={k: replace(r, steps=steps[k]) for k, r in chosen.recipes.items()})
 
 
 def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
@@ -226,7 +248,8 @@ def _train_all(
     shown: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Every trial, by key. The first seed tries rates and starts; the other seeds take what validates best."""
-    # 1 the first seed's trials wait; the others join them when a scheme's rate and start are known
+    # 1 the first seed's trials wait; when a scheme's rate and start are known, the other seeds join them, and what
+    #   is varied to see whether the order hangs on them
     first, *others = chosen.seeds
     searched = {
         (kind, scheme.name): search.jobs(kind, scheme, chosen.recipes[kind], first)
@@ -234,18 +257,23 @@ def _train_all(
         for scheme in schemes[kind]
     }
     waiting = deque(job for jobs in searched.values() for job in jobs)
-    count = len(waiting) + len(searched) * len(others)
-    shown.start(count)
+    known = {job.key for job in waiting}
+    shown.start(len(known) + len(searched) * len(others))
     trials: dict[str, dict[str, Any]] = {}
 
     def ended(about: dict[str, Any]) -> None:
         job = Job(**about["job"])
         trials[job.key] = about
         shown.ended(job.key, about)
-        tried = [trials.get(one.key) for one in searched[job.kind, job.scheme]]
-        if job.seed == first and all(t is not None for t in tried):
-            taken = search.best([t for t in tried if t is not None])
-            waiting.extend(Job(job.kind, job.scheme, seed, *taken) for seed in others)
+        tried = [trials.get(one.key) for one in searched.get((job.kind, job.scheme), ())]
+        if tried and all(t is not None for t in tried):
+            del searched[job.kind, job.scheme]
+            taken = Job(job.kind, job.scheme, first, *search.best([t for t in tried if t is not None]))
+            varied = sensitivity.variations(taken) if chosen.sensitivity else ()
+            joining = [*(replace(taken, seed=seed) for seed in others), *(one.job for one in varied)]
+            waiting.extend(one for one in joining if one.key not in known)
+            known.update(one.key for one in joining)
+            shown.expect(len(known) + len(searched) * len(others))
 
     # 2 on a GPU, under torchrun, or with Python that no file holds: one after the other
     if world.size > 1 or world.device != "cpu" or chosen.lives_here:
@@ -255,9 +283,9 @@ def _train_all(
         return trials
     # 3 on a CPU: side by side in worker processes
     fingerprints = {kind: task.fingerprint for kind, task in tasks.items()}
-    pool = Pool(min(chosen.threads, count), chosen, folder / "trials", fingerprints)
+    pool = Pool(min(chosen.threads, len(waiting)), chosen, folder / "trials", fingerprints)
     try:
-        while len(trials) < count:
+        while len(trials) < len(known):
             while waiting and pool.idle:
                 pool.submit(asdict(waiting.popleft()))
             ended(pool.wait(shown.tell))

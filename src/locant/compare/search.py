@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from locant.compare.schemes import Scheme
+from locant.compare.sensitivity import FACTORS
+from locant.compare.settings import Settings
 from locant.compare.trial import Job
 from locant.tasks.kind import Recipe
 
@@ -28,6 +30,12 @@ def tries(scheme: Scheme, recipe: Recipe) -> tuple[Try, ...]:
 def jobs(kind: str, scheme: Scheme, recipe: Recipe, seed: int) -> list[Job]:
     """The trials of one seed that search."""
     return [Job(kind, scheme.name, seed, rate, start) for rate, start in tries(scheme, recipe)]
+
+
+def count(scheme: Scheme, recipe: Recipe, settings: Settings) -> int:
+    """Trials of a scheme, at most: tries, further seeds, and what is varied to see whether the order hangs on it."""
+    varied = len(FACTORS) * (2 if scheme.starts else 1) if settings.sensitivity else 0
+    return len(tries(scheme, recipe)) + len(settings.seeds) - 1 + varied
 
 
 def best(sweep: list[dict[str, Any]]) -> Try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from locant.compare import checkpoint, finding, search, source, statistics
+from locant.compare import budget, checkpoint, finding, search, sensitivity, source, statistics
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
 from locant.compare.placement import grid_of
@@ -60,6 +60,12 @@ def of_task(
              "tokens": g.tokens}
             for s in task.shifts
         ],
+        "budget": budget.of_task(task, recipe, chosen),
+        "augmentation": list(recipe.augment or ()),
+        "sensitivity": (
+            sensitivity.of_task(task.kind, chosen.seeds[0], rows, trials, folder / "trials")
+            if chosen.sensitivity else None
+        ),
         "schemes": rows,
         "comparisons": [asdict(c) for c in statistics.compare(answers)] if chosen.ranked else [],
     }  # fmt: skip

@@ -1,53 +1,11 @@
-"""What a run says while it works: an estimate before, one line per trial under way, the time that remains."""
+"""What a run says while it works: one line per trial under way, the time that remains."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from locant.compare.budget import count_steps
-from locant.compare.schemes import Scheme
-from locant.compare.settings import Settings
-from locant.compare.trial import Job, build, load
-from locant.tasks import splits
-from locant.tasks.task import Task
-
 Tell = Callable[[dict[str, Any]], None]
-MEASURING = 15.0  # seconds per task for costs and report, roughly
-
-
-def estimate(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], chosen: Settings) -> str:
-    """A sentence on how long the whole will take, from two steps of every scheme."""
-    seconds, trials = 0.0, 0
-    for kind, task in tasks.items():
-        recipe = chosen.recipes[kind]
-        train = splits.share(task.train, recipe.share, chosen.seeds[0])
-        index = torch.arange(min(recipe.batch, len(train))).numpy()
-        steps = count_steps(recipe, len(train))
-        count = len(recipe.lr) + len(chosen.seeds) - 1
-        x, y = load(train, index, chosen.device)
-        for scheme in schemes[kind]:
-            model = build(Job(kind, scheme.name, 0, 0.0), task, recipe).net.to(chosen.device)
-            for again in range(2):  # the first step warms up
-                start = time.perf_counter()
-                torch.nn.functional.cross_entropy(model(x), y).backward()
-                if again:
-                    seconds += count * steps * (time.perf_counter() - start)
-            trials += count
-    workers = min(chosen.threads, trials) if chosen.device == "cpu" else 1
-    whole = 1.2 * seconds / workers + MEASURING * len(tasks)
-    return f"{trials} trials on {workers} worker{'s' * (workers > 1)}: about {spell_duration(whole)}"
-
-
-def spell_duration(seconds: float) -> str:
-    """A duration as one says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 class Progress:
@@ -96,6 +54,11 @@ class Progress:
         self.live.update(self.lines["all"], completed=self.done + under_way)
         if self.listener is not None:
             self.listener(event)
+
+    def expect(self, count: int) -> None:
+        """Another number of trials than was thought."""
+        self.count = count
+        self.live.update(self.lines["all"], total=count)
 
     def ended(self, key: str, about: dict[str, Any]) -> None:
         self.done += 1
