@@ -75,6 +75,16 @@ class Comparison:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Above:
+    """Whether a scheme is shown to be above chance: `low` ends its one-sided interval at the level that Holm gives it,
+    and these three agree: `shown`; `low` is above chance; `p_holm` <= 0.05."""
+
+    shown: bool
+    low: float
+    p_holm: float
+
+
 def interval(correct: Bool[np.ndarray, "seeds examples"]) -> Interval:
     """Mean accuracy, its standard deviation over seeds, and the 95 % interval of the mean.
 
@@ -105,22 +115,64 @@ def compare(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]]) -> list[C
         ValueError: if the tables are not booleans of one shape, [seeds, examples].
     """
     _check(correct)
+    return _pairs({name: table[None] for name, table in correct.items()})
+
+
+def compare_over(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
+    """As `compare`, by the mean accuracy over several test sets that were made of the same examples.
+
+    Part by part, `correct[name]` says what each seed answers rightly of one test set; an example has one place in all
+    of them, so a resample draws it in all of them at once.
+
+    Raises:
+        ValueError: if the tables are not booleans of one shape, [parts, seeds, examples].
+    """
+    _check({name: np.concatenate(tables) for name, tables in correct.items()})
+    return _pairs(correct)
+
+
+def interval_over(correct: Bool[np.ndarray, "parts seeds examples"]) -> Interval:
+    """As `interval`, of the mean accuracy over several test sets that were made of the same examples."""
+    _check({"correct": np.concatenate(correct)})
+    seeds = correct.mean(axis=(0, 2))
+    if len(seeds) == 1:
+        return Interval(float(correct.mean()), None, None, None)
+    low, high = _ends(_resample(correct, RESAMPLES).mean(axis=1), ALPHA)
+    return Interval(float(correct.mean()), float(seeds.std(ddof=1)), low, high)
+
+
+def above_chance(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]], level: float) -> dict[str, Above]:
+    """Which schemes are shown to answer more than `level`, a share that needs no look at an example.
+
+    One-sided, of one sample, corrected for the number of schemes (Holm 1979). p = (1 + c) / (1 + B), where c of the B
+    resampled accuracies are `level` or less. With one seed nothing is known of seeds, and the test is of this one
+    model on new examples: the exact binomial one, P(hits or more | examples, level).
+
+    Raises:
+        ValueError: if the tables are not booleans of one shape, [seeds, examples].
+    """
+    _check(correct)
     names = list(correct)
-    pairs = list(combinations(range(len(names)), 2))
-    if not pairs or len(correct[names[0]]) == 1:
-        return []
+    if not names:
+        return {}
     tables = np.stack([correct[name] for name in names])
-    means = tables.mean(axis=(1, 2))
-    drawn = _resample(tables, resamples_needed(len(pairs)))
-    p = np.array([_two_sided(drawn[:, a] - drawn[:, b]) for a, b in pairs])
+    hits, (_, seeds, examples) = tables.sum(axis=(1, 2)), tables.shape
+    drawn = _resample(tables, resamples_needed(len(names))) if seeds > 1 else np.empty((0, len(names)))
+    if seeds > 1:
+        p = (1 + (drawn <= level).sum(axis=0)) / (1 + len(drawn))
+    else:
+        p = np.array([binomial_tail(int(h), examples, level) for h in hits])
     p_holm, levels = holm(p)
-    comparisons = []
-    for (a, b), one, corrected, level in zip(pairs, p, p_holm, levels, strict=True):
-        low, high = _ends(drawn[:, a] - drawn[:, b], level)
-        verdict: Verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
-        difference = float(means[a] - means[b])
-        comparisons.append(Comparison(names[a], names[b], difference, low, high, float(one), float(corrected), verdict))
-    return comparisons
+    low = [
+        float(np.sort(drawn[:, i])[max(1, math.floor(strict * (1 + len(drawn)))) - 1])
+        if seeds > 1
+        else _binomial_low(int(hits[i]), examples, strict)
+        for i, strict in enumerate(levels)
+    ]
+    return {
+        name: Above(bool(corrected <= ALPHA), end, float(corrected))
+        for name, end, corrected in zip(names, low, p_holm, strict=True)
+    }
 
 
 def difference(
@@ -176,6 +228,50 @@ def holm(p: Float[np.ndarray, " tests"]) -> tuple[Float[np.ndarray, "tests"], Fl
     levels = ALPHA / np.maximum(left, left[stop])
     place = np.searchsorted(ranked, p)
     return passed[place], levels[place]
+
+
+def binomial_tail(hits: int, count: int, share: float) -> float:
+    """P(X >= hits) of `count` draws that each hit with probability `share`."""
+    if hits <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    whole = math.lgamma(count + 1)
+    logs = (
+        whole - math.lgamma(k + 1) - math.lgamma(count - k + 1) + k * math.log(share) + (count - k) * math.log1p(-share)
+        for k in range(hits, count + 1)
+    )
+    return min(1.0, math.fsum(math.exp(log) for log in logs))
+
+
+def _binomial_low(hits: int, count: int, level: float) -> float:
+    """The share under which `hits` or more have the probability `level` (Clopper and Pearson 1934), by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(hits, count, middle) <= level else (low, middle)
+    return low
+
+
+def _pairs(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
+    """Every pair, of resamples that all share."""
+    names = list(correct)
+    pairs = list(combinations(range(len(names)), 2))
+    if not pairs or correct[names[0]].shape[1] == 1:
+        return []
+    tables = np.stack([correct[name] for name in names])
+    means = tables.mean(axis=(1, 2, 3))
+    drawn = _resample(np.concatenate(tables), resamples_needed(len(pairs)))
+    drawn = drawn.reshape(len(drawn), *tables.shape[:2]).mean(axis=2)
+    p = np.array([_two_sided(drawn[:, a] - drawn[:, b]) for a, b in pairs])
+    p_holm, levels = holm(p)
+    comparisons = []
+    for (a, b), one, corrected, level in zip(pairs, p, p_holm, levels, strict=True):
+        low, high = _ends(drawn[:, a] - drawn[:, b], level)
+        verdict: Verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+        difference = float(means[a] - means[b])
+        comparisons.append(Comparison(names[a], names[b], difference, low, high, float(one), float(corrected), verdict))
+    return comparisons
 
 
 def _resample(tables: Bool[np.ndarray, "schemes seeds examples"], count: int) -> Float[np.ndarray, "count schemes"]:
