@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from locant.compare.statistics import compare, interval
+from locant.compare import recommendation
+from locant.compare.statistics import interval
+from locant.compare.summary import compare_schemes
 
 KINDS = {"none": "none", "learned": "embedding", "relative": "bias", "rotary": "rotation", "gated": "gate"}
 TRUTH = {"none": 0.79, "learned": 0.972, "relative": 0.968, "alibi": 0.93, "gated": 0.95, "space": 0.66}
@@ -24,6 +26,8 @@ def make_results(
     rng = np.random.default_rng(7)
     made = [_task(rng, kind, names, seeds, layers, heads, examples) for kind, names in tasks.items()]
     measured = {kind: {name: _cost(rng, i) for i, name in enumerate(names)} for kind, names in tasks.items()}
+    for task in made:
+        task |= recommendation.of_task(task, measured[task["kind"]], "reach")
     return {
         "format": 1,
         "finding": [
@@ -57,6 +61,11 @@ def _task(
     if kind == "clips":
         classes = [f"{i} {way}" for i in range(5) for way in ("left", "right")]
     shifts = {"images": ["larger canvas", "off centre"], "clips": ["longer clips"], "sequences": ["longer"]}[kind]
+    rows = [_scheme(rng, name, kind, grid, correct[name], shifts, layers, heads) for name in names]
+    far = {
+        name: {shift: right & (rng.random(right.shape) < 0.9) for shift in shifts} for name, right in correct.items()
+    }
+    answers = {name: {"test": right, **far[name]} for name, right in correct.items()}
     return {
         "kind": kind, "source": "scikit-learn digits (1,797 scanned digits)",
         "question": {"images": "Which digit is it?", "clips": "Which digit moves, and in which direction?"}.get(
@@ -68,8 +77,7 @@ def _task(
         "finding": [f"On these {kind} no position is clearly below every scheme that can tell a direction."],
         "shifts": [{"name": name, "sentence": f"The same test set with {name}", "grid": [2 * n for n in grid],
                     "tokens": int(np.prod([2 * n for n in grid]))} for name in shifts],
-        "schemes": [_scheme(rng, name, kind, grid, correct[name], shifts, layers, heads) for name in names],
-        "comparisons": [vars(c) for c in compare(correct)],
+        "schemes": rows, **compare_schemes(rows, answers, {"uniform": 0.1, "majority": 0.1, "level": 0.1}),
     }  # fmt: skip
 
 

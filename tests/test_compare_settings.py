@@ -20,13 +20,11 @@ def test_defaults_are_both_picture_tasks_with_three_seeds() -> None:
     assert chosen.task == ("images", "clips")
     assert chosen.seeds == (0, 1, 2)
     assert chosen.recipes["images"] == IMAGES.recipe
-    assert chosen.ranked
 
 
 def test_quick_is_one_seed_and_no_ranking() -> None:
     chosen = resolve({"quick": True}, None)
     assert chosen.seeds == (0,)
-    assert not chosen.ranked
     assert chosen.recipes["clips"].steps < CLIPS.recipe.steps
 
 

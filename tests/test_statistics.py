@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from locant.compare import statistics
-from locant.compare.statistics import Interval, compare, difference, holm, interval, resamples_needed
+from locant.compare.statistics import (
+    Interval,
+    above_chance,
+    binomial_tail,
+    compare,
+    compare_over,
+    difference,
+    holm,
+    interval,
+    interval_over,
+    resamples_needed,
+)
 
 
 def answers(
@@ -180,6 +193,57 @@ def test_one_seed_is_not_ranked() -> None:
 
 def test_one_scheme_has_nothing_to_be_compared_with() -> None:
     assert compare({"a": np.ones((3, 4), dtype=bool)}) == []
+
+
+def test_several_test_sets_of_the_same_examples_are_drawn_together() -> None:
+    """One part is the plain comparison; two alike are no more than one; two that differ give their mean."""
+    a, b = answers(np.random.default_rng(4), [0.85, 0.8], seeds=3, examples=200)
+    (plain,) = compare({"a": a, "b": b})
+    (once,) = compare_over({"a": a[None], "b": b[None]})
+    (twice,) = compare_over({"a": np.stack([a, a]), "b": np.stack([b, b])})
+    assert plain == once == twice
+    (mixed,) = compare_over({"a": np.stack([a, ~a]), "b": np.stack([b, ~b])})
+    assert mixed.difference == pytest.approx(0, abs=1e-12)
+    assert interval_over(a[None]) == interval(a)
+    assert interval_over(np.stack([a, b])).mean == pytest.approx((a.mean() + b.mean()) / 2, abs=1e-12)
+
+
+def test_noise_is_rarely_above_chance() -> None:
+    """Guesses in four classes, which agree with each other on half of the examples, as models trained alike do."""
+    rng, false, runs = np.random.default_rng(12), 0, 30
+    for _ in range(runs):
+        labels, shared = np.arange(80) % 4, rng.integers(4, size=80)
+        tables = {}
+        for name in "abcd":
+            own = rng.integers(4, size=(3, 80))
+            tables[name] = np.where(rng.random((3, 80)) < 0.5, shared, own) == labels
+        false += any(above.shown for above in above_chance(tables, 0.25).values())
+    assert false <= 3  # of 30 at 0.05; more than 3 has probability 0.06
+
+
+def test_what_is_above_chance_is_shown_and_the_three_agree() -> None:
+    tables = answers(np.random.default_rng(3), [0.25, 0.34, 0.5], seeds=3, examples=400)
+    found = above_chance(dict(zip("abc", tables, strict=True)), 0.25)
+    assert [above.shown for above in found.values()] == [False, True, True]
+    for above, table in zip(found.values(), tables, strict=True):
+        assert above.shown == (above.low > 0.25) == (above.p_holm <= 0.05)
+        assert above.low < table.mean()
+    assert not above_chance({"a": tables[2]}, float(tables[2].mean()))["a"].shown
+
+
+def test_one_seed_is_held_against_chance_by_the_binomial() -> None:
+    """P(X >= 9 of 20 at 1/4) = 0.0409, summed from the binomial coefficients; of two schemes Holm doubles it."""
+    tail = sum(math.comb(20, k) * 0.25**k * 0.75 ** (20 - k) for k in range(9, 21))
+    assert binomial_tail(9, 20, 0.25) == pytest.approx(tail, abs=1e-12)
+    nine = (np.arange(20) < 9)[None]
+    alone = above_chance({"a": nine}, 0.25)["a"]
+    assert alone.p_holm == pytest.approx(tail, abs=1e-12)
+    assert alone.shown
+    assert binomial_tail(9, 20, alone.low) == pytest.approx(0.05, abs=1e-9)  # Clopper and Pearson's lower end
+    two = above_chance({"a": nine, "b": nine}, 0.25)
+    assert two["a"].p_holm == pytest.approx(2 * tail, abs=1e-12)
+    assert not two["a"].shown
+    assert (binomial_tail(0, 20, 0.25), binomial_tail(3, 20, 0.0), binomial_tail(3, 20, 1.0)) == (1.0, 0.0, 1.0)
 
 
 def test_seeds_that_differ_more_than_examples_explain_are_noticed() -> None:

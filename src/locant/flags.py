@@ -196,6 +196,10 @@ COMPARE = (
     Flag("out", PATH, RUN, "Folder for results, models and report.html; default a new one in runs.", "FOLDER"),
     Flag("resume", SWITCH, RUN, "Go on from the last step saved in --out."),
     Flag("quick", SWITCH, RUN, "A first look: one seed, few schemes, no ranking.", into="settings"),
+    Flag(
+        "prefer", TEXT, RUN, "What the recommendation looks at first: reach, accuracy, speed or memory; default reach.",
+        "WHAT", into="settings",
+    ),
     Flag("strict", SWITCH, RUN, "Refuse unreadable files instead of listing them.", into="settings"),
     Flag("config", PATH, RUN, "TOML with these names; options given here win.", "FILE"),
     Flag("json", SWITCH, OUTPUT, "Print the results as JSON and nothing else."),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from locant.compare.power import APART, Power
+from locant.compare.recommendation import best_of, shown_above
 from locant.compare.statistics import seeds_dominate
+from locant.page.markup import join_words, share
 
+UNEVEN = 1.2  # times an even share: a class that is commoner is named, not chance
 LIMITS = (
     "These models are small: some ten thousands of parameters, a thousand examples. Large models learn from data what "
     "small ones need to be told, so differences usually shrink with scale, and may change sign.",
@@ -17,35 +22,41 @@ LIMITS = (
 
 
 def of_task(task: dict[str, Any]) -> list[str]:
-    """The sentences of one task, the most useful first."""
+    """The sentences of one task, the most useful first. Where no scheme is shown to be above chance, that alone."""
     schemes = task["schemes"]
     labels = {s["name"]: s["label"] for s in schemes}
     means = {s["name"]: s["accuracy"]["mean"] for s in schemes}
+    if not any(map(shown_above, schemes)):
+        return [_nothing_learned(task)]
+    unlearned = [labels[s["name"]] for s in schemes if not shown_above(s)]
+    doubt = [f"Not shown to be above {chance_words(task)}: {join_words(unlearned)}."] if unlearned else []
     if not task["comparisons"]:
         return [
-            (
-                f"{_kind(task)}: one seed, so no ranking. Accuracies run from {_percent(min(means.values()))} "
-                f"to {_percent(max(means.values()))}."
-            )
+            f"{_kind(task)}: one seed, so no ranking. Accuracies run from {share(min(means.values()))} "
+            f"to {share(max(means.values()))}.",
+            *doubt,
         ]
     # 1 the best, and what it is shown to differ from
-    best = max(means, key=lambda name: means[name])
+    best = best_of(task)
     level = [c for c in task["comparisons"] if best in (c["a"], c["b"])]
     tied = [_other(c, best) for c in level if c["verdict"] == "no difference shown"]
     beaten = [_other(c, best) for c in level if c["verdict"] != "no difference shown"]
     sentences = [_lead(task, best, tied, labels, means)]
     if beaten:
-        sentences.append(f"Shown to be below {labels[best]}: {_join([labels[n] for n in beaten])}.")
+        sentences.append(f"Shown to be below {labels[best]}: {join_words([labels[n] for n in beaten])}.")
+    sentences += doubt
     # 2 what position is worth, and what holds beyond what was trained for
     sentences += _against_none(task, labels)
     sentences += _on_shifts(task, labels)
     # 3 what must be known beside
     blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
-        sentences.append(f"{_join(blind)} is mirror-blind: to it, left is right and before is after.")
+        sentences.append(f"{join_words(blind)} is mirror-blind: to it, left is right and before is after.")
     designs = [s["label"] for s in schemes if s.get("beside")]
     if designs:
-        sentences.append(f"{_join(designs)} differ{'s' * (len(designs) == 1)} from the rest by more than position.")
+        sentences.append(
+            f"{join_words(designs)} differ{'s' * (len(designs) == 1)} from the rest by more than position."
+        )
     wide = [
         s["label"]
         for s in schemes
@@ -53,7 +64,7 @@ def of_task(task: dict[str, Any]) -> list[str]:
     ]
     if wide:
         sentences.append(
-            f"Seeds differ by more than the test examples explain for {_join(wide)}: use more seeds there."
+            f"Seeds differ by more than the test examples explain for {join_words(wide)}: use more seeds there."
         )
     return sentences
 
@@ -63,11 +74,49 @@ def of_all(tasks: list[dict[str, Any]]) -> list[str]:
     return [sentence for task in tasks for sentence in task["finding"][:1]]
 
 
+def of_power(power: Power, shape: tuple[int, int]) -> dict[str, Any]:
+    """What could have been shown with these (seeds, examples), and the price of `APART`, as numbers and a sentence."""
+    seeds, examples = shape
+    apart = f"{100 * APART:.0f} points"
+    least = f"a difference of {100 * power.shown:.1f} points" if power.shown < 1 else "no difference at all"
+    told = f"{seeds} seeds and {examples:,} test examples show {least} in four of five runs"
+    more = [f"{power.seeds:,} seeds"] if power.seeds is not None else []
+    more += [f"{power.examples:,} test examples"] if power.examples is not None else []
+    if power.shown <= APART:
+        sentence = f"{told}."
+    elif more:
+        sentence = f"{told}; {apart} need {join_words(more, 'or')}."
+    elif seeds < 3:
+        sentence = f"{told}; three seeds would tell what {apart} need."
+    else:
+        sentence = f"{told}; {apart} need more of both: neither more seeds nor more examples alone would do."
+    return {"shown": power.shown, "seeds": power.seeds, "examples": power.examples, "sentence": sentence}
+
+
+def _nothing_learned(task: dict[str, Any]) -> str:
+    """That, and what to try."""
+    budget = task.get("budget") or {}
+    longer = f"--steps {4 * budget['steps']}" if budget.get("steps") else "four times the --steps"
+    train = task["sizes"]["train"]
+    return (
+        f"{_kind(task)}: no scheme is shown to be above {chance_words(task)}, so nothing can be said of position here. "
+        f"Try {longer}, more examples (it trained on {train:,}), or larger ones (--size, --patch)."
+    )
+
+
+def chance_words(task: Mapping[str, Any]) -> str:
+    """What has to be beaten, with its share."""
+    known = task["chance"]
+    if known["majority"] > UNEVEN * known["uniform"]:
+        return f"what the commonest class alone gives ({share(known['majority'])})"
+    return f"chance ({share(known['level'])})"
+
+
 def _lead(task: dict[str, Any], best: str, tied: list[str], labels: dict[str, str], means: dict[str, float]) -> str:
-    start = f"{_kind(task)}: {labels[best]} answers {_percent(means[best])} of the test examples"
+    start = f"{_kind(task)}: {labels[best]} answers {share(means[best])} of the test examples"
     if not tied:
         return f"{start}, shown to be more than every other scheme."
-    return f"{start}; no difference is shown to {_join([f'{labels[n]} ({_percent(means[n])})' for n in tied])}."
+    return f"{start}; no difference is shown to {join_words([f'{labels[n]} ({share(means[n])})' for n in tied])}."
 
 
 def _against_none(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
@@ -84,12 +133,13 @@ def _against_none(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
     sentences = []
     if gains:
         low, _ = min(gains)
+        names = join_words([labels[name] for _, name in sorted(gains, reverse=True)])
         sentences.append(
-            f"Saying where tokens are is worth at least {100 * low:.0f} points here for "
-            f"{_join([labels[n] for _, n in sorted(gains, reverse=True)])} (corrected interval, against no position)."
+            f"Saying where tokens are is worth at least {100 * low:.0f} points here for {names} "
+            "(corrected interval, against no position)."
         )
     if unshown:
-        sentences.append(f"No gain over no position is shown for {_join(unshown)}.")
+        sentences.append(f"No gain over no position is shown for {join_words(unshown)}.")
     return sentences
 
 
@@ -105,8 +155,8 @@ def _on_shifts(task: dict[str, Any], labels: dict[str, str]) -> list[str]:
             top = max(scored, key=lambda name: scored[name])
             worst = min(scored, key=lambda name: scored[name])
             sentences.append(
-                f"Not trained for, {shift['name']}: from {_percent(scored[worst])} ({labels[worst]}) "
-                f"to {_percent(scored[top])} ({labels[top]})."
+                f"Not trained for, {shift['name']}: from {share(scored[worst])} ({labels[worst]}) "
+                f"to {share(scored[top])} ({labels[top]})."
             )
     return sentences
 
@@ -117,11 +167,3 @@ def _other(comparison: dict[str, Any], name: str) -> str:
 
 def _kind(task: dict[str, Any]) -> str:
     return str(task["kind"]).capitalize()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"  # no line breaks before the sign
-
-
-def _join(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

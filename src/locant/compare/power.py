@@ -12,8 +12,8 @@ A difference d is shown when it exceeds z(1 - α/2) · believed, so it is shown 
 
     d >= z(1 - α/2) · believed + z(0.8) · true          α = 0.05 / comparisons: the first of Holm's steps
 
-σ_u² is known from few seeds only, so its upper end is taken that it stays below in 4 of 5 runs: rather a seed too many
-than a run that shows nothing again.
+σ_u² is known from few seeds only. Where a number is asked for, its upper end is taken, which it stays below in 4 of 5
+runs: rather a seed too many than a run that shows nothing again. Two seeds of two schemes tell nothing of that end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from locant.compare.statistics import ALPHA
 
@@ -36,7 +36,7 @@ MOST = 1_000_000  # seeds or examples beyond which nobody goes
 @dataclass(frozen=True)
 class Power:
     """`shown`: the least difference that 4 of 5 such runs show. `seeds`, `examples`: how many of the one, with as many
-    of the other as there are, show `APART`; None: no number does."""
+    of the other as there are, show `APART`; None: no number does, or none can be told."""
 
     shown: float
     seeds: int | None
@@ -51,7 +51,7 @@ class Spread:
     example: float
     both: float
 
-    def least(self, seeds: float, examples: float, level: float) -> float:
+    def least(self, seeds: int, examples: int, level: float) -> float:
         """The least difference that is shown at this level in 4 of 5 runs."""
         common = self.seed / seeds + self.example / examples
         both = self.both / (seeds * examples)
@@ -71,16 +71,22 @@ def power(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]], comparisons
     schemes, seeds, examples = tables.shape
     if schemes < 2 or seeds < 2 or examples < 2:
         return None
-    spread, level = spread_of(tables), ALPHA / comparisons
+    level, free = ALPHA / comparisons, (schemes - 1) * (seeds - 1)
+    shown = spread_of(tables).least(seeds, examples, level)
+    if shown <= APART:
+        return Power(shown, seeds, examples)
+    if free < 2:
+        return Power(shown, None, None)
+    spread = spread_of(tables, free / chi_square(1 - SHOWN_IN, free))
     return Power(
-        spread.least(seeds, examples, level),
-        _fewest(lambda n: spread.least(n, examples, level) <= APART, 2),
-        _fewest(lambda n: spread.least(seeds, n, level) <= APART, 2),
+        shown,
+        _fewest(lambda n: spread.least(n, examples, level) <= APART, seeds),
+        _fewest(lambda n: spread.least(seeds, n, level) <= APART, examples),
     )
 
 
-def spread_of(tables: Bool[np.ndarray, "schemes seeds examples"]) -> Spread:
-    """The variances of differences, by the analysis of variance; that of seeds at its upper end."""
+def spread_of(tables: Shaped[np.ndarray, "schemes seeds examples"], upper: float = 1.0) -> Spread:
+    """The variances of differences, by the analysis of variance; the mean square of seeds `upper` times as large."""
     schemes, seeds, examples = tables.shape
     apart = tables - tables.mean(axis=0)  # what all schemes share cancels in a difference
     by_seed, by_example = apart.mean(axis=2, keepdims=True), apart.mean(axis=1, keepdims=True)
@@ -89,9 +95,8 @@ def spread_of(tables: Bool[np.ndarray, "schemes seeds examples"]) -> Spread:
     seed_square = examples * float(((by_seed - mean) ** 2).sum()) / (free * (seeds - 1))
     example_square = seeds * float(((by_example - mean) ** 2).sum()) / (free * (examples - 1))
     rest = float(((apart - by_seed - by_example + mean) ** 2).sum()) / (free * (seeds - 1) * (examples - 1))
-    seed_square *= free * (seeds - 1) / chi_square(1 - SHOWN_IN, free * (seeds - 1))
     return Spread(
-        2 * max(0.0, (seed_square - rest) / examples), 2 * max(0.0, (example_square - rest) / seeds), 2 * rest
+        2 * max(0.0, (upper * seed_square - rest) / examples), 2 * max(0.0, (example_square - rest) / seeds), 2 * rest
     )
 
 

@@ -7,10 +7,10 @@ difference that is not shown decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from locant.compare.wording import join_words, percent, power_words
+from locant.page.markup import join_words, share
 
 Json = Mapping[str, Any]
 
@@ -80,11 +80,11 @@ def rule_out(task: Json) -> list[dict[str, str]]:
     """Who is ruled out, and why, in the order of the run."""
     rows = task["schemes"]
     best = best_of(task)
-    below = _below(best, task["comparisons"])
+    under = below(best, task["comparisons"])
     why: dict[str, list[str]] = {s["name"]: [] for s in rows}
     for s in rows:
-        if s["name"] in below:
-            why[s["name"]].append(f"below by at least {_points(below[s['name']])}")
+        if s["name"] in under:
+            why[s["name"]].append(f"below by at least {_points(under[s['name']])}")
         if not shown_above(s):
             why[s["name"]].append("not shown to be above chance")
     blind = {s["name"]: what for s in rows if (what := _blindness(s))}
@@ -113,6 +113,14 @@ def shown_above(scheme: Json) -> bool:
     return (scheme.get("above_chance") or {}).get("shown") is not False
 
 
+def below(best: str, comparisons: Sequence[Json]) -> dict[str, float]:
+    """Who is shown to be below `best`, and by how much at least."""
+    return {
+        **{c["b"]: c["low"] for c in comparisons if c["a"] == best and c["verdict"] == "higher"},
+        **{c["a"]: -c["high"] for c in comparisons if c["b"] == best and c["verdict"] == "lower"},
+    }
+
+
 def _why_none(task: Json) -> str | None:
     rows = task["schemes"]
     if not any(shown_above(s) for s in rows):
@@ -128,14 +136,6 @@ def _blindness(scheme: Json) -> str:
     if scheme.get("tells_time") is False and scheme["name"] != "none":
         return "blind to the order of frames"
     return "" if scheme["tells_direction"] else "mirror-blind"
-
-
-def _below(best: str, comparisons: list[Json]) -> dict[str, float]:
-    """Who is shown to be below `best`, and by how much at least."""
-    return {
-        **{c["b"]: c["low"] for c in comparisons if c["a"] == best and c["verdict"] == "higher"},
-        **{c["a"]: -c["high"] for c in comparisons if c["b"] == best and c["verdict"] == "lower"},
-    }
 
 
 # --- steps: names in, fewer names out -----------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def _by_reach(names: list[str], task: Json, costs: Json) -> list[str]:
     known = {name: mean for name, mean in means.items() if mean is not None}
     if not known or not task.get("reach"):
         return names
-    below = _below(max(known, key=lambda name: known[name]), task["reach"])
-    return [name for name in names if name not in below]
+    under = below(max(known, key=lambda name: known[name]), task["reach"])
+    return [name for name in names if name not in under]
 
 
 def _by_speed(names: list[str], task: Json, costs: Json) -> list[str]:
@@ -199,7 +199,7 @@ def _take(task: Json, chosen: Json, costs: Json) -> str:
     rows = {s["name"]: s for s in task["schemes"]}
     row, best = rows[chosen["scheme"]], rows[best_of(task)]
     clauses = [
-        _accuracy_clause(row, best, chosen),
+        _accuracy_clause(task, row, best),
         _reach_clause(task, row, chosen),
         *_measured_clauses(row, chosen, costs),
         _parameters_clause(row),
@@ -208,24 +208,28 @@ def _take(task: Json, chosen: Json, costs: Json) -> str:
     return f"Take {row['label']}{beside}: {', '.join(clause for clause in clauses if clause)}."
 
 
-def _accuracy_clause(row: Json, best: Json, chosen: Json) -> str:
-    mean = percent(row["accuracy"]["mean"])
+def _accuracy_clause(task: Json, row: Json, best: Json) -> str:
+    mean = share(row["accuracy"]["mean"])
     if row["name"] != best["name"]:
-        return f"{mean}, not shown to be below the best ({best['label']}, {percent(best['accuracy']['mean'])})"
-    return f"{mean}, shown to be the best" if chosen["left"] == [row["name"]] else f"{mean}, and none is shown to be above it"
+        return f"{mean}, not shown to be below the best ({best['label']}, {share(best['accuracy']['mean'])})"
+    if len(below(best["name"], task["comparisons"])) == len(task["schemes"]) - 1:
+        return f"{mean}, shown to be above every other"
+    return f"{mean}, and none is shown to be above it"
 
 
 def _reach_clause(task: Json, row: Json, chosen: Json) -> str:
     shifts = [(shift["name"], (row["shifts"].get(shift["name"]) or {}).get("mean")) for shift in task["shifts"]]
-    known = [f"{name} {percent(mean)}" for name, mean in shifts if mean is not None]
+    known = [f"{name} {share(mean)}" for name, mean in shifts if mean is not None]
     if not known or not task.get("reach"):
         return ""
-    near = _by_reach(chosen["left"], task, {})
-    if row["name"] not in near:
-        return f"shown to be below the best on what it was not trained for ({join_words(known)})"
-    if near == [row["name"]] and len(chosen["left"]) > 1:
-        return f"shown to be the best of those left on what it was not trained for ({join_words(known)})"
-    return f"not shown to be below the best on what it was not trained for ({join_words(known)})"
+    there = f"on what it was not trained for ({join_words(known)})"
+    labels, means = ({s["name"]: s[key] for s in task["schemes"]} for key in ("label", "reach"))
+    top = max(means, key=lambda name: means[name]["mean"])
+    if row["name"] in below(top, task["reach"]):
+        return f"but shown to be below {labels[top]} {there}"
+    if len(chosen["left"]) > 1 and _by_reach(chosen["left"], task, {}) == [row["name"]]:
+        return f"shown to be the best of those left {there}"
+    return f"not shown to be below any {there}"
 
 
 def _measured_clauses(row: Json, chosen: Json, costs: Json) -> list[str]:
@@ -255,9 +259,9 @@ def _leave(task: Json, chosen: Json) -> str:
     return f"Ruled out: {out}" + (f"; {still}." if still else ".")
 
 
-def _points(share: float) -> str:
+def _points(least: float) -> str:
     """A least difference, never rounded up."""
-    whole = math.floor(100 * share)
+    whole = math.floor(100 * least)
     if whole < 1:
-        return f"{max(0.1, math.floor(1000 * share) / 10):.1f} points"
+        return f"{max(0.1, math.floor(1000 * least) / 10):.1f} points"
     return f"{whole} point{'s' * (whole != 1)}"

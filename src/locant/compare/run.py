@@ -22,6 +22,7 @@ from locant.compare import (
     finding,
     forecast,
     measure,
+    recommendation,
     report,
     search,
     sensitivity,
@@ -75,6 +76,7 @@ def run(
     resume: bool = False,
     quick: bool = False,
     strict: bool = False,
+    prefer: str | None = None,
     config: str | Path | None = None,
     quiet: bool = False,
     progress: Tell | None = None,
@@ -101,6 +103,7 @@ def run(
         out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
         quick: one seed, few schemes, few epochs: a first look.
         strict: refuse a data folder with unusable files instead of listing them.
+        prefer: "reach", "accuracy", "speed" or "memory": what the recommendation looks at first; default reach.
         config: a TOML file with these names; arguments win over it.
         quiet: no live progress.
         progress: called with a dictionary at every epoch.
@@ -309,6 +312,7 @@ def _assemble(
         shown.say(f"measuring the cost of {kind}")
         names = tuple(scheme.name for scheme in schemes[kind])
         costs[kind] = measure.measure(kind, task, chosen.recipes[kind], names, chosen.device)
+        results[-1] |= recommendation.of_task(results[-1], costs[kind], chosen.prefer)
     return {
         "format": 1,
         "finding": finding.of_all(results),

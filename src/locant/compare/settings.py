@@ -16,6 +16,7 @@ from typing import Any
 
 from locant import flags
 from locant.compare import sizes, source
+from locant.compare.recommendation import PREFERENCES
 from locant.compare.sizes import SIZES
 from locant.tasks.kind import AUGMENTED, Recipe
 from locant.tasks.kinds import KINDS
@@ -35,14 +36,11 @@ class Settings:
     threads: int = 1
     quick: bool = False
     strict: bool = False
+    prefer: str = "reach"
     sensitivity: bool = False
     minutes: float | None = None
     left: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # what the model's size is to say
     cut: bool = field(default=False, compare=False)  # whether the recipes' steps are cut to `minutes` already
-
-    @property
-    def ranked(self) -> bool:
-        return len(self.seeds) > 1
 
     def flags(self) -> dict[str, Any]:
         """The settings under the names of the flags; what differs by task stands in a table of its own."""
@@ -120,6 +118,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         minutes=None if minutes is None else _minutes(minutes),
         # a file with minutes and steps is one whose steps were cut: settings.toml gives the same steps again
         cut=given.get("minutes") is None and any("steps" in table for table in (filed, *tables.values())),
+        prefer=_preference(values.pop("prefer", "reach")),
     )
 
 
@@ -257,6 +256,12 @@ def _seeds(value: Any) -> tuple[int, ...]:
             "Write --seeds 3 or --seeds 0,1,2."
         )
     return seeds
+
+
+def _preference(value: Any) -> str:
+    if value not in PREFERENCES:
+        raise Refusal(f"prefer must be one of {', '.join(PREFERENCES)}; got {value!r}. Write --prefer reach.")
+    return str(value)
 
 
 def _texts(name: str, value: Any, known: tuple[str, ...] | None) -> tuple[str, ...]:

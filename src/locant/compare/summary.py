@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from locant.compare import budget, checkpoint, finding, search, sensitivity, source, statistics
+from locant.compare import budget, checkpoint, finding, recommendation, search, sensitivity, source, statistics
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
 from locant.compare.placement import grid_of
+from locant.compare.power import power
+from locant.compare.recommendation import shown_above
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
 from locant.compare.sizes import SIZES
@@ -39,8 +41,10 @@ def of_task(
     for scheme in schemes:
         row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
         rows.append(row)
+    # 2 what may be said: of each against chance, of each pair
+    said = compare_schemes(rows, answers, _chance(task))
     _keep_best(task, rows, folder)
-    # 2 what the task is, and what the schemes have to do with each other
+    # 3 what the task is, and what the schemes have to do with each other
     results = {
         "kind": task.kind,
         "source": task.source,
@@ -67,7 +71,7 @@ def of_task(
             if chosen.sensitivity else None
         ),
         "schemes": rows,
-        "comparisons": [asdict(c) for c in statistics.compare(answers)] if chosen.ranked else [],
+        **said,
     }  # fmt: skip
     return {**results, "finding": finding.of_task(results)}
 
@@ -83,8 +87,12 @@ def _of_model(task: Task, chosen: Settings, scheme: Scheme) -> dict[str, Any]:
     return {"name": name, "parameters": count, "tokens": tokens, "sentence": f"The model is {what}: {size}."}
 
 
-def best(tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the best model of each task lies, and the lines that rebuild and load it."""
+def best(tasks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Where the best model of each task lies, and the lines that rebuild and load it. None is named of a task where no
+    scheme is shown to be above chance."""
+    tasks = [task for task in tasks if any(map(shown_above, task["schemes"]))]
+    if not tasks:
+        return None
     files = {task["kind"]: f"best-{task['kind']}.safetensors" for task in tasks}
     lines = ["from locant.compare import load", ""]
     lines += [f'{kind}, about = load("{file}")' for kind, file in files.items()]
@@ -118,16 +126,65 @@ def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Candidate:
     return model
 
 
+def compare_schemes(
+    rows: list[dict[str, Any]], answers: dict[str, dict[str, np.ndarray]], chance: dict[str, float]
+) -> dict[str, Any]:
+    """The statistics of a task; what they say of a scheme alone is added to its row.
+
+    `answers[scheme]["test"]`, and likewise of all that was not trained for: which example each seed got right.
+    """
+    test = {name: of["test"] for name, of in answers.items()}
+    # 1 against chance
+    above = statistics.above_chance(test, chance["level"])
+    # 2 against each other on the test set, and on all that was not trained for, where a scheme that can't go is wrong
+    far = {name: [right for part, right in of.items() if part != "test"] for name, of in answers.items()}
+    reach = {name: np.stack(parts) for name, parts in far.items() if parts}
+    for row in rows:
+        row["above_chance"] = asdict(above[row["name"]])
+        row["reach"] = asdict(statistics.interval_over(reach[row["name"]])) if reach else None
+    pairs = [asdict(c) for c in statistics.compare(test)]
+    # 3 what could have been shown of those that may yet be the best
+    price = power(_near_best(rows, test, pairs), len(pairs)) if pairs else None
+    return {
+        "chance": chance,
+        "comparisons": pairs,
+        "reach": [asdict(c) for c in statistics.compare_over(reach)],
+        "power": None if price is None else finding.of_power(price, next(iter(test.values())).shape),
+    }
+
+
+def _chance(task: Task) -> dict[str, float]:
+    """What answers rightly without a look at an example: each class alike, or always the commonest of training."""
+    common = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes)).argmax()
+    uniform, majority = 1 / len(task.classes), float((np.asarray(task.test.labels) == common).mean())
+    return {"uniform": uniform, "majority": majority, "level": max(uniform, majority)}
+
+
+def _near_best(
+    rows: list[dict[str, Any]], test: dict[str, np.ndarray], pairs: list[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """The answers of the best and of those not shown to be below it; where there are none, of the next in line."""
+    ranked = sorted(rows, key=lambda row: -row["accuracy"]["mean"])
+    below = set(recommendation.below(ranked[0]["name"], pairs))
+    near = [row["name"] for row in ranked if row["name"] not in below]
+    near = near if len(near) > 1 else [row["name"] for row in ranked[:2]]
+    return {name: test[name] for name in near}
+
+
 def _of_scheme(
     task: Task, scheme: Scheme, chosen: Settings, recipe: Recipe, trials: dict[str, dict[str, Any]], folder: Path
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     first = chosen.seeds[0]
     sweep = [trials[job.key] for job in search.jobs(task.kind, scheme, recipe, first)]
     rate, start = search.best(sweep)
     jobs = [Job(task.kind, scheme.name, seed, rate, start) for seed in chosen.seeds]
     saved = [checkpoint.read(folder / "trials" / f"{job.key}.safetensors")[0] for job in jobs]
     model = _rebuild(saved[0], trials[jobs[0].key])
-    answers = _answers(saved, "test")
+    right = _answers(saved, "test")
+    answers = {"test": right}
+    for shift in task.shifts:
+        there = trials[jobs[0].key]["shifts"][shift.name]["why_not"] is None
+        answers[shift.name] = _answers(saved, shift.name) if there else np.zeros_like(right)
     row = {
         "name": scheme.name,
         "label": scheme.label,
@@ -142,7 +199,7 @@ def _of_scheme(
             for tried in sweep
         ],
         "trials": [_of_trial(trials[job.key]) for job in jobs],
-        "accuracy": asdict(statistics.interval(answers)),
+        "accuracy": asdict(statistics.interval(right)),
         "shifts": {shift.name: _of_shift(shift.name, trials[jobs[0].key], saved) for shift in task.shifts},
         "parameters": {
             "total": sum(p.numel() for p in model.net.parameters()),
@@ -187,6 +244,8 @@ def _winner(rows: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def _keep_best(task: Task, rows: list[dict[str, Any]], folder: Path) -> None:
+    if not any(map(shown_above, rows)):
+        return
     name, seed = _winner(rows)
     row = next(row for row in rows if row["name"] == name)
     start = row["start"]["taken"] if row["start"] else None

@@ -35,6 +35,11 @@ def percent(value: Number | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
+def share(value: Number) -> str:
+    """0.9722 -> 97.2 %, which no line breaks apart"""
+    return f"{percent(value)}\u00a0%"
+
+
 def points(value: Number) -> str:
     """A difference of accuracies, in percentage points with its sign: 0.183 -> +18.3"""
     shown = f"{100 * value:+.1f}".replace("-", "−")
