@@ -49,7 +49,7 @@ class Varied(Examples):
         moves = np.stack([draw.integers(-most, most + 1, count) for most in far], axis=1)
         gains = (GAIN ** draw.uniform(-1, 1, count)).astype(np.float32)
         flips = draw.random(count) < 0.5
-        every = dict(zip(AUGMENTED, (moves, gains, flips), strict=True))
+        every: dict[str, np.ndarray] = dict(zip(AUGMENTED, (moves, gains, flips), strict=True))
         self.drawn = {way: every[way] for way in self.ways}
 
     def read(self, index: Integer[np.ndarray, " chosen"]) -> Float32[np.ndarray, "chosen *shape"]:
