@@ -70,10 +70,11 @@ def test_a_plateau_ends_a_trial_early_by_the_same_rule_and_survives_stops(task, 
     recipe, job = replace(RECIPE, steps=200), Job("images", "learned", 0, 0.01)
     whole = train(job, noise, recipe, _made(tmp_path / "whole"), World(), ignore)
     looks = [point["validation"] for point in whole["curve"]]
-    first = next(n for n in range(5, len(looks)) if max(looks[n - 4 : n]) <= max(looks[: n - 4]))
+    first = next(n for n in range(10, len(looks)) if max(looks[n - 5 : n]) <= max(looks[: n - 5]))
     fall = whole["curve"][first - 1]["step"]
+    assert fall >= 100  # half of the budget
     assert whole["steps"] == fall + 60 < 200  # over as many steps as at the end of a budget
-    assert whole["stopped"] == f"validation no better for 4 looks at step {fall}: the rate fell from there"
+    assert whole["stopped"] == f"validation was no better for 5 looks at step {fall}, and the rate fell from there"
     assert whole["finite"]
     advance = _Run.advance
 
@@ -87,6 +88,15 @@ def test_a_plateau_ends_a_trial_early_by_the_same_rule_and_survives_stops(task, 
         train(job, noise, recipe, _made(tmp_path / "parts"), World(), ignore)
     monkeypatch.setattr(_Run, "advance", advance)
     assert train(job, noise, recipe, tmp_path / "parts", World(), ignore) == whole
+
+
+def test_a_plateau_is_a_look_without_error_or_a_late_one() -> None:
+    flat = [0.3, 0.2, 0.3, 0.3, 0.1, 0.3]
+    assert not budget.on_plateau(flat, 60, 200)
+    assert budget.on_plateau(flat, 100, 200)
+    assert not budget.on_plateau([0.3, 0.2, 0.3, 0.3, 0.1, 0.4], 180, 200)  # the last is better
+    assert not budget.on_plateau([0.3] * 5, 180, 200)  # nothing came before
+    assert budget.on_plateau([0.2, 1.0], 20, 200)
 
 
 def test_examples_are_varied_alike_for_every_scheme_and_after_a_stop(task, tmp_path, monkeypatch) -> None:

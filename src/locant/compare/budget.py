@@ -25,7 +25,8 @@ PASSES = 8  # over the training examples, where these are more steps than that
 QUICK = 3  # under --quick a third of it
 WARM, FALL = 0.1, 0.3  # shares of the steps in which the rate rises, and in which it falls
 CHECKS, NEAREST = 20, 10  # looks at validation per trial, and the fewest steps between two of them
-PATIENCE = 4  # looks in a row without a better one are a plateau
+PATIENCE = 5  # looks in a row without a better one are a plateau,
+EARLIEST = 0.5  # from this share of the steps on: many schemes stay at chance for long, and learn all at once
 
 
 def steps_per_pass(recipe: Recipe, examples: int) -> int:
@@ -58,10 +59,10 @@ def steps_of_fall(steps: int) -> int:
     return max(1, round(FALL * steps))
 
 
-def on_plateau(validations: list[float]) -> bool:
-    """Whether none of the last looks was better than what came before them."""
-    earlier = validations[:-PATIENCE]
-    return bool(earlier) and max(validations[-PATIENCE:]) <= max(earlier)
+def on_plateau(validations: list[float], step: int, steps: int) -> bool:
+    """Whether validation gets no better: it has no error, or, late enough, none of the last looks was better."""
+    earlier, last = validations[:-PATIENCE], validations[-PATIENCE:]
+    return last[-1] == 1.0 or (step >= EARLIEST * steps and bool(earlier) and max(last) <= max(earlier))
 
 
 def rate_factor(step: int, steps: int, end: int) -> float:
@@ -94,7 +95,7 @@ def of_task(task: Task, recipe: Recipe, settings: Settings) -> dict[str, Any]:
         "batch": recipe.batch,
         "rule": f"At most {steps:,} steps of {recipe.batch} examples, {passes:.3g} passes over {examples:,}: {why}.",
         "plateau": f"The rate falls to nothing over {FALL * 100:.0f} % of the steps: at the end, or as soon as "
-        f"validation, looked at every {steps_between_checks(steps)} steps, is no better {PATIENCE} times in a row. "
-        "The rule is the same for every scheme.",
+        f"validation, looked at every {steps_between_checks(steps)} steps, has no error, or, from half of the steps "
+        f"on, is no better {PATIENCE} times in a row. The rule is the same for every scheme.",
         "minutes": settings.minutes,
     }

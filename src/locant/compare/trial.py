@@ -156,7 +156,9 @@ class _Run:
             self.best_step, self.best_validation = self.step, validation
             self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
         soonest = self.step + budget.steps_of_fall(self.steps)
-        if soonest < self.end and budget.on_plateau([point["validation"] for point in self.curve]):
+        if soonest < self.end and budget.on_plateau(
+            [point["validation"] for point in self.curve], self.step, self.steps
+        ):
             self.end = soonest
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,7 +188,9 @@ class _Run:
         if self.end == self.steps:
             return None
         fall = self.end - budget.steps_of_fall(self.steps)
-        return f"validation no better for {budget.PATIENCE} looks at step {fall}: the rate fell from there"
+        at = [point["validation"] for point in self.curve if point["step"] <= fall][-1]
+        why = "had no error" if at == 1.0 else f"was no better for {budget.PATIENCE} looks"
+        return f"validation {why} at step {fall}, and the rate fell from there"
 
     def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Test with the best weights, on what was trained for and on what was not."""
