@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ class Family:
     Attributes:
         kind: "attention" or "perceptron".
         classes: their full names, `package.module.Class`.
-        methods: what is replaced and what that calls: the source that `known` speaks of.
+        methods: what is replaced and what that calls, functions of the class's file too: the source that `known`
+            speaks of.
         offer: the offer for a module, or a sentence that says why there is none.
         known: digests of sources that were compared line by line; others have to agree with themselves first.
     """
@@ -85,10 +87,15 @@ def class_name(cls: type) -> str:
 
 @lru_cache(maxsize=256)
 def digest(cls: Any, methods: tuple[str, ...]) -> str:
-    """A digest of the source of these methods, blank lines and indentation aside; "" where there is no source."""
+    """A digest of the source of these methods, blank lines and indentation aside; "" where there is no source.
+
+    A name that is no method is that of a function in the file of the class, or of a class above it.
+    """
+    files = [sys.modules.get(base.__module__) for base in cls.__mro__]
     try:
-        sources = [textwrap.dedent(inspect.getsource(getattr(cls, name))) for name in methods]
-    except (OSError, TypeError, AttributeError):
+        found = [next(getattr(x, name) for x in (cls, *files) if hasattr(x, name)) for name in methods]
+        sources = [textwrap.dedent(inspect.getsource(x)) for x in found]
+    except (OSError, TypeError, StopIteration):
         return ""
     lines = [line.rstrip() for source in sources for line in source.splitlines() if line.strip()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

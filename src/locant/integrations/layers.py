@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from locant.dispatch import hooks_of
 from locant.integrations.family import Family, Offer
@@ -43,6 +44,30 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether a linear layer does what its weight says: a wrapper that came later (LoRA), or a hook, is called."""
     plain = type(layer) is nn.Linear and type(layer.weight) in (Tensor, nn.Parameter)
     return plain and not hooks_of(layer)
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a linear layer is a plain one whose product was replaced by `LINEAR`, and does nothing else."""
+    return _is_plain(layer) and getattr(vars(layer).get("forward"), "__func__", None) is _linear_forward
+
+
+def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer with a bias of its owner in place of its own; layers that are not plain are called."""
+    if is_packed(layer):
+        return linear(x, layer.weight, bias, keep=not layer.training)
+    if _is_plain(layer):
+        return F.linear(x, layer.weight, bias)
+    own, out = getattr(layer, "bias", None), layer(x)
+    out = out if own is None else out - own
+    return out if bias is None else out + bias
+
+
+def run_perceptron(one: Any, activation: nn.Module, two: Any, x: Tensor) -> Tensor | None:
+    """two(activation(one(x))) a chunk of rows at a time; None where the layers have to be called."""
+    act = _activation(activation)
+    if two.training or torch.is_grad_enabled() or act is None or not (is_packed(one) and is_packed(two)):
+        return None
+    return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
 
 
 def _activation(module: object) -> str | None:

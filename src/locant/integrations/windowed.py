@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -10,28 +11,39 @@ from torch import Tensor, nn
 from locant.attend import attention, attention_packed
 from locant.grid import Grid
 from locant.integrations.family import dropout_of
+from locant.integrations.layers import linear_with
 from locant.masks import Mask
+from locant.nn.cosine import angles
 from locant.nn.window import attend_regrouped
 from locant.positions.position import Position
 
+Project = Callable[[Tensor], Tensor | Sequence[Tensor]]
+
 
 def attend_in_windows(
-    x: Float[Tensor, "batch *map dim"], project: Any, window: tuple[int, ...], shift: tuple[int, ...], border: str,
+    x: Float[Tensor, "batch *map dim"], project: Project, window: tuple[int, ...], shift: tuple[int, ...], border: str,
     position: Position, heads: int, scale: float | Tensor | None, dropout: float,
 ) -> Float[Tensor, "batch *map channels"]:  # fmt: skip
     """Self-attention of a map, before the output projection. `project` makes q, k and v of tokens in one tensor,
     [batch, tokens, 3 channels], or as three."""
 
     def attend(tokens: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
-        projected = project(tokens)
-        if isinstance(projected, Tensor):
-            qkv = projected.unflatten(-1, (3, heads, projected.shape[-1] // (3 * heads)))
-            return attention_packed(qkv, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
-        q, k, v = (part.unflatten(-1, (heads, part.shape[-1] // heads)).transpose(1, 2) for part in projected)
-        out = attention(q, k, v, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
-        return out.transpose(1, 2).flatten(2)
+        return attend_projected(project(tokens), grid, mask, position, heads, scale, dropout)
 
     return attend_regrouped(x, window, shift, border, attend)
+
+
+def attend_projected(
+    projected: Tensor | Sequence[Tensor], grid: Grid, mask: Mask | None, position: Position | None, heads: int,
+    scale: float | Tensor | None, dropout: float,
+) -> Float[Tensor, "batch tokens channels"]:  # fmt: skip
+    """Self-attention of q, k and v, in one tensor [batch, tokens, 3 channels] or as three."""
+    if isinstance(projected, Tensor):
+        qkv = projected.unflatten(-1, (3, heads, projected.shape[-1] // (3 * heads)))
+        return attention_packed(qkv, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
+    q, k, v = (part.unflatten(-1, (heads, part.shape[-1] // heads)).transpose(1, 2) for part in projected)
+    out = attention(q, k, v, grid=grid, position=position, mask=mask, scale=scale, dropout=dropout)
+    return out.transpose(1, 2).flatten(2)
 
 
 def swin_attention(
@@ -43,4 +55,20 @@ def swin_attention(
     out = attend_in_windows(
         x, parts.qkv, window, shift, border, position, parts.num_heads, parts.scale, dropout_of(parts.attn_drop)
     )
+    return parts.proj_drop(parts.proj(out))
+
+
+def cosine_attention(
+    attn: nn.Module, x: Float[Tensor, "batch *map dim"], window: tuple[int, ...], shift: tuple[int, ...], border: str,
+    position: Position, bias: Tensor | None,
+) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
+    """The same by angles, of a module that has a logit_scale too (Swin v2); `bias` is that of qkv."""
+    parts: Any = attn
+
+    def project(tokens: Tensor) -> Sequence[Tensor]:
+        q, k, v = linear_with(parts.qkv, tokens, bias).chunk(3, dim=-1)
+        return *angles(q, k, parts.logit_scale), v
+
+    dropout = dropout_of(parts.attn_drop)
+    out = attend_in_windows(x, project, window, shift, border, position, parts.num_heads, 1.0, dropout)
     return parts.proj_drop(parts.proj(out))

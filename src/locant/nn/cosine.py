@@ -84,9 +84,18 @@ class CosineWindowAttention(WindowedAttention):
         q, k, v = projected.chunk(3, dim=-1)
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
-        q, k = (_unit(part.unflatten(-1, (self.heads, -1))) for part in (q, k))
-        q = q * self.logit_scale[:, 0].clamp(max=LARGEST).exp().to(q.dtype)
-        return torch.cat([q.flatten(2).to(v.dtype), k.flatten(2).to(v.dtype), v], dim=-1)
+        q, k = angles(q, k, self.logit_scale)
+        return torch.cat([q, k, v], dim=-1)
+
+
+def angles(
+    q: Float[Tensor, "batch tokens dim"], k: Float[Tensor, "batch tokens dim"], logit_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """q and k so that their products are cosines times exp(logit_scale), at most 100, of each head."""
+    heads, dtype = logit_scale.numel(), k.dtype
+    q, k = (_unit(part.unflatten(-1, (heads, -1))) for part in (q, k))
+    q = q * logit_scale.reshape(heads, 1).clamp(max=LARGEST).exp().to(q.dtype)
+    return q.flatten(2).to(dtype), k.flatten(2).to(dtype)
 
 
 def _unit(x: Float[Tensor, "batch tokens heads head_dim"]) -> Float[Tensor, "batch tokens heads head_dim"]:

@@ -1,0 +1,117 @@
+"""torchvision: Swin, Swin v2 and Video Swin. Nothing of torchvision is imported: its modules say what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locant.integrations.borrowed import BorrowedTable
+from locant.integrations.family import Attended, Family, Offer
+from locant.integrations.layers import linear_with
+from locant.integrations.replacing import Replacement, State
+from locant.integrations.windowed import attend_in_windows
+from locant.masks import Windows
+from locant.nn.cosine import angles
+from locant.nn.window import fitted
+
+
+def _pictures(self: Any, x: Tensor) -> Tensor:
+    window, shift = fitted(tuple(self.window_size), tuple(self.shift_size), tuple(x.shape[1:-1]), "pad")
+    return _attend(self, x, self.qkv, window, shift, None)
+
+
+def _clips(self: Any, x: Tensor) -> Tensor:
+    whole = tuple(self.window_size)
+    window, shift = fitted(whole, tuple(self.shift_size), tuple(x.shape[1:-1]), "per-axis")
+    if window[1:] != whole[1:]:  # its bias is that of the whole window's first cells, and no function of the offset
+        return type(self).forward(self, x)
+    return _attend(self, x, self.qkv, window, shift, None)
+
+
+def _angles(self: Any, x: Tensor) -> Tensor:
+    window, shift = fitted(tuple(self.window_size), tuple(self.shift_size), tuple(x.shape[1:-1]), "pad")
+    bias = self.qkv.bias
+    if bias is not None:
+        q, k, v = bias.chunk(3)
+        bias = torch.cat((q, torch.zeros_like(k), v))
+
+    def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = linear_with(self.qkv, tokens, bias).chunk(3, dim=-1)
+        return *angles(q, k, self.logit_scale), v
+
+    return _attend(self, x, project, window, shift, 1.0)
+
+
+def _attend(
+    self: Any, x: Tensor, project: Any, window: tuple[int, ...], shift: tuple[int, ...], scale: float | None
+) -> Tensor:
+    dropout = self.attention_dropout if self.training else 0.0
+    position = self._locant.position
+    out = attend_in_windows(x, project, window, shift, "pad-roll", position, self.num_heads, scale, dropout)
+    return F.dropout(self.proj(out), self.dropout, self.training)
+
+
+_pictures.__name__ = _clips.__name__ = _angles.__name__ = "forward"
+
+
+def _offer(module: nn.Module, forward: Any, position: BorrowedTable, what: str) -> Offer:
+    m: Any = module
+    window, shift = tuple(m.window_size), tuple(m.shift_size)
+    attended = Attended(m.num_heads, m.qkv.in_features // m.num_heads, position, None, Windows(window, shift))
+    what = f"{what}, windows of {' × '.join(map(str, window))}" + (", shifted" if any(shift) else "")
+    return Offer(Replacement({"forward": forward}, State(position=position)), what, _map, attended)
+
+
+def _table(module: nn.Module, forward: Any) -> Offer:
+    m: Any = module
+    position = BorrowedTable(m, "relative_position_bias_table", "window_size", m.num_heads)
+    return _offer(m, forward, position, "table")
+
+
+def _field(module: nn.Module) -> Offer:
+    m: Any = module
+    position = BorrowedTable(m, "cpb_mlp", "window_size", m.num_heads, rows=_read_field)
+    return _offer(m, _angles, position, "log-CPB by angles")
+
+
+def _read_field(owner: Any) -> Tensor:
+    return 16 * torch.sigmoid(owner.cpb_mlp(owner.relative_coords_table).view(-1, owner.num_heads))
+
+
+def _map(module: nn.Module) -> tuple[Any, ...]:
+    """A map that windows do not divide."""
+    m: Any = module
+    return (torch.randn(2, *(2 * side - 1 for side in m.window_size), m.qkv.in_features, dtype=torch.float64),)
+
+
+_PICTURES, _VIDEO = "torchvision.models.swin_transformer", "torchvision.models.video.swin_transformer"
+
+FAMILIES = (
+    Family(
+        "attention",
+        (f"{_PICTURES}.ShiftedWindowAttention",),
+        ("forward", "get_relative_position_bias", "_get_relative_position_bias", "shifted_window_attention"),
+        lambda module: _table(module, _pictures),
+        frozenset({"f19bbd3af579ec3a"}),  # 0.28.0
+    ),
+    Family(
+        "attention",
+        (f"{_PICTURES}.ShiftedWindowAttentionV2",),
+        ("forward", "get_relative_position_bias", "_get_relative_position_bias", "shifted_window_attention"),
+        _field,
+        frozenset({"0bc312605d17fe05"}),  # 0.28.0
+    ),
+    Family(
+        "attention",
+        (f"{_VIDEO}.ShiftedWindowAttention3d",),
+        (
+            "forward", "get_relative_position_bias", "_get_relative_position_bias", "shifted_window_attention_3d",
+            "_get_window_and_shift_size", "_compute_pad_size_3d", "_compute_attention_mask_3d",
+        ),
+        lambda module: _table(module, _clips),
+        frozenset({"16c2f0abebe8ab60"}),  # 0.28.0
+    ),
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""What tests of accelerated models share: random tables, both modes of graphs, sources that are known."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import locant
+from locant.integrations.family import Family, digest
+from locant.integrations.model import family_of
+from locant.integrations.report import Report
+
+TABLES = ("bias_table", "relative_attention_bias", "cpb_mlp.2", "position_bias_mlp.2", "pos_proj.weight")
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with tables of standard deviation 1, in evaluation mode."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if any(part in name for part in TABLES):
+                p.normal_(std=0.1 if "mlp" in name else 1.0)
+    return model.eval()
+
+
+def check(model: nn.Module, example: Any, kernel: str = "native", count: int | None = None) -> Report:
+    """Accelerated strictly, outputs and gradients compared with the library's own, and with float64."""
+    report = locant.accelerate(randomised(model), example=example, strict=True, training=True)
+    attention = [row for row in report.rows if row.kind == "attention"]
+    assert attention
+    assert all(row.kernel in (kernel, "planned at the call") for row in attention), attention
+    assert count is None or len(attention) == count, attention
+    return report
+
+
+def check_graphs(model: nn.Module, arguments: Sequence[torch.Tensor]) -> None:
+    """Compiled before it is accelerated and after, and exported with torch's own operators alone."""
+    plain, arguments = copy.deepcopy(randomised(model)), tuple(arguments)
+    with torch.no_grad():
+        wanted = _tensor(plain(*arguments))
+        before = torch.compile(model, fullgraph=True, backend="aot_eager")
+        locant.accelerate(model, strict=True)
+        for run in (before, torch.compile(model, fullgraph=True, backend="aot_eager")):
+            assert _near(_tensor(run(*arguments)), wanted)
+            torch._dynamo.reset()
+    program = torch.export.export(model, arguments)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [name for name in names if "locant" in name or "mkldnn" in name], names
+    with torch.no_grad():
+        assert _near(_tensor(program.module()(*arguments)), wanted)
+
+
+def check_known(families: Sequence[Family]) -> None:
+    """The pinned version is known by its source: a newer one whose source differs is tried on random input."""
+    for family in families:
+        for name in family.classes:
+            module, _, cls = name.rpartition(".")
+            found = getattr(importlib.import_module(module), cls)
+            assert digest(found, family.methods) in family.known, (name, digest(found, family.methods))
+            assert family_of(found) is family, name
+
+
+def check_tried(model: nn.Module, monkeypatch: Any) -> None:
+    """Were its source unknown, random input in float64 would let the replacement pass."""
+    monkeypatch.setattr("locant.integrations.model.digest", lambda *_: "another")
+    report = locant.accelerate(model, strict=True, dry_run=True)
+    assert report.replaced
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    return (
+        output
+        if isinstance(output, torch.Tensor)
+        else next(iter(output.values() if hasattr(output, "values") else output))
+    )
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() <= 1e-5 * other.abs().max())
