@@ -68,10 +68,11 @@ class Family:
     Attributes:
         kind: "attention" or "perceptron".
         classes: their full names, `package.module.Class`.
-        methods: what is replaced and what that calls, functions of the class's file too: the source that `known`
+        methods: what is replaced and what that calls, functions and classes of its file too: the source that `known`
             speaks of.
         offer: the offer for a module, or a sentence that says why there is none.
         known: digests of sources that were compared line by line; others have to agree with themselves first.
+        parts: modules that are no longer called as a whole, by their paths, and the full names of their classes.
     """
 
     kind: str
@@ -79,6 +80,20 @@ class Family:
     methods: tuple[str, ...]
     offer: Callable[[nn.Module], Offer | str]
     known: frozenset[str] = frozenset()
+    parts: tuple[tuple[str, str], ...] = ()
+
+    def changed(self, module: nn.Module) -> str | None:
+        """Why a part is not what the family takes it for, as a sentence; None if all are."""
+        for path, name in self.parts:
+            try:
+                part = module.get_submodule(path)
+            except AttributeError:
+                return f"it has no {path}, where {name} is expected"
+            if class_name(type(part)) != name or "forward" in vars(part):
+                return (
+                    f"its {path} is another than {name}, or had its forward replaced by others: it goes on being called"
+                )
+        return None
 
 
 def class_name(cls: type) -> str:
@@ -89,7 +104,7 @@ def class_name(cls: type) -> str:
 def digest(cls: Any, methods: tuple[str, ...]) -> str:
     """A digest of the source of these methods, blank lines and indentation aside; "" where there is no source.
 
-    A name that is no method is that of a function in the file of the class, or of a class above it.
+    A name that is no method is that of a function or a class in the file of the class, or of a class above it.
     """
     files = [sys.modules.get(base.__module__) for base in cls.__mro__]
     try:

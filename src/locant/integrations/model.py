@@ -12,7 +12,7 @@ from torch import nn
 from locant import planner, speed
 from locant.attend import plan
 from locant.checks import check_types, description
-from locant.integrations import layers, timm, torchvision
+from locant.integrations import layers, timm, torchvision, transformers
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.replacing import Replacement, is_replaced
@@ -22,7 +22,9 @@ from locant.kernels import sdpa
 from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAttention
 
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
-FAMILIES: tuple[Family, ...] = (*timm.FAMILIES, *torchvision.FAMILIES, *layers.PERCEPTRONS)
+FAMILIES: tuple[Family, ...] = (
+    *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *layers.PERCEPTRONS,
+)  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {"relative_position_bias_table", "relative_attention_bias", "relative_position_bias", "rel_pos_h"}
 
@@ -164,7 +166,7 @@ def _known(
     if is_replaced(module):
         why = "it is replaced already: undo the first report to begin anew"
         return Row(path, family.kind, cls, why=why), None, ()
-    offer = family.offer(module)
+    offer = family.changed(module) or family.offer(module)
     if isinstance(offer, str):
         return Row(path, family.kind, cls, why=offer), None, ()
     # 2 a source that nobody compared has to agree with itself
