@@ -175,6 +175,18 @@ COMPARE = (
         "my_vit.py:build. Default small, with DATA on an accelerator base.",
         "NAME", into="recipe",
     ),
+    Flag(
+        "recipe", OWN, TRAINING, "An optimiser and a schedule of your own: mine.py:recipe, called with (model, lr, "
+        "steps); default AdamW.", "NAME", into="recipe",
+    ),
+    Flag(
+        "metric", OWN, TRAINING, "A score of your own: mine.py:metric, which gives each example 0 to 1, higher is "
+        "better; default whether the answer is right.", "NAME", into="recipe",
+    ),
+    Flag(
+        "autocast", TEXT, TRAINING, "bfloat16 or off; default bfloat16 on an accelerator that has it.", "NAME",
+        into="recipe",
+    ),
     Flag("dim", COUNT, MODEL, f"Channels; default {_default('dim')}.", "N", into="recipe"),
     Flag("depth", COUNT, MODEL, f"Layers; default {_default('depth')}.", "N", into="recipe"),
     Flag("heads", COUNT, MODEL, f"Attention heads; default {_default('heads')}.", "N", into="recipe"),

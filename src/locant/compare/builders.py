@@ -58,8 +58,7 @@ class OwnBuilder:
                 f"a builder of your own needs schemes that differ in position alone; {scheme.name!r} is a whole "
                 f"design: {scheme.beside.rstrip('.')}. Leave {scheme.name!r} out of --positions."
             )
-        with self.blame(f"works with {scheme.name!r}"):
-            net = self.function(position)
+        net = source.call(self.function, f"--model needs a builder that works with {scheme.name!r}", position)
         if not isinstance(net, nn.Module):
             raise Refusal(
                 f"--model needs a builder that returns a torch.nn.Module; {self.name} returned {description(net)}. "

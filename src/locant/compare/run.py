@@ -39,7 +39,7 @@ from locant.compare.settings import Settings
 from locant.compare.terminal import Progress
 from locant.compare.trial import Job, build, train
 from locant.compare.worker import Pool
-from locant.compare.world import World
+from locant.compare.world import World, autocast
 from locant.flags import KEPT
 from locant.measuring import machine
 from locant.tasks.kinds import KINDS
@@ -63,6 +63,9 @@ def run(
     augment: str | Sequence[str] | None = None,
     batch: int | None = None,
     share: float | None = None,
+    recipe: str | Path | Callable[[nn.Module, float, int], Any] | None = None,
+    metric: str | Path | Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    autocast: str | None = None,
     model: str | Path | Callable[[Placement], nn.Module] | None = None,
     dim: int | None = None,
     depth: int | None = None,
@@ -95,6 +98,11 @@ def run(
         model: "small" or "base", the built-in transformer, which grows with the data; or a builder of your own, a
             function that is handed a `locant.compare.Placement` and returns a model, or the file that holds it:
             "my_vit.py:build". A function that no file holds trains in this process, one trial after the other.
+        recipe: your own optimiser and schedule: a function that is called with (model, lr, steps) and returns an
+            optimizer, or an optimizer and a schedule (`locant.compare.optimizer`).
+        metric: your own score: a function of outputs [batch, classes] and labels [batch] that gives each example a
+            score from 0 to 1, higher is better (`locant.compare.metric`).
+        autocast: "bfloat16" or "off"; default bfloat16 on an accelerator that has it.
         epochs: the budget as passes over the training examples, in place of `steps`.
         minutes: about how long the run may take: the steps are cut equally for all schemes.
         sensitivity: whether to try half and double the start and the rate; default from five seeds on.
@@ -311,7 +319,8 @@ def _assemble(
         results.append(summary.of_task(task, chosen, schemes[kind], trials, folder))
         shown.say(f"measuring the cost of {kind}")
         names = tuple(scheme.name for scheme in schemes[kind])
-        costs[kind] = measure.measure(kind, task, chosen.recipes[kind], names, chosen.device)
+        with autocast(chosen.device, chosen.recipes[kind].autocast):
+            costs[kind] = measure.measure(kind, task, chosen.recipes[kind], names, chosen.device)
         results[-1] |= recommendation.of_task(results[-1], costs[kind], chosen.prefer)
     return {
         "format": 1,

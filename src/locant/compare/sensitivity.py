@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Shaped
 
 from locant.compare import checkpoint
 from locant.compare.statistics import holm
@@ -23,7 +23,7 @@ from locant.compare.trial import Job
 FACTORS = (0.5, 2.0)
 LEVEL = 0.05
 What = Literal["start", "rate"]
-Right = Bool[np.ndarray, " examples"]
+Right = Shaped[np.ndarray, " examples"]  # right or wrong, or scores
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ def of_task(
         for row in rows
     }
     every = [job for own in taken.values() for job in (own, *(one.job for one in variations(own)))]
-    answers = {
-        job.key: checkpoint.read(folder / f"{job.key}.safetensors")[0]["correct.test"].numpy().astype(bool)
-        for job in every
-    }
+    answers = {job.key: checkpoint.read(folder / f"{job.key}.safetensors")[0]["correct.test"].numpy() for job in every}
     return check({row["name"]: row["label"] for row in rows}, taken, trials, answers)
 
 
@@ -89,8 +86,9 @@ def check(
 
 
 def chance(one: Right, other: Right) -> float:
-    """The probability that answers which are equally good differ at least so unevenly (McNemar's test, exact)."""
-    gained, lost = int((~one & other).sum()), int((one & ~other).sum())
+    """The probability that answers which are equally good differ at least so unevenly (McNemar's test, exact; of the
+    scores of a metric it is the sign test)."""
+    gained, lost = int((other > one).sum()), int((one > other).sum())
     count = gained + lost
     tail = sum(comb(count, k) for k in range(min(gained, lost) + 1)) / 2**count
     return min(1.0, 2 * tail)

@@ -49,8 +49,8 @@ class Settings:
 
     def own(self) -> tuple[str, ...]:
         """Every reference to Python of the user's own (`source`)."""
-        named = (recipe.model for recipe in self.recipes.values() if recipe.model not in SIZES)
-        return tuple(dict.fromkeys(named))
+        named = [name for r in self.recipes.values() for name in (r.model, r.recipe, r.metric)]
+        return tuple(dict.fromkeys(name for name in named if name is not None and name not in SIZES))
 
     @property
     def lives_here(self) -> bool:
@@ -226,8 +226,16 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
     return tuple(_count(name, side) for side in value)
 
 
+def _autocast(name: str, value: Any) -> str:
+    if value not in ("bfloat16", "off"):
+        raise Refusal(f"{name} needs bfloat16 or off; got {value!r}. Leave it out for what the device has.")
+    return str(value)
+
+
 def _own(name: str, value: Any) -> str:
-    """A size of the built-in transformer, or the reference of a function of the user's."""
+    """The reference of a function of the user's; for a model also a size of the built-in transformer."""
+    if name != "model":
+        return source.reference(name, value, name)
     if isinstance(value, str) and value in SIZES:
         return value
     try:
@@ -243,7 +251,7 @@ def _own(name: str, value: Any) -> str:
 
 CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe holds
     flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides, flags.NAMES: _ways,
-    flags.OWN: _own,
+    flags.OWN: _own, flags.TEXT: _autocast,
 }  # fmt: skip
 
 

@@ -163,6 +163,19 @@ def _with_imports(file: Path, seen: list[Path]) -> list[Path]:
     return seen
 
 
+def call(function: Any, needed: str, *arguments: Any) -> Any:
+    """Calls a function of the user's. Raises Refusal, which begins with `needed`, for what goes wrong in it."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise Refusal(f"{needed}; {name} can't be called so: {error}. Let it take these arguments.") from None
+    except ValueError:  # it has no signature to be read
+        pass
+    with blame(file_of(function), needed):
+        return function(*arguments)
+
+
 @contextmanager
 def blame(file: str | None, needed: str) -> Iterator[None]:
     """Turns an error that comes from the user's file, or from one beside it, into a sentence with the line.

@@ -1,7 +1,8 @@
 """What the test answers of a few trials allow us to say: intervals, paired differences, and when to stay silent.
 
 Input is which test example each trial got right: per scheme a table `correct[seeds, examples]`, the same seeds and
-the same examples in the same order for every scheme.
+the same examples in the same order for every scheme. A metric of the user's gives a score from 0 to 1 in place of a
+yes or no; "right" below then means that score, taken in steps of 2^-24, and accuracy its mean.
 
 The resampling is *crossed*: one draw of seeds with replacement and one draw of examples with replacement, and a
 resample is their product. The accuracy of a resample is the bilinear form
@@ -35,14 +36,16 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 
 ALPHA = 0.05  # intervals of 95 %, and the family-wise level that Holm keeps
 RESAMPLES = 10_000
 IN_TAIL = 50  # resamples beyond the end of a corrected interval, so that the end moves by about 14 % of its level
 SEED = 0
+STEPS = 2.0**24  # of a score between 0 and 1
 CHUNK = 1_000  # resamples in memory at a time
 
+Table = Shaped[np.ndarray, "seeds examples"]  # right or wrong, or float64 scores from 0 to 1
 Verdict = Literal["higher", "lower", "no difference shown"]
 
 
@@ -85,7 +88,7 @@ class Above:
     p_holm: float
 
 
-def interval(correct: Bool[np.ndarray, "seeds examples"]) -> Interval:
+def interval(correct: Table) -> Interval:
     """Mean accuracy, its standard deviation over seeds, and the 95 % interval of the mean.
 
     One seed: no spread and no interval, because nothing is known of what another seed would do.
@@ -101,7 +104,7 @@ def interval(correct: Bool[np.ndarray, "seeds examples"]) -> Interval:
     return Interval(float(correct.mean()), spread, low, high)
 
 
-def compare(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]]) -> list[Comparison]:
+def compare(correct: Mapping[str, Table]) -> list[Comparison]:
     """Every pair of schemes, paired over seeds and test examples, corrected for the number of pairs (Holm 1979).
 
     Pairs are in the order of the schemes given. With one seed the list is empty: one seed, no ranking.
@@ -118,7 +121,7 @@ def compare(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]]) -> list[C
     return _pairs({name: table[None] for name, table in correct.items()})
 
 
-def compare_over(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
+def compare_over(correct: Mapping[str, Shaped[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
     """As `compare`, by the mean accuracy over several test sets that were made of the same examples.
 
     Part by part, `correct[name]` says what each seed answers rightly of one test set; an example has one place in all
@@ -131,7 +134,7 @@ def compare_over(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]
     return _pairs(correct)
 
 
-def interval_over(correct: Bool[np.ndarray, "parts seeds examples"]) -> Interval:
+def interval_over(correct: Shaped[np.ndarray, "parts seeds examples"]) -> Interval:
     """As `interval`, of the mean accuracy over several test sets that were made of the same examples."""
     _check({"correct": np.concatenate(correct)})
     seeds = correct.mean(axis=(0, 2))
@@ -141,7 +144,7 @@ def interval_over(correct: Bool[np.ndarray, "parts seeds examples"]) -> Interval
     return Interval(float(correct.mean()), float(seeds.std(ddof=1)), low, high)
 
 
-def above_chance(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]], level: float) -> dict[str, Above]:
+def above_chance(correct: Mapping[str, Table], level: float) -> dict[str, Above]:
     """Which schemes are shown to answer more than `level`, a share that needs no look at an example.
 
     One-sided, of one sample, corrected for the number of schemes (Holm 1979). p = (1 + c) / (1 + B), where c of the B
@@ -175,9 +178,7 @@ def above_chance(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]], leve
     }
 
 
-def difference(
-    a: Bool[np.ndarray, "seeds examples"], b: Bool[np.ndarray, "seeds examples"], level: float = ALPHA
-) -> tuple[float, float, float]:
+def difference(a: Table, b: Table, level: float = ALPHA) -> tuple[float, float, float]:
     """Of accuracy of a - accuracy of b: the ends of its interval at 1 - level, and p, both as `compare` has them.
 
     For pairs that are compared run by run, such as one scheme against another on several shares of the data: give the
@@ -253,7 +254,7 @@ def _binomial_low(hits: int, count: int, level: float) -> float:
     return low
 
 
-def _pairs(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
+def _pairs(correct: Mapping[str, Shaped[np.ndarray, "parts seeds examples"]]) -> list[Comparison]:
     """Every pair, of resamples that all share."""
     names = list(correct)
     pairs = list(combinations(range(len(names)), 2))
@@ -274,7 +275,7 @@ def _pairs(correct: Mapping[str, Bool[np.ndarray, "parts seeds examples"]]) -> l
     return comparisons
 
 
-def _resample(tables: Bool[np.ndarray, "schemes seeds examples"], count: int) -> Float[np.ndarray, "count schemes"]:
+def _resample(tables: Shaped[np.ndarray, "schemes seeds examples"], count: int) -> Float[np.ndarray, "count schemes"]:
     """Accuracy of every scheme in `count` crossed resamples.
 
     Examples that all trials answer alike are interchangeable, so draws are over distinct answers, weighted by how
@@ -283,7 +284,7 @@ def _resample(tables: Bool[np.ndarray, "schemes seeds examples"], count: int) ->
     """
     schemes, seeds, examples = tables.shape
     answers, often = np.unique(tables.reshape(-1, examples), axis=1, return_counts=True)
-    answers = answers.T.astype(np.float64)
+    answers = np.round(answers.T * STEPS) / STEPS  # so that every sum below is exact, of scores too
     rng = np.random.default_rng(SEED)
     parts: list[Int[np.ndarray, "chunk schemes"]] = []
     for start in range(0, count, CHUNK):
@@ -310,10 +311,11 @@ def _check(correct: Mapping[str, np.ndarray]) -> None:
     shapes = {name: np.shape(table) for name, table in correct.items()}
     kinds = {name: getattr(table, "dtype", type(table)) for name, table in correct.items()}
     tables = all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values())
-    if len(set(shapes.values())) <= 1 and tables and set(kinds.values()) <= {np.dtype(bool)}:
+    if len(set(shapes.values())) <= 1 and tables and set(kinds.values()) <= {np.dtype(bool), np.dtype(np.float64)}:
         return
     came = ", ".join(f"{name}: {kinds[name]} {list(shapes[name])}" for name in shapes)
     raise ValueError(
-        "`correct` must hold boolean tables [seeds, examples] of one shape, with at least one seed and one example; "
-        f"it got {came}. Pass for each scheme which test example each seed got right, in the same order."
+        "`correct` must hold boolean tables [seeds, examples] of one shape, or float64 scores, with at least one seed "
+        f"and one example; it got {came}. Pass for each scheme which test example each seed got right, in the same "
+        "order."
     )

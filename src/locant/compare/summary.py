@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from locant.compare import budget, checkpoint, finding, recommendation, search, sensitivity, source, statistics
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
+from locant.compare.metric import score_of_constant
 from locant.compare.placement import grid_of
 from locant.compare.power import power
 from locant.compare.recommendation import shown_above
@@ -42,7 +43,7 @@ def of_task(
         row, answers[scheme.name] = _of_scheme(task, scheme, chosen, recipe, trials, folder)
         rows.append(row)
     # 2 what may be said: of each against chance, of each pair
-    said = compare_schemes(rows, answers, _chance(task))
+    said = compare_schemes(rows, answers, _chance(task, recipe.metric))
     _keep_best(task, rows, folder)
     # 3 what the task is, and what the schemes have to do with each other
     results = {
@@ -55,6 +56,7 @@ def of_task(
         "grid": list(grid_of(kind, task.train.shape, patch).shape),
         "tokens": grid_of(kind, task.train.shape, patch).tokens,
         "patch": list(patch),
+        "metric": "accuracy" if recipe.metric is None else source.name_of(recipe.metric).rpartition(":")[2],
         "model": _of_model(task, chosen, schemes[0]),
         "fingerprint": task.fingerprint,
         "notes": list(task.notes),
@@ -153,10 +155,11 @@ def compare_schemes(
     }
 
 
-def _chance(task: Task) -> dict[str, float]:
-    """What answers rightly without a look at an example: each class alike, or always the commonest of training."""
-    common = np.bincount(np.asarray(task.train.labels), minlength=len(task.classes)).argmax()
-    uniform, majority = 1 / len(task.classes), float((np.asarray(task.test.labels) == common).mean())
+def _chance(task: Task, metric: str | None) -> dict[str, float]:
+    """What answers score without a look at an example: each class alike, or always the commonest of training."""
+    count = len(task.classes)
+    common = int(np.bincount(np.asarray(task.train.labels), minlength=count).argmax())
+    uniform, majority = (score_of_constant(metric, task.test, count, answer) for answer in (None, common))
     return {"uniform": uniform, "majority": majority, "level": max(uniform, majority)}
 
 
@@ -229,7 +232,9 @@ def _of_shift(name: str, about: dict[str, Any], saved: list[dict[str, Tensor]]) 
 
 
 def _answers(saved: list[dict[str, Tensor]], name: str) -> np.ndarray:
-    return np.stack([tensors[f"correct.{name}"].numpy().astype(bool) for tensors in saved])
+    """Right or wrong, or the scores of a metric of the user's: [seeds, examples]."""
+    tables = np.stack([tensors[f"correct.{name}"].numpy() for tensors in saved])
+    return tables.astype(bool) if tables.dtype == np.uint8 else tables
 
 
 def _counts(examples: Examples, task: Task) -> list[int]:

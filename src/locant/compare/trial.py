@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from locant.compare import budget, checkpoint
 from locant.compare.builders import find_builder
 from locant.compare.candidate import Candidate
+from locant.compare.metric import Metric, find_metric
+from locant.compare.optimizer import Learner
 from locant.compare.placement import Placement
 from locant.compare.schemes import find
-from locant.compare.world import World
+from locant.compare.world import World, autocast
 from locant.tasks import augmentation, splits
 from locant.tasks.kind import Recipe
 from locant.tasks.kinds import KINDS
@@ -103,9 +105,10 @@ class _Run:
         self.candidate = build(job, task, recipe)
         self.model = self.candidate.net.to(world.device)
         self.replica = world.wrap(self.model)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model), lr=job.lr, betas=(0.9, 0.98), fused=True)
         self.per_epoch = budget.steps_per_pass(recipe, len(task.train))
         self.steps = budget.count_steps(recipe, len(task.train))
+        self.learner = Learner(self.model, job.lr, self.steps, recipe.recipe)
+        self.metric = find_metric(recipe.metric)
         self.every = budget.steps_between_checks(self.steps)
         self.end = self.steps  # earlier, once validation has come to a plateau
         self.step, self.loss, self.seen, self.order = 0, 0.0, 0, np.empty(0, np.int64)
@@ -120,16 +123,13 @@ class _Run:
         if place == 0:
             self.begin(epoch)
         batch = self.order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.job.lr * budget.rate_factor(self.step, self.steps, self.end)
         loss = self.world.loss(self.losses(self.world.share(batch)), len(batch))
-        self.optimizer.zero_grad()
+        self.learner.optimizer.zero_grad()
         loss.backward()
         total = float(self.world.total(loss.detach() / self.world.size))
         if not math.isfinite(total):
             return False
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
+        self.learner.step(budget.rate_factor(self.step, self.steps, self.end))
         self.loss, self.seen = self.loss + total * len(batch), self.seen + len(batch)
         self.step += 1
         return True
@@ -141,14 +141,14 @@ class _Run:
 
     def losses(self, index: np.ndarray) -> Float[Tensor, " batch"]:
         x, y = load(self.varied, index, self.world.device)
-        with self.candidate.blame():
+        with self.candidate.blame(), autocast(self.world.device, self.recipe.autocast):
             logits = self.replica(x)
-        return nn.functional.cross_entropy(logits, y, reduction="none")
+            return nn.functional.cross_entropy(logits, y, reduction="none")
 
     def check(self) -> None:
         """A look at validation: the best weights are kept, and on a plateau the rate begins to fall."""
         self.world.level(self.model)
-        validation = float(correct(self.model, self.task.validation, self.world).mean())
+        validation = float(self.scores(self.model, self.task.validation).mean())
         passes = round(self.step / self.per_epoch, 2)
         self.curve.append({"step": self.step, "epoch": passes, "loss": self.loss / self.seen, "validation": validation})
         self.loss, self.seen = 0.0, 0
@@ -156,29 +156,31 @@ class _Run:
             self.best_step, self.best_validation = self.step, validation
             self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
         soonest = self.step + budget.steps_of_fall(self.steps)
-        if soonest < self.end and budget.on_plateau(
-            [point["validation"] for point in self.curve], self.step, self.steps
+        if (
+            self.recipe.recipe is None  # a schedule of one's own counts on every step
+            and soonest < self.end
+            and budget.on_plateau([point["validation"] for point in self.curve], self.step, self.steps)
         ):
             self.end = soonest
+
+    def scores(self, model: nn.Module, examples: Examples) -> np.ndarray:
+        with autocast(self.world.device, self.recipe.autocast):
+            return score(model, examples, self.world, self.metric)
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        return tensors, {"fingerprint": self.task.fingerprint, **{name: getattr(self, name) for name in NUMBERS}}
+        moments, learner = self.learner.saved()
+        tensors |= {f"optimizer.{name}": t for name, t in moments.items()}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return tensors, {"fingerprint": self.task.fingerprint, "learner": learner, **numbers}
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         for name in NUMBERS:
             setattr(self, name, about[name])
         self.model.load_state_dict(_strip_prefix("model.", tensors))
         self.best = _strip_prefix("best.", tensors)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _strip_prefix("optimizer.", tensors).items():
-            index, _, entry = name.partition(".")
-            state.setdefault(int(index), {})[entry] = tensor
-        if state:
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.learner.restore(_strip_prefix("optimizer.", tensors), about.get("learner", {}))
         self.begin(self.step // self.per_epoch)
 
     def stopped(self) -> str | None:
@@ -195,18 +197,18 @@ class _Run:
     def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Test with the best weights, on what was trained for and on what was not."""
         self.model.load_state_dict(self.best)
-        right = {"test": correct(self.model, self.task.test, self.world)}
+        right = {"test": self.scores(self.model, self.task.test)}
         shifts: dict[str, Any] = {}
         for shift in self.task.shifts:
             try:
                 moved, how = self.candidate.moved_to(shift.examples.shape)
                 with moved.blame():
-                    right[shift.name] = correct(moved.net, shift.examples, self.world)
+                    right[shift.name] = self.scores(moved.net, shift.examples)
                 shifts[shift.name] = {"accuracy": float(right[shift.name].mean()), "how": how, "why_not": None}
             except ValueError as error:
                 shifts[shift.name] = {"accuracy": None, "how": None, "why_not": str(error)}
         tensors = {f"model.{name}": t for name, t in self.best.items()}
-        tensors |= {f"correct.{name}": torch.from_numpy(hit.astype(np.uint8)) for name, hit in right.items()}
+        tensors |= {f"correct.{name}": _stored(hit) for name, hit in right.items()}
         about = {
             "job": asdict(self.job),
             "fingerprint": self.task.fingerprint,
@@ -236,17 +238,23 @@ def load(
 
 
 @torch.no_grad()
-def correct(model: nn.Module, examples: Examples, world: World) -> np.ndarray:
-    """Which examples are answered rightly, in order: each process answers its part, each example counts once."""
+def score(model: nn.Module, examples: Examples, world: World, metric: Metric) -> np.ndarray:
+    """The score of every example, in order: each process answers its part, each example counts once."""
     model.eval()
-    hits = torch.zeros(len(examples), dtype=torch.int64, device=world.device)
+    scores = torch.zeros(len(examples), dtype=torch.float64)
     mine = world.share(np.arange(len(examples)))
     for start in range(0, len(mine), EVALUATED):
         index = mine[start : start + EVALUATED]
         x, y = load(examples, index, world.device)
-        hits[torch.from_numpy(index).to(world.device)] = (model(x).argmax(1) == y).long()
+        scores[torch.from_numpy(index)] = metric(model(x), y).to("cpu", torch.float64)
     model.train()
-    return world.total(hits).cpu().numpy().astype(bool)
+    return (world.total(scores.to(world.device)) if world.size > 1 else scores).cpu().numpy()
+
+
+def _stored(scores: np.ndarray) -> Tensor:
+    """Right and wrong in bytes, scores as they are."""
+    plain = torch.from_numpy(scores)
+    return plain.to(torch.uint8) if bool(((plain == 0) | (plain == 1)).all()) else plain
 
 
 def digest(state: dict[str, Tensor]) -> str:
@@ -257,16 +265,6 @@ def digest(state: dict[str, Tensor]) -> str:
         total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         total.update(tensor.numpy().tobytes())
     return total.hexdigest()
-
-
-def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay on matrices; none on biases, norms and whatever says where tokens are."""
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv3d)}
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": 0.05},
-        {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
-    ]
 
 
 def _strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,18 @@ import torch
 from torch import Tensor, distributed, nn
 
 
+def autocast(device: str, asked: str | None) -> torch.autocast:
+    """bfloat16 where it is asked for, and on an accelerator that has it; float32 elsewhere, or if "off" was asked for.
+
+    The weights stay in float32, and so does the loss.
+    """
+    kind = device.split(":")[0]
+    there = kind == "cuda" and torch.cuda.is_bf16_supported()
+    there = there or (kind == "mps" and torch.backends.mps.is_macos_or_newer(14, 0))
+    enabled = there if asked is None else asked == "bfloat16"
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled)
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that train one model together."""
