@@ -24,7 +24,7 @@ from locant.compare import checkpoint, statistics
 from locant.compare.trial import Job
 
 PAGE = Path(__file__).with_name("small-data.md")
-SHARES = {0.05: 150, 0.1: 100, 0.3: 40, 1.0: 20}  # and for how many epochs each is trained
+SHARES = (0.05, 0.1, 0.3, 1.0)
 PLAIN, OTHERS, SEEDS = "learned", ("gated", "convit"), 5
 COLOURS = {PLAIN: BLUE, "gated": ORANGE, "convit": GREEN}
 
@@ -48,9 +48,9 @@ class Pair:
 def trained(folder: Path) -> dict[float, Any]:
     """The task's part of results.json, by share."""
     found = {}
-    for share, epochs in SHARES.items():
+    for share in SHARES:
         result = compare.run(
-            task="images", positions=(PLAIN, *OTHERS), seeds=SEEDS, share=share, epochs=epochs, threads=1,
+            task="images", positions=(PLAIN, *OTHERS), seeds=SEEDS, share=share, sensitivity=False, threads=1,
             out=folder / said(share).replace(" %", ""), resume=True, quiet=True,
         )  # fmt: skip
         found[share] = result.data["tasks"][0]
@@ -61,7 +61,8 @@ def trained(folder: Path) -> dict[float, Any]:
 def answers(folder: Path, share: float, row: Any) -> np.ndarray:
     """Which test examples each seed got right."""
     trials = folder / said(share).replace(" %", "") / "trials"
-    names = [Job("images", row["name"], seed, row["learning_rate"]).key for seed in range(SEEDS)]
+    start = row["start"] and row["start"]["taken"]
+    names = [Job("images", row["name"], seed, row["learning_rate"], start).key for seed in range(SEEDS)]
     saved = [checkpoint.read(trials / f"{name}.safetensors")[0]["correct.test"] for name in names]
     return np.stack([table.numpy().astype(bool) for table in saved])
 
@@ -95,11 +96,16 @@ def accuracy(row: Any) -> str:
 
 def table(tasks: dict[float, Any], pairs: list[Pair]) -> str:
     labels = [row["label"] for row in tasks[1.0]["schemes"]]
-    rows = ["| share | examples | epochs | " + " | ".join(f"{label}, %" for label in labels)]
+    rows = ["| share | examples | passes | " + " | ".join(f"{label}, %" for label in labels)]
     rows[0] += "".join(f" | {label} − {labels[0]}, points" for label in labels[1:]) + " |"
     rows.append("| --- " * rows[0].count(" | ") + "| --- |")
     for share, task in tasks.items():
-        cells = [said(share), str(task["sizes"]["train"]), str(SHARES[share]), *map(accuracy, task["schemes"])]
+        cells = [
+            said(share),
+            str(task["sizes"]["train"]),
+            f"{task['budget']['epochs']:g}",
+            *map(accuracy, task["schemes"]),
+        ]
         for pair in (one for one in pairs if one.share == share):
             shown = "p < 0.001" if pair.p < 0.001 else f"p = {pair.p:.3f}"
             cells.append(f"{points(pair.difference)} ({points(pair.low)} to {points(pair.high)}), {shown}")
@@ -188,8 +194,9 @@ Against `learned`, plain attention with a learned vector per place, stand two fo
   same order, and the same start for what they share. {seeds} seeds; ± is their standard deviation.
 - Differences are paired over seeds and the {test} test examples. Their intervals and p are corrected (Holm) for the
   {pairs} comparisons of the table together; see [what may be said](compare.md#what-may-be-said).
-- A smaller share is trained for more epochs. The learning rate (of 0.003 and 0.006, by the first seed) and the epoch
-  are chosen on {validation} validation examples, which do not shrink with the share: for all schemes alike.
+- Every share is trained for as many steps, at most {steps}: a smaller one is passed over more often. The learning rate
+  and the start (by the first seed, as many tries for each scheme) and the step whose weights are kept are chosen on
+  {validation} validation examples, which do not shrink with the share: for all schemes alike.
 
 ## What it does not say
 
@@ -220,9 +227,10 @@ def page(folder: Path, tasks: dict[float, Any]) -> str:
         seeds=SEEDS,
         pairs=len(pairs),
         commands="\n".join(
-            f"locant compare --task images --positions {names} --seeds {SEEDS} --share {share:g} --epochs {epochs}"
-            for share, epochs in SHARES.items()
+            f"locant compare --task images --positions {names} --seeds {SEEDS} --share {share:g} --no-sensitivity"
+            for share in SHARES
         ),
+        steps=tasks[1.0]["budget"]["steps"],
         whole=f"{tasks[1.0]['sizes']['train']:,}",
         **{name: tasks[1.0]["sizes"][name] for name in ("validation", "test")},
     )

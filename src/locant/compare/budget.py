@@ -85,7 +85,8 @@ def of_task(task: Task, recipe: Recipe, settings: Settings) -> dict[str, Any]:
         rule = f"{LEAST:,} steps, or {PASSES} passes over the training examples where those are more{third}"
         why = rule if fixed is None else "the number is fixed for this built-in task"
     elif settings.minutes is not None and steps < usual:
-        why = f"cut from {usual:,}, for every scheme alike, so that the run takes about {settings.minutes:g} minutes"
+        asked = f"{settings.minutes:g} minute{'s' * (settings.minutes != 1)}"
+        why = f"cut from {usual:,}, for every scheme alike, so that the run takes about {asked}"
     else:
         why = f"as asked for; unasked it would be {usual:,}"
     passes = steps / steps_per_pass(recipe, examples)
