@@ -64,6 +64,24 @@ def test_the_forecast_counts_every_trial_and_grows_with_the_steps() -> None:
         assert found[0].sentence.startswith(f"{trials} trials on 2 workers: about ")
 
 
+def test_a_busy_machine_is_told_and_does_not_stretch_the_forecast(monkeypatch) -> None:
+    now = [0.0, 0.0]  # processor, wall
+    monkeypatch.setattr(forecast.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: now[1])
+    clock = forecast.Clock("cpu")
+
+    def call() -> None:
+        now[0] += 0.25
+        now[1] += 1.0
+
+    assert clock.fastest(call) == 0.25
+    assert clock.busy == 4.0
+    told = Forecast(training=60.0, other=20.0, trials=8, workers=2, busy=4.0).sentence
+    assert told.startswith("8 trials on 2 workers: about 80 seconds, less where")
+    assert told.endswith("; up to 4 times as long while others use the machine")
+    assert "machine" not in Forecast(training=60.0, other=20.0, trials=8, workers=2, busy=1.2).sentence
+
+
 def test_a_run_within_minutes_says_so_and_is_repeated_by_its_settings(tmp_path, monkeypatch) -> None:
     predict = forecast.predict
     monkeypatch.setattr(forecast, "predict", lambda *run: replace(predict(*run), training=300.0, other=15.0))

@@ -1,4 +1,8 @@
-"""How long a run will take, before it starts: from a few steps of every scheme, as the workers will take them."""
+"""How long a run will take, before it starts: from a few steps of every scheme, as the workers will take them.
+
+On a CPU it is the processor's time that counts, which others on the machine do not stretch: what is told is how long
+the run takes on a quiet one, and how much longer where it is not quiet.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from locant.tasks.task import Refusal, Task
 
 SAMPLES = 3  # steps that are timed, of which the fastest counts: the others met what else the machine was doing
 ENOUGH = 1.0  # seconds after which no further one is timed
+BUSY = 1.5  # times the processor's time: from here on the machine is called busy
 BESIDE = 1.25  # a step takes this much longer beside other workers, by the memory that they share
 MEASURING = 15.0  # seconds per task for costs and report, roughly
 STARTING = 4.0  # seconds until workers stand
@@ -28,32 +33,35 @@ FEWEST = 20  # steps: below that nothing is learned, and nothing said
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of training, if every trial uses its whole budget, and of all else; trials, and how many side by side."""
+    """Seconds of training, if every trial uses its whole budget, and of all else; trials, how many side by side, and
+    how many times as long what was timed took as on a quiet machine."""
 
     training: float
     other: float
     trials: int
     workers: int
+    busy: float = 1.0
 
     @property
     def sentence(self) -> str:
         """What is printed before the start."""
         side_by_side = f"{self.workers} worker{'s' * (self.workers > 1)}"
         whole = spell_duration(self.training + self.other)
-        return f"{self.trials} trials on {side_by_side}: about {whole}, less where validation comes to a plateau early"
+        told = f"{self.trials} trials on {side_by_side}: about {whole}, less where validation comes to a plateau early"
+        return told if self.busy < BUSY else f"{told}; up to {self.busy:.0f} times as long while others use the machine"
 
 
 def predict(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], chosen: Settings) -> Forecast:
     """Time a few steps and looks at validation of every scheme."""
-    seconds, trials = 0.0, 0
+    seconds, trials, clock = 0.0, 0, Clock(chosen.device)
     for kind, task in tasks.items():
         for scheme in schemes[kind]:
             count = search.count(scheme, chosen.recipes[kind], chosen)
-            seconds += count * _seconds_of_trial(kind, scheme, task, chosen)
+            seconds += count * _seconds_of_trial(kind, scheme, task, chosen, clock)
             trials += count
     workers = min(chosen.threads, trials) if chosen.device == "cpu" else 1
     beside = BESIDE if workers > 1 else 1.0
-    return Forecast(beside * seconds / workers, STARTING + MEASURING * len(tasks), trials, workers)
+    return Forecast(beside * seconds / workers, STARTING + MEASURING * len(tasks), trials, workers, clock.busy)
 
 
 def cut(chosen: Settings, forecast: Forecast) -> Settings:
@@ -77,7 +85,7 @@ def cut(chosen: Settings, forecast: Forecast) -> Settings:
     return replace(chosen, recipes=recipes, cut=True)
 
 
-def _seconds_of_trial(kind: str, scheme: Scheme, task: Task, chosen: Settings) -> float:
+def _seconds_of_trial(kind: str, scheme: Scheme, task: Task, chosen: Settings, clock: Clock) -> float:
     """Of a trial that uses its whole budget: steps, looks at validation, and the test with what was not trained for."""
     recipe = chosen.recipes[kind]
     train = splits.share(task.train, recipe.share, chosen.seeds[0])
@@ -99,22 +107,36 @@ def _seconds_of_trial(kind: str, scheme: Scheme, task: Task, chosen: Settings) -
         model(x).sum().item()
 
     with _threads(1 if chosen.device == "cpu" else None):
-        per_step, per_look = _fastest(step), _fastest(look) / min(EVALUATED, len(task.validation))
+        per_step, per_look = clock.fastest(step), clock.fastest(look) / min(EVALUATED, len(task.validation))
     steps = budget.count_steps(recipe, len(train))
     looks = steps / budget.steps_between_checks(steps)
     tested = len(task.test) * (1 + len(task.shifts))
     return steps * per_step + per_look * (looks * len(task.validation) + tested)
 
 
-def _fastest(call: Callable[[], None]) -> float:
-    """Seconds of the fastest of a few calls, after one that warms up."""
-    call()
-    times: list[float] = []
-    while len(times) < SAMPLES and sum(times) < ENOUGH:
-        start = time.perf_counter()
+class Clock:
+    """Times calls, and knows how much of the time the processor was there for them."""
+
+    def __init__(self, device: str) -> None:
+        self.now = time.process_time if device == "cpu" else time.perf_counter
+        self.counted, self.passed = 0.0, 0.0
+
+    def fastest(self, call: Callable[[], None]) -> float:
+        """Seconds of the fastest of a few calls, after one that warms up."""
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times: list[float] = []
+        while len(times) < SAMPLES and sum(times) < ENOUGH:
+            began, start = time.perf_counter(), self.now()
+            call()
+            times.append(self.now() - start)
+            self.passed += time.perf_counter() - began
+        self.counted += sum(times)
+        return min(times)
+
+    @property
+    def busy(self) -> float:
+        """Seconds that passed, over those that counted."""
+        return self.passed / self.counted if self.counted > 0 else 1.0
 
 
 @contextmanager
