@@ -22,10 +22,9 @@ LAYERS = (
     {"call", "hooks"},
     {"attend"},
     {"flops", "multiply_adds", "nn", "maps"},
-    {"integrations"},  # models of other libraries, run by what stands above
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"flags"},
-    {"models", "checkpoints", "compare", "bench", "info"},
+    {"models", "checkpoints", "integrations", "compare", "bench", "info"},
     {"cli", "options"},
     {"__main__"},
 )
@@ -33,8 +32,8 @@ LAYERS = (
 CONTRACTS = {"positions": "locant.positions.position", "kernels": "locant.kernels.kernel"}
 # Optional or slow to import: only inside the functions that use them.
 HEAVY = set(
-    "PIL av matplotlib mpl_toolkits onnx onnxruntime onnxscript pandas scipy skimage sklearn timm torchvision "
-    "transformers triton".split()
+    "PIL av matplotlib monai mpl_toolkits onnx onnxruntime onnxscript openvino pandas scipy skimage sklearn timm "
+    "torchvision transformers triton".split()
 )
 
 

@@ -1,9 +1,10 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-The options of compare and bench are declared in `flags.py`. What they mean and their checks live in `locant.compare`,
-`locant.bench` and `locant.checkpoints`, which are imported inside the commands: `--help` answers at once, without
-torch. Standard output carries the result and nothing else; progress and errors go to standard error. Exit codes: 0
-done, 1 a kernel gave wrong results (bench), 2 refused with one sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
+The options of compare, bench and accelerate are declared in `flags.py`. What they mean and their checks live in
+`locant.compare`, `locant.bench`, `locant.integrations` and `locant.checkpoints`, which are imported inside the
+commands: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
+errors go to standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate), 2 refused with one sentence, 130
+stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -190,6 +191,33 @@ def _convert(
                 print(report)
                 print(f"\nWritten: {target}\nNext, in Python: {report.next_step}")
                 sys.stdout.flush()
+
+
+@app.command("accelerate", epilog="Example: `locant accelerate timm:swin_tiny_patch4_window7_224 --batch 8`")
+@options_from(flags.ACCELERATE)
+def _accelerate(given: dict[str, Any]) -> None:
+    """How much faster is the model that I have, and is it still the same?
+
+    Builds the model, replaces its attention and its linear layers by Locant's kernels, compares the numbers with
+    float64, and times it in turn with the library's own, torch.compile and runtimes that are installed.
+
+    Exit code 1: the accelerated model gave wrong numbers.
+    """
+    json, quiet = given.pop("json"), given.pop("quiet")
+    with sentences("stopped"):
+        from locant.integrations import command
+
+        def tell(sentence: str) -> None:
+            print(sentence, file=sys.stderr)
+
+        with redirect_stdout(sys.stderr):  # exporters print
+            found = command.run(**given, tell=None if quiet else tell)
+        if json not in (None, "-"):
+            Path(str(json)).write_text(found.json() + "\n", encoding="utf-8")
+        print(found.json() if json == "-" else found.contest if quiet else found)
+        sys.stdout.flush()
+    if found.wrong:
+        raise typer.Exit(1)
 
 
 def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:

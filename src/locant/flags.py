@@ -1,8 +1,8 @@
-"""What `locant compare` and `locant bench` can be told, each flag declared once.
+"""What `locant compare`, `locant bench` and `locant accelerate` can be told, each flag declared once.
 
 The command line's options, the keys of the config file and of settings.toml, the keywords of `compare.run` and
-`bench.run` and what is checked of them follow from `COMPARE` and `BENCH`. Nothing here imports torch or numpy:
-`--help` answers at once.
+`bench.run` and what is checked of them follow from `COMPARE`, `BENCH` and `ACCELERATE`. Nothing here imports torch
+or numpy: `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -247,4 +247,23 @@ BENCH = (
     Flag("seconds", SECONDS, MEASURE, "For each of the two; default 5.", "S"),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
     Flag("quiet", SWITCH, OUTPUT, "Print only whether the plan picked the fastest.", options=("--quiet", "-q")),
+)  # fmt: skip
+
+
+# --- locant accelerate -------------------------------------------------------------------------------------------
+
+ACCELERATE = (
+    Flag("name", TEXT, "", "timm:NAME, torchvision:NAME, locant:NAME, or hf:FOLDER with a config.json.", "NAME",
+         needed=True),
+    Flag("weights", PATH, MODEL, "File of its state dict; default random weights.", "FILE"),
+    Flag("batch", COUNT, MODEL, "Pictures, clips or texts at once; default 1.", "N"),
+    Flag("size", SIDES, MODEL, "Default its own: 384, 384x512, 8x224x224 for a clip, tokens of a text.", "SIZE"),
+    Flag("dtype", TEXT, MODEL, "float32 or bfloat16; default float32.", "NAME"),
+    Flag("train", SWITCH, MEASURE, "Time a training step, and compare gradients as well."),
+    Flag("against", NAMES, MEASURE, "compile, onnxruntime, openvino, or none; default all, and absent ones are named.",
+         "NAMES"),
+    Flag("threads", COUNT, MEASURE, "Threads of torch and of every rival; default torch's own choice.", "N"),
+    Flag("seconds", SECONDS, MEASURE, "Of timing in all; default 10.", "S"),
+    Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
+    Flag("quiet", SWITCH, OUTPUT, "Print the times and nothing else.", options=("--quiet", "-q")),
 )  # fmt: skip

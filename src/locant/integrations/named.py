@@ -1,0 +1,154 @@
+"""Models by name, with random weights or a file's, and an input that fits: what `locant accelerate NAME` takes.
+
+timm:swin_tiny_patch4_window7_224    torchvision:swin_t    hf:FOLDER (a config.json)    locant:swin_tiny
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locant.checkpoints import contents
+
+LIBRARIES = ("timm", "torchvision", "hf", "locant")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model in evaluation mode and what it is called with."""
+
+    name: str
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+
+
+def build(
+    name: str, *, batch: int = 1, size: int | tuple[int, ...] | None = None, weights: Path | None = None
+) -> Named:
+    """The model of that name, and random input for it.
+
+    Args:
+        name: `LIBRARY:NAME`; of transformers a folder with a config.json.
+        batch: of the input.
+        size: pixels of a side, or (rows, columns), or (frames, rows, columns); tokens of a text. None: the model's own.
+        weights: a file of a state dict; None: random weights.
+
+    Raises:
+        ValueError: for a library that is not installed or does not load, a name that it does not have, and a file that
+            does not fit.
+    """
+    library, colon, what = name.partition(":")
+    if not colon or library not in LIBRARIES:
+        raise ValueError(
+            f"NAME needs a library before it, one of {', '.join(f'{x}:' for x in LIBRARIES)}; got {name!r}. For "
+            "example timm:swin_tiny_patch4_window7_224."
+        )
+    torch.manual_seed(0)
+    model, shape = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers, "locant": _locant}[library](
+        what, size
+    )
+    if weights is not None:
+        _load(model, weights)
+    inputs = torch.randint(0, 1000, (batch, *shape)) if len(shape) == 1 else torch.randn(batch, *shape)
+    return Named(name, model.eval(), (inputs,))
+
+
+def library(name: str) -> ModuleType:
+    """The library, imported. Raises ValueError with what to do where that fails."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        raise ValueError(
+            f"this needs {name}, and {missing} is not installed. Install it: pip install {missing.partition('.')[0]}."
+        ) from None
+    except (RuntimeError, ImportError, OSError) as error:  # torchvision's operators of another torch
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"this needs {name}, which does not load beside torch {torch.__version__} ({reason}). Install the builds "
+            "of torch and torchvision that belong together."
+        ) from None
+
+
+def _sides(size: int | tuple[int, ...] | None, own: tuple[int, ...]) -> tuple[int, ...]:
+    if size is None:
+        return own
+    return (size,) * len(own) if isinstance(size, int) else tuple(size)
+
+
+def _timm(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    timm = library("timm")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('_')[0]}*")[:5]
+        raise ValueError(f"timm has no model {name!r}. It has {', '.join(near) or 'others'}: timm.list_models().")
+    own = timm.get_pretrained_cfg(name)
+    channels, *sides = own.input_size if own is not None else (3, 224, 224)
+    wanted = _sides(size, tuple(sides))
+    try:
+        model = timm.create_model(name, **({"img_size": wanted} if size is not None else {}))
+    except TypeError:  # made of convolutions as well: any size
+        model = timm.create_model(name)
+    return model, (channels, *wanted)
+
+
+def _torchvision(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    models = library("torchvision.models")
+    if name not in models.list_models():
+        near = [other for other in models.list_models() if name[:4] in other][:5]
+        raise ValueError(f"torchvision has no model {name!r}. It has {', '.join(near) or 'others'}: list_models().")
+    video = "3d" in name or name.startswith(("mvit", "r3d", "s3d"))
+    own = (16, 224, 224) if video else (224, 224)
+    sides = _sides(size, own) if not video or isinstance(size, tuple | None) else (16, size, size)
+    return models.get_model(name), (3, *sides)
+
+
+def _transformers(folder: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    transformers = library("transformers")
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"hf: needs a folder with a config.json on this disk; {folder!r} has none. Download it first: nothing is "
+            "fetched here."
+        )
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    there = any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
+    auto: Any = transformers.AutoModel
+    model = auto.from_pretrained(folder, local_files_only=True) if there else auto.from_config(config)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        model = model.get_encoder()
+    image = getattr(config, "image_size", None)
+    if image is None:
+        return model, _sides(size, (512,))[:1]
+    own = tuple(image) if isinstance(image, list | tuple) else (image, image)
+    return model, (getattr(config, "num_channels", 3), *_sides(size, own))
+
+
+def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    from locant import models
+
+    builder = getattr(models, name, None)
+    if builder is None or name not in models.__all__:
+        raise ValueError(f"locant has no model {name!r}. It has {', '.join(models.__all__[:8])}, ...: docs/models.md.")
+    sides = _sides(size, (224, 224))
+    return builder(img_size=sides), (3, *sides)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    found = contents.read(path)
+    missing, extra = [x for x in own if x not in found], [x for x in found if x not in own]
+    wrong = [x for x in own if x in found and own[x].shape != found[x].shape]
+    if not (missing or extra or wrong):
+        model.load_state_dict(found)
+        return
+    counts = {"missing": missing, "not in the model": extra, "of another shape": wrong}
+    said = ", ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in counts.items() if names)
+    raise ValueError(
+        f"--weights needs a file that fits the model; {path.name} has {said}. Name the model that it belongs to, or "
+        "bring it to this one's names first: locant convert."
+    )
