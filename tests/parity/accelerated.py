@@ -19,11 +19,14 @@ TABLES = ("bias_table", "relative_attention_bias", "cpb_mlp.2", "position_bias_m
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """The model with tables of standard deviation 1, in evaluation mode."""
+    """The model in evaluation mode with tables of standard deviation 1, and nothing at 0: a norm that starts there
+    would hide all that comes before it."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if any(part in name for part in TABLES):
                 p.normal_(std=0.1 if "mlp" in name else 1.0)
+            elif not p.any():
+                p.normal_(std=0.5)
     return model.eval()
 
 

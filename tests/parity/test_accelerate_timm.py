@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 
+import accelerated
 import pytest
 import torch
 from torch import nn
 
 import locant
-from locant.integrations.model import family_of
+from locant.integrations.timm import FAMILIES
 
-
-def _errors(model: nn.Module, x: torch.Tensor, training: bool = True) -> locant.integrations.report.Report:
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "bias_table" in name:
-                p.normal_()
-    return locant.accelerate(model, example=x, strict=True, training=training)
-
-
-@pytest.mark.parametrize(
+SMALL = {"embed_dim": 32, "num_classes": 10}
+MAPS = pytest.mark.parametrize(
     ("size", "more"),
     [
         (64, {}),  # 16 × 16: windows of 4 divide the map
@@ -30,23 +24,62 @@ def _errors(model: nn.Module, x: torch.Tensor, training: bool = True) -> locant.
         (72, {"strict_img_size": False, "always_partition": True}),
     ],
 )
-def test_swin(timm, size: int, more: dict) -> None:
+
+
+def _swin(timm: ModuleType, name: str, size: int, depth: int = 3, **more) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.models.swin_transformer.SwinTransformer(
-        img_size=size, window_size=4, embed_dim=32, depths=(2, 2, 2), num_heads=(2, 4, 8), num_classes=10, **more
-    ).eval()  # fmt: skip
-    report = _errors(model, torch.randn(2, 3, size, size))
-    attention = [row for row in report.rows if row.kind == "attention"]
-    assert len(attention) == 6
-    assert {row.kernel for row in attention} == {"native"}
+    kind = {
+        "v1": timm.models.swin_transformer.SwinTransformer,
+        "v2": timm.models.swin_transformer_v2.SwinTransformerV2,
+        "cr": timm.models.swin_transformer_v2_cr.SwinTransformerV2Cr,
+    }[name]
+    heads = (2, 4, 8)[:depth]
+    return kind(img_size=size, window_size=4, depths=(2,) * depth, num_heads=heads, **SMALL, **more)
 
 
-def test_swin_resized_afterwards(timm) -> None:
+def _vit(timm: ModuleType, name: str) -> nn.Module:
+    """The models whose attention takes all tokens: BEiT, ViT with a table or a perceptron of offsets, ConViT, ViT."""
+    torch.manual_seed(0)
+    models, vit = timm.models, {"img_size": 64, "patch_size": 16, "depth": 2, "num_heads": 2, **SMALL}
+    relpos = models.vision_transformer_relpos.VisionTransformerRelPos
+    build = {
+        "beit": lambda: models.beit.Beit(use_rel_pos_bias=True, **vit),
+        "beit, scaled": lambda: models.beit.Beit(use_rel_pos_bias=True, init_values=0.1, **vit),
+        "table": lambda: relpos(rel_pos_type="bias", **vit),
+        "table, class token": lambda: relpos(rel_pos_type="bias", class_token=True, global_pool="token", **vit),
+        "field": lambda: relpos(rel_pos_type="mlp", qk_norm=True, **vit),
+        "field, class token": lambda: relpos(rel_pos_type="mlp-swin", class_token=True, global_pool="token", **vit),
+        "convit": lambda: models.convit.ConVit(local_up_to_layer=1, **vit),
+        "vit": lambda: models.vision_transformer.VisionTransformer(**vit),
+        "vit, norms": lambda: models.vision_transformer.VisionTransformer(qk_norm=True, scale_attn_norm=True, **vit),
+        "deit": lambda: models.deit.VisionTransformerDistilled(**vit),
+    }[name]
+    return build()
+
+
+WHOLE = (
+    "beit", "beit, scaled", "table", "table, class token", "field", "field, class token", "convit", "vit",
+    "vit, norms", "deit",
+)  # fmt: skip
+
+
+@MAPS
+@pytest.mark.parametrize("name", ["v1", "v2", "cr"])
+def test_swin(timm, name: str, size: int, more: dict) -> None:
+    accelerated.check(_swin(timm, name, size, **more), torch.randn(2, 3, size, size), count=6)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_tokens(timm, name: str) -> None:
+    model = accelerated.randomised(_vit(timm, name))
+    report = locant.accelerate(model, example=torch.randn(3, 3, 64, 64), strict=True, training=True)
+    assert sum(row.kind == "attention" for row in report.replaced) == 2
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "cr"])
+def test_swin_resized_afterwards(timm, name: str) -> None:
     """Window, table and mask are read at each call: timm's own resizing is followed."""
-    torch.manual_seed(0)
-    model = timm.models.swin_transformer.SwinTransformer(
-        img_size=64, window_size=4, embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=10
-    ).eval()  # fmt: skip
+    model = accelerated.randomised(_swin(timm, name, 64, depth=2))
     plain = copy.deepcopy(model)
     locant.accelerate(model)
     x = torch.randn(2, 3, 96, 96)
@@ -58,14 +91,53 @@ def test_swin_resized_afterwards(timm) -> None:
     assert (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
 
 
-def test_the_classes_are_known_by_source(timm) -> None:
-    """A new timm whose source differs is tried on random input; this says that the pinned one is not."""
-    from locant.integrations.family import digest
-    from locant.integrations.timm import FAMILIES
+def test_a_bias_that_is_shared_goes_the_library_s_way(timm) -> None:
+    """It comes in whole: the row says so where there is no table, and a call that brings one has it."""
+    vit = {"img_size": 64, "patch_size": 16, "depth": 2, "num_heads": 2, **SMALL}
+    torch.manual_seed(0)
+    model = accelerated.randomised(timm.models.beit.Beit(use_shared_rel_pos_bias=True, **vit))
+    report = locant.accelerate(model)
+    assert "handed in whole" in str(report)
+    attn = accelerated.randomised(_vit(timm, "beit")).blocks[0].attn
+    x, bias = torch.randn(2, 17, 32), torch.randn(1, 2, 17, 17)
+    with torch.no_grad():
+        wanted = attn(x, bias)
+        locant.accelerate(attn)
+        assert torch.equal(attn(x, bias), wanted)
+    vit = accelerated.randomised(_vit(timm, "vit")).blocks[0].attn
+    mask = torch.rand(17, 17) > 0.3
+    mask.fill_diagonal_(True)
+    with torch.no_grad():
+        wanted = vit(x, attn_mask=mask), vit(x, is_causal=True)
+        locant.accelerate(vit)
+        assert torch.equal(vit(x, attn_mask=mask), wanted[0])
+        assert torch.equal(vit(x, is_causal=True), wanted[1])
 
-    for family in FAMILIES:
-        for name in family.classes:
-            module, _, cls = name.rpartition(".")
-            found = getattr(__import__(module, fromlist=[cls]), cls)
-            assert digest(found, family.methods) in family.known, name
-            assert family_of(found) is family
+
+def test_another_attention_inside_is_noticed(timm) -> None:
+    """A block is replaced for the attention that it was written for, not for whatever stands in its place."""
+    model = _swin(timm, "v1", 64, depth=1)
+    block = model.layers[0].blocks[0]
+    block.attn = type("Other", (type(block.attn),), {})(32, 2, window_size=(4, 4))
+    rows = [row for row in locant.accelerate(model).rows if row.kind == "attention"]
+    assert rows[0].kernel is None
+    assert "its attn is another than" in rows[0].why
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", ["v1", "v2", "cr", "beit", "table, class token", "convit", "vit"])
+def test_graphs(timm, name: str) -> None:
+    if name in ("v1", "v2", "cr"):
+        model, size = _swin(timm, name, 40, depth=2), 40
+    else:
+        model, size = _vit(timm, name), 64
+    accelerated.check_graphs(model, [torch.randn(2, 3, size, size)])
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "cr", *WHOLE])
+def test_unknown_sources_are_tried(timm, monkeypatch, name: str) -> None:
+    accelerated.check_tried(_swin(timm, name, 72, 2) if len(name) == 2 else _vit(timm, name), monkeypatch)
+
+
+def test_the_classes_are_known_by_source(timm) -> None:
+    accelerated.check_known(FAMILIES)

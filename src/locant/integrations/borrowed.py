@@ -93,7 +93,7 @@ class BorrowedGate(Gate):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         owner: Any = self.owner
-        yield from (owner.pos_proj.weight, owner.gating_param)
+        yield from (owner.pos_proj.weight, owner.pos_proj.bias, owner.gating_param)
 
     def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
         owner: Any = self.owner
@@ -104,4 +104,5 @@ class BorrowedGate(Gate):
             q, k = (torch.tensor(g.along(axis), dtype=kind, device=spread.device) for g in (grid, key_grid))
             apart = k - q[:, None]
             logits.append(direction * apart + spread * apart**2)
+        logits[0] = logits[0] + owner.pos_proj.bias.to(kind)[:, None, None]  # cancels: its gradient is 0, not missing
         return SeparableValues(tuple(logits), torch.sigmoid(owner.gating_param.to(kind)))
