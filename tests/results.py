@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from locant.compare import recommendation
+from locant.compare import finding, recommendation
 from locant.compare.statistics import interval
 from locant.compare.summary import compare_schemes
 
@@ -20,17 +20,21 @@ def make_results(
     layers: int = 2,
     heads: int = 2,
     examples: int = 120,
+    truth: float | None = None,
 ) -> dict[str, Any]:
-    """Plausible results: `tasks` maps a kind to the names of its schemes."""
+    """Plausible results: `tasks` maps a kind to the names of its schemes; `truth`, if given, is what all can."""
     tasks = tasks or {"images": ("none", "learned", "relative", "alibi"), "clips": ("none", "space", "relative")}
     rng = np.random.default_rng(7)
-    made = [_task(rng, kind, names, seeds, layers, heads, examples) for kind, names in tasks.items()]
+    made = [_task(rng, kind, names, seeds, layers, heads, examples, truth) for kind, names in tasks.items()]
     measured = {kind: {name: _cost(rng, i) for i, name in enumerate(names)} for kind, names in tasks.items()}
+    if truth is not None:
+        for task in made:
+            task["finding"] = finding.of_task(task)
     for task in made:
         task |= recommendation.of_task(task, measured[task["kind"]], "reach")
     return {
         "format": 1,
-        "finding": [
+        "finding": [task["finding"][0] for task in made] if truth is not None else [
             "On these images every scheme that can tell a direction beats no position by at least 14 points.",
             "Among the schemes that can, no difference is shown: choose by cost and by what must be extrapolated.",
         ],
@@ -38,7 +42,7 @@ def make_results(
         "settings": {"task": list(tasks), "seeds": list(range(seeds)), "quick": False, "images": {"batch": 64}},
         "versions": {"locant": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6"},
         "tasks": made,
-        "best": {
+        "best": None if all(task["recommendation"] is None for task in made) else {
             "task": "images", "scheme": "learned", "seed": 1, "file": "best.safetensors",
             "snippet": "import locant.compare\n\nmodel = locant.compare.load('best.safetensors')",
         },
@@ -48,13 +52,14 @@ def make_results(
 
 
 def _task(
-    rng: np.random.Generator, kind: str, names: tuple[str, ...], seeds: int, layers: int, heads: int, examples: int
-) -> dict[str, Any]:
+    rng: np.random.Generator, kind: str, names: tuple[str, ...], seeds: int, layers: int, heads: int, examples: int,
+    truth: float | None,
+) -> dict[str, Any]:  # fmt: skip
     grid = {"images": [4, 4], "clips": [4, 4, 4], "sequences": [64]}[kind]
     hard = 0.7 * rng.standard_normal(examples)
     correct = {}
     for name in names:
-        level = TRUTH.get(name, 0.96)
+        level = TRUTH.get(name, 0.96) if truth is None else truth
         lift = np.quantile(rng.standard_normal(20_000), level) + 0.06 * rng.standard_normal((seeds, 1))
         correct[name] = lift + hard + 0.7 * rng.standard_normal((seeds, examples)) > 0
     classes = [str(i) for i in range(10)]
@@ -140,10 +145,12 @@ def _picture(rng: np.random.Generator, name: str, grid: list[int], layers: int, 
             if kind == "gate":
                 value = np.exp(3 * value) / np.exp(3 * value).sum(-1, keepdims=True)
             maps.append(value.round(4).tolist())
-        drawn.append({"layer": layer + 1, "heads": maps})
+        changed = None if name in ("alibi", "rotary") else [(0.1 * np.array(m)).round(4).tolist() for m in maps]
+        drawn.append({"layer": layer + 1, "heads": maps, "changed": changed})
     what = {"bias": "The bias that each head adds to the logit of a key, seen from the chosen query."}
+    alike = None if name in ("alibi", "rotary") else 0.98
     return {"kind": kind, "what": what.get(kind, "How alike a key and the chosen query are."), "grid": grid,
-            "query": [n // 2 for n in grid], "layers": drawn}  # fmt: skip
+            "query": [n // 2 for n in grid], "layers": drawn, "alike": alike}  # fmt: skip
 
 
 def _cost(rng: np.random.Generator, index: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from locant.compare import looks
 from locant.compare.candidate import Candidate
 from locant.compare.looks import look
 from locant.compare.model import Classifier, patches
@@ -210,3 +211,52 @@ def test_every_start_is_the_published_one_and_the_docs_name_it(scheme) -> None:
     assert (row is not None) == bool(scheme.starts)
     if row:
         assert (float(row[1]), *(float(wide) for wide in row[2].split(", "))) == scheme.starts
+
+
+def test_the_picture_holds_what_changed_since_the_start_and_how_alike_both_are() -> None:
+    start, trained = model_of("images", "relative"), model_of("images", "relative")
+    table = trained.blocks()[0][0].table
+    with torch.no_grad():
+        table[1, 3, 4] += 0.5  # the key one column to the left
+    picture = look(trained, start)
+    changed = np.array(picture["layers"][0]["changed"])
+    places = trained.grid.coordinates().tolist()
+    expected = [[0.5 if (y - ky, x - kx) == (0, 1) else 0.0 for ky, kx in places] for y, x in places]
+    assert changed[1] == pytest.approx(np.array(expected), abs=1e-4)
+    assert not changed[0].any()
+    pair = [np.concatenate([np.ravel(layer["heads"]) for layer in look(m)["layers"]]) for m in (start, trained)]
+    assert picture["alike"] == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-3)
+    same = look(start, model_of("images", "relative"))
+    assert [layer["changed"] for layer in same["layers"]] == [None, None]
+    assert same["alike"] is None
+
+
+def test_what_is_fixed_says_so() -> None:
+    picture = look(model_of("images", "alibi"), model_of("images", "alibi"))
+    assert picture["what"].endswith("It is fixed: training changes nothing of it.")
+
+
+def test_of_many_tokens_the_query_in_the_middle_is_drawn_and_of_many_layers_some(monkeypatch) -> None:
+    model = model_of("images", "relative")
+    whole = look(model)
+    monkeypatch.setattr(looks, "MOST_NUMBERS", 100)
+    monkeypatch.setattr(looks, "MOST_MAPS", 4)
+    picture = look(model)
+    (layer,) = picture["layers"]
+    assert layer["layer"] == 2
+    assert "Of 2 layers 1 are drawn." in picture["what"]
+    middle = 2 * 4 + 2
+    assert layer["heads"] == [[head[middle]] for head in whole["layers"][1]["heads"]]
+
+
+def test_class_tokens_are_left_out_of_the_picture() -> None:
+    class Bare(torch.nn.Module):
+        def __init__(self, position: Placement) -> None:
+            super().__init__()
+            self.layer = position.layer(0, 24, 4, grid=Grid(4, 4, prefix=1))
+
+    item, patch = ITEMS["images"]
+    model = Candidate.of(Bare, Placement(IMAGES, find("images", ("relative",))[0], item, patch, 5))
+    (layer,) = look(model)["layers"]
+    whole = model.blocks()[0][0](Grid(4, 4, prefix=1), mask=None)
+    assert np.array(layer["heads"]) == pytest.approx(whole[:, 1:, 1:].detach().numpy(), abs=1e-4)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from locant.compare import glance, learning
+from locant.compare.glance import NEAR, chance
+from locant.compare.learning import seeds_of
+from locant.compare.recommendation import shown_above
 from locant.page import charts, markup, pictures
 from locant.page.charts import Line, Mark
 from locant.page.markup import NOTHING, join_words, percent, points, probability, sizes, text, user, whole
 
 FEW = 12  # classes named in the sentence; the rest stand in the table of classes
 LONG = 32  # letters of a class in that sentence
+UNSHOWN = '<small class="instead">not shown to be above chance</small>'
 Json = Mapping[str, Any]
 
 
@@ -20,12 +25,14 @@ def chapter(
     """The whole chapter. `measured` maps a scheme's name to what was measured of it, `batch` examples at a time."""
     parts = (
         _opening(task, number),
+        glance.decision(task, measured, styles),
         _accuracy_table(task, styles),
         _notes(task),
         _accuracy_chart(task, styles),
         _comparisons(task, styles),
         _shift_charts(task, styles),
-        _learning(task, styles),
+        learning.given(task),
+        learning.curves(task, styles),
         _cost_table(task, measured, styles, batch),
         _cost_charts(task, measured, styles),
         _maps(task, number, cards),
@@ -104,14 +111,17 @@ def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
     shifts = [shift["name"] for shift in task.get("shifts") or []]
     rows = []
     for scheme in task["schemes"]:
-        cells = [_accuracy(scheme.get("accuracy"))]
+        cells = [_accuracy(scheme.get("accuracy")) + ("" if shown_above(scheme) else UNSHOWN)]
         cells += [_shift_cell((scheme.get("shifts") or {}).get(name)) for name in shifts]
         rows.append((_who(scheme, styles), cells))
+    for name, level in chance(task):
+        who = f'<th scope="row"><span>{name}<small>without a look at the example</small></span></th>'
+        rows.append((who, [percent(level), *(NOTHING for _ in shifts)]))
     head = ["Test set", *(text(name) for name in shifts)]
     words = "".join(f"<li><b>{text(s['name'])}</b>: {_shift(s)}</li>" for s in task.get("shifts") or [])
     words = f'<ul class="note">{words}</ul>' if words else ""
     caption = "Accuracy in percent, ± standard deviation over seeds, and the 95 % interval"
-    if _seeds(task) == 1:
+    if seeds_of(task) == 1:
         caption = "Accuracy in percent. One seed: no ranking"
     return f"<h3>What each scheme gets right</h3>{_table(caption, head, rows)}{words}"
 
@@ -157,22 +167,13 @@ def _notes(task: Json) -> str:
     return "".join(f'<p class="heed">{note}</p>' for note in notes)
 
 
-def _seeds(task: Json) -> int:
-    return max((len(scheme.get("trials") or []) for scheme in task["schemes"]), default=0)
-
-
-def _figure(body: str, caption: str) -> str:
-    return f"<figure>{body}<figcaption>{caption}</figcaption></figure>"
-
-
-def _side_by_side(panels: Sequence[str]) -> str:
-    return f'<div class="pair-up">{"".join(panels)}</div>'
-
-
 def _accuracy_chart(task: Json, styles: Mapping[str, str]) -> str:
     rows = [_mark(scheme, styles) for scheme in task["schemes"]]
-    chance = 1 / len(task["classes"]) if task.get("classes") else None
-    seeds = _seeds(task)
+    scale, seeds = _scale(rows), seeds_of(task)
+    levels = chance(task)
+    near = [(name, level) for name, level in levels if scale.low - level < NEAR]
+    scale = _scale(rows, [level for _, level in near])
+    rows += [Mark("quiet", name, level) for name, level in levels if (name, level) not in near]
     words = "One seed: no ranking. The dot is that seed."
     if seeds > 1:
         words = (
@@ -180,13 +181,16 @@ def _accuracy_chart(task: Json, styles: Mapping[str, str]) -> str:
             "Line: the 95 % interval, from a bootstrap over seeds and test examples. "
             "The order is that of the run; it is no ranking."
         )
-    if chance is not None and (scale := _scale(rows)).low <= chance <= scale.high:
-        words += " Dashed: chance."
-    return f"<h3>Accuracy on the test set, percent</h3>{_figure(charts.marks(rows, _scale(rows), chance), words)}"
+    if near:
+        words += f" Dashed: {join_words([f'{name} ({percent(level)})' for name, level in near])}."
+    if len(near) < len(levels):
+        words += " Arrow: to the left of this axis."
+    chart = charts.marks(rows, scale, [level for _, level in near])
+    return f"<h3>Accuracy on the test set, percent</h3>{charts.figure(chart, words)}"
 
 
-def _scale(rows: Sequence[Mark]) -> charts.Scale:
-    values = [v for r in rows for v in (r.mean, r.low, r.high, r.before, *r.seeds) if v is not None]
+def _scale(rows: Sequence[Mark], more: Sequence[float] = ()) -> charts.Scale:
+    values = [v for r in rows for v in (r.mean, r.low, r.high, r.before, *r.seeds) if v is not None] + list(more)
     return charts.scale_of(values or [0.0, 1.0])
 
 
@@ -212,7 +216,7 @@ def _shift_charts(task: Json, styles: Mapping[str, str]) -> str:
         "interval where one is known; the number is that accuracy, and how far it lies from the ring in points."
     )
     title = "<h3>What they were not trained for, accuracy in percent</h3>"
-    return title + _figure(_side_by_side(panels), words)
+    return title + charts.figure(charts.side_by_side(panels), words)
 
 
 def _shift_mark(scheme: Json, name: str, styles: Mapping[str, str]) -> Mark:
@@ -224,37 +228,9 @@ def _shift_mark(scheme: Json, name: str, styles: Mapping[str, str]) -> Mark:
     return Mark(style, label, known["mean"], None, known.get("low"), known.get("high"), (), before)
 
 
-def _learning(task: Json, styles: Mapping[str, str]) -> str:
-    lines, seeds = [], []
-    for scheme in task["schemes"]:
-        runs = [
-            [(float(p["epoch"]), p["validation"]) for p in trial.get("curve") or [] if p.get("validation") is not None]
-            for trial in scheme.get("trials") or []
-        ]
-        runs = [run for run in runs if run]
-        if runs:
-            lines.append(Line(styles[scheme["name"]], scheme["label"], _mean(runs)))
-            seeds.append(runs if len(runs) > 1 else [])
-    if not lines:
-        return ""
-    seeds_said = (
-        "Strong: the mean; thin: each seed; grey: other schemes." if _seeds(task) > 1 else "Grey: other schemes."
-    )
-    words = f"Accuracy on the validation set after each epoch. {seeds_said}"
-    return f"<h3>Learning curves, percent</h3>{_figure(charts.curves(lines, seeds), words)}"
-
-
-def _mean(runs: Sequence[Sequence[charts.Point]]) -> tuple[charts.Point, ...]:
-    by_epoch: dict[markup.Number, list[markup.Number]] = {}
-    for run in runs:
-        for epoch, value in run:
-            by_epoch.setdefault(epoch, []).append(value)
-    return tuple((epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items()))
-
-
 def _comparisons(task: Json, styles: Mapping[str, str]) -> str:
     title = "<h3>Which differences are shown</h3>"
-    if _seeds(task) == 1:
+    if seeds_of(task) == 1:
         return f"{title}<p>One seed: no ranking. Repeat with three seeds or more to compare.</p>"
     pairs = [_from_better_side(c) for c in task.get("comparisons") or []]
     if not pairs:
@@ -271,7 +247,7 @@ def _comparisons(task: Json, styles: Mapping[str, str]) -> str:
         parts.append("<h4>A difference is shown</h4>" + charts.differences([_pair(c, labels, styles) for c in shown]))
     if silent:
         parts.append("<h4>No difference shown</h4>" + charts.differences([_pair(c, labels, styles) for c in silent]))
-    return f"{title}{_figure(''.join(parts), words)}{_pair_table(pairs, labels)}"
+    return f"{title}{charts.figure(''.join(parts), words)}{_pair_table(pairs, labels)}"
 
 
 def _from_better_side(c: Json) -> Json:
@@ -343,7 +319,7 @@ def _cost_charts(task: Json, measured: Json, styles: Mapping[str, str]) -> str:
     stops = _stops(task, measured)
     words = "Per example. Both axes are logarithmic: equal steps are equal factors."
     words += f" ✕: stopped there.{stops}" if stops else ""
-    return "<h4>Cost against the number of tokens</h4>" + _figure(_side_by_side(panels), words)
+    return "<h4>Cost against the number of tokens</h4>" + charts.figure(charts.side_by_side(panels), words)
 
 
 def _line(scheme: Json, measured: Json, field: str, styles: Mapping[str, str]) -> Line:
@@ -374,8 +350,9 @@ def _maps(task: Json, number: int, cards: str) -> str:
     query = drawn[0]["picture"]["query"]
     frames = " Frames stand side by side, first to last." if len(query) == 3 else ""
     return (
-        "<h3>What each trained scheme looks like</h3>"
-        "<p>Each cell is a key; its colour is what position alone does for one query, the ringed cell. Colours are "
-        f"centred at zero and share one scale per scheme.{frames}</p>"
+        "<h3>What each scheme learned</h3>"
+        "<p>Each cell is a key; its colour is what position alone does for one query, the ringed cell, and beside it "
+        "what of that changed since the start, which the trial's seed gives again. Colours are centred at zero, with a "
+        f"scale of their own for both.{frames}</p>"
         f'{pictures.picker(number, query)}<div class="cards">{cards}</div>{bare}'
     )

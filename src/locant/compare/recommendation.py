@@ -70,10 +70,10 @@ def price(task: Json, costs: Json) -> str | None:
     if name == "none" or not sizes:
         return None
     tokens = min(sizes, key=lambda t: abs(math.log(t / NEAR)))
-    more = mine[tokens]["step_ms"] / bare[tokens]["step_ms"] - 1
+    more = round(100 * mine[tokens]["step_ms"] / bare[tokens]["step_ms"]) - 100
     unquiet = any(costs[n].get("quiet") is False for n in (name, "none"))
     star = ", on a machine that was not quiet" if unquiet else ""
-    return f"{'+' if more >= 0 else '−'}{abs(100 * more):.0f}\u00a0% of a training step at {tokens:,} tokens{star}"
+    return f"{'+' if more >= 0 else '−'}{abs(more)}\u00a0% of a training step at {tokens:,} tokens{star}"
 
 
 def rule_out(task: Json) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from locant.atomic import write_bytes
-from locant.compare import chapters
+from locant.compare import chapters, glance, recommendation
 from locant.page import pictures, shell
 from locant.page.markup import NOTHING, code, join_words, text, user, whole
 
@@ -43,7 +43,7 @@ def render(results: Json) -> str:
     measured = (results.get("measured") or {}).get("tasks") or {}
     shown, carried = [], {}
     for number, task in enumerate(tasks):
-        cards, maps = _gallery(task, number, styles)
+        cards, maps = _gallery(task, number, styles, room=pictures.MOST_BYTES // len(tasks))
         batch = ((results.get("settings") or {}).get(task["kind"]) or {}).get("batch")
         sentences = [line for line in task.get("finding") or [] if line not in (results.get("finding") or [])]
         task = {**task, "finding": sentences}  # what the page opens with is not said twice
@@ -54,6 +54,7 @@ def render(results: Json) -> str:
         title=f"Locant compare: {join_words([task['kind'] for task in tasks])}",
         kicker="Locant compare",
         heading="Which position scheme should this model use?",
+        lead=glance.lead(tasks, measured),
         finding=_finding(results, tasks),
         links=[*links, *CLOSING],
         body=f"{''.join(shown)}\n{_closing(results, tasks)}",
@@ -62,8 +63,8 @@ def render(results: Json) -> str:
     )
 
 
-def _gallery(task: Json, number: int, styles: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The cards of a task's schemes, and what the script needs to redraw them for another query."""
+def _gallery(task: Json, number: int, styles: Mapping[str, str], room: int) -> tuple[str, dict[str, Any]]:
+    """The cards of a task's schemes, and what the script needs to redraw them for another query, in `room` bytes."""
     cards, carried = [], {}
     for index, scheme in enumerate(task["schemes"]):
         picture = scheme.get("picture") or {}
@@ -71,16 +72,18 @@ def _gallery(task: Json, number: int, styles: Mapping[str, str]) -> tuple[str, d
             continue
         key, words = f"{number}.{index}", picture.get("what") or scheme.get("sentence") or ""
         card, maps = pictures.card(
-            picture, label=scheme["label"], words=words, key=key, style=styles[scheme["name"]], picker=number
+            picture, label=scheme["label"], words=words, key=key, style=styles[scheme["name"]], picker=number, room=room
         )
         cards.append(card)
-        if maps:
-            carried[key] = maps
+        room -= sum(len(head) for group in maps.values() for layer in group["maps"] for head in layer)
+        carried.update(maps)
     return "".join(cards), carried
 
 
 def _finding(results: Json, tasks: Sequence[Json]) -> list[str]:
-    lines = list(results.get("finding") or ["There is no finding."])
+    unlearned = [task for task in tasks if not any(map(recommendation.shown_above, task["schemes"]))]
+    boxed = {line for task in unlearned for line in (task.get("finding") or [])[:1]}  # said above, in the box
+    lines = [line for line in results.get("finding") or ["There is no finding."] if line not in boxed]
     seeds = max((len(s.get("trials") or []) for task in tasks for s in task["schemes"]), default=0)
     if seeds == 1 and not any("no ranking" in line for line in lines):
         lines.append("One seed: no ranking.")
@@ -144,7 +147,7 @@ def _settings(results: Json) -> str:
 def _model(results: Json) -> str:
     best = results.get("best") or {}
     if not best:
-        body = "<p>No model was saved.</p>"
+        body = "<p>None is named.</p>"
     else:
         body = (
             f"<p>The best model on validation: <b>{text(best.get('scheme'))}</b> on {text(best.get('task'))}, seed "

@@ -121,9 +121,11 @@ def load(path: str | Path, *, model: str | Path | Builder | None = None) -> tupl
 
 
 def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Candidate:
+    """The model of a trial with these weights; as it started, without any."""
     job, recipe = Job(**about["job"]), Recipe.of(about["recipe"])
     model = build_for(job, tuple(about["item"]), len(about["classes"]), recipe)
-    model.net.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    if tensors:
+        model.net.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     model.net.eval()
     return model
 
@@ -209,7 +211,7 @@ def _of_scheme(
             "position": model.position_parameters(),
         },
         "flops": {"forward": model.flops()},
-        "picture": look(model),
+        "picture": look(model, _rebuild({}, trials[jobs[0].key])),
     }
     return row, answers
 

@@ -8,15 +8,19 @@ carries the colour of a scheme in all charts.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from locant.page import markup
 from locant.page.markup import Number, percent, points, text
 
+LONGEST = 18  # letters on a line of a name beside a curve
+LINE = 14  # pixels from one such line to the next
 WIDE = 1000  # width of the stretched inner drawing of curves, in its own units
 
 Point = tuple[Number, Number]
+Known = tuple[Number, Number | None, Number | None]  # a value, its low and its high end
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,28 @@ class Line:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """One scheme in a chart of two values: each with the interval that is known of it."""
+
+    style: str
+    name: str
+    across: Known
+    up: Known
+    taken: bool = False
+    ruled_out: bool = False
+
+
+def figure(body: str, caption: str) -> str:
+    """A chart with its words below; both are HTML."""
+    return f"<figure>{body}<figcaption>{caption}</figcaption></figure>"
+
+
+def side_by_side(panels: Sequence[str]) -> str:
+    """Charts beside each other where there is room."""
+    return f'<div class="pair-up">{"".join(panels)}</div>'
+
+
 def scale_of(values: Sequence[Number], least: float = 0.04) -> Scale:
     """A linear scale around accuracies, with air at both ends, within 0..1."""
     low, high = min(values), max(values)
@@ -75,8 +101,9 @@ def scale_of(values: Sequence[Number], least: float = 0.04) -> Scale:
     return Scale(max(0.0, low - air), min(1.0, high + air))
 
 
-def marks(rows: Sequence[Mark], scale: Scale, chance: Number | None = None) -> str:
-    """One row a scheme: name, strip with mean, spread, interval and every seed, and the number."""
+def marks(rows: Sequence[Mark], scale: Scale, chance: Sequence[Number] = ()) -> str:
+    """One row a scheme: name, strip with mean, spread, interval and every seed, and the number. `chance` is dashed; a
+    mean to the left of the scale is an arrow."""
     return f'<div class="rows">{"".join(_mark_row(row, scale, chance) for row in rows)}{_axis(scale, percent)}</div>'
 
 
@@ -117,10 +144,11 @@ def curves(lines: Sequence[Line], seeds: Sequence[Sequence[Sequence[Point]]], he
 def growth(title: str, lines: Sequence[Line], unit: Callable[[Number | None], str]) -> str:
     """Cost against tokens on two logarithmic axes, with the name at the end of each line."""
     places = [p for line in lines for p in line.points]
-    height = max(230, 17 * len(lines) + 30)
+    height = max(230, _needed(lines))
     across = Scale(min(x for x, _ in places), max(x for x, _ in places), log=True)
     up = Scale(0.8 * min(y for _, y in places), 1.25 * max(y for _, y in places), log=True)
     levels = [(height * (1 - up(y) / 100), unit(y)) for y in up.ticks(6)]
+    at = [height * (1 - up(line.points[-1][1]) / 100) for line in lines]
     columns = sorted({x for x, _ in places})
     columns = columns if len(columns) <= 6 else columns[:: -(-len(columns) // 6)]
     grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' for y, _ in levels)
@@ -132,18 +160,69 @@ def growth(title: str, lines: Sequence[Line], unit: Callable[[Number | None], st
         f'<div class="growth"><h5>{text(title)}</h5><div class="frame" aria-hidden="true">'
         f'<svg class="side" height="{height}">{side}</svg>'
         f'<svg class="plot" height="{height}">{grid}{drawn}{dots}</svg>'
-        f'<svg class="names" height="{height}">{_ends(lines, up, height)}</svg>'
+        f'<svg class="names" height="{height}">{_ends(lines, at, height)}</svg>'
         f'<svg class="feet" height="18">{feet}</svg></div></div>'
     )
 
 
-def _mark_row(row: Mark, scale: Scale, chance: Number | None) -> str:
+def places(title: str, shown: Sequence[Place], unit: Callable[[Number], str], chance: Sequence[Number] = ()) -> str:
+    """Accuracy, up, against another value, across: a dot each with its intervals, and its name at the right.
+
+    The one that is taken is ringed, those that are ruled out are hollow; `chance` is dashed where the scale has it.
+    """
+    height = max(250, _needed(shown))
+    across = _around([v for place in shown for v in place.across if v is not None])
+    up = scale_of([v for place in shown for v in place.up if v is not None] + list(chance))
+    levels = [(height * (1 - up(y) / 100), percent(y).removesuffix(".0")) for y in up.ticks(6)]
+    at = [height * (1 - up(place.up[0]) / 100) for place in shown]
+    grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' for y, _ in levels)
+    grid += "".join(_flat(0, 100, height * (1 - up(y) / 100), "chance") for y in chance)
+    drawn = "".join(_place(place, across, up, height) for place in shown)
+    side = "".join(f'<text x="100%" y="{y + 4:.1f}" text-anchor="end">{label}</text>' for y, label in levels)
+    feet = "".join(_tick(across(x), unit(x), "middle") for x in across.ticks(4))
+    return (
+        f'<div class="growth"><h5>{text(title)}</h5><div class="frame" aria-hidden="true">'
+        f'<svg class="side" height="{height}">{side}</svg>'
+        f'<svg class="plot" height="{height}">{grid}{drawn}</svg>'
+        f'<svg class="names" height="{height}">{_ends(shown, at, height)}</svg>'
+        f'<svg class="feet" height="18">{feet}</svg></div></div>'
+    )
+
+
+def _around(values: Sequence[Number]) -> Scale:
+    air = 0.08 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 0.1
+    return Scale(max(0.0, min(values) - air), max(values) + air)
+
+
+def _place(place: Place, across: Scale, up: Scale, height: int) -> str:
+    (x, left, right), (y, low, high) = place.across, place.up
+    at, level = across(x), height * (1 - up(y) / 100)
+    parts = [_flat(at, 100, level, "lead")]
+    if left is not None and right is not None:
+        parts.append(_flat(across(left), across(right), level, "span"))
+    if low is not None and high is not None:
+        ends = (f"{height * (1 - up(v) / 100):.1f}" for v in (low, high))
+        parts.append('<line class="interval" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'.format(f"{at:.2f}%", *ends))
+    if place.taken:
+        parts.append(f'<circle class="ring" cx="{at:.2f}%" cy="{level:.1f}" r="10.5"/>')
+    kind = "before" if place.ruled_out else "dot"
+    parts.append(f'<circle class="{kind}" cx="{at:.2f}%" cy="{level:.1f}" r="5.5"/>')
+    return f'<g class="{place.style}">{"".join(parts)}</g>'
+
+
+def _flat(start: Number, stop: Number, y: Number, kind: str) -> str:
+    return f'<line class="{kind}" x1="{start:.2f}%" x2="{stop:.2f}%" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _mark_row(row: Mark, scale: Scale, chance: Sequence[Number]) -> str:
     if row.mean is None:
         return _row(row.style, row.name, f'<span class="instead">{text(row.instead or "not measured")}</span>', "")
+    if row.mean < scale.low:
+        arrow = '<text class="beyond" x="0" y="16">◂</text>'
+        return _row(row.style, row.name, _strip(_grid(scale, 24) + arrow, 24), percent(row.mean))
     height, middle = 34, 13 if row.seeds else 17
     parts = [_grid(scale, height)]
-    if chance is not None and scale.low <= chance <= scale.high:
-        parts.append(_rule(scale(chance), height, "chance"))
+    parts += [_rule(scale(level), height, "chance") for level in chance if scale.low <= level <= scale.high]
     if row.before is not None:
         parts.append(_bar(scale(row.before), scale(row.mean), middle, "path"))
         parts.append(f'<circle class="before" cx="{scale(row.before):.2f}%" cy="{middle}" r="4.5"/>')
@@ -229,26 +308,41 @@ def _points(line: Line, across: Scale, up: Scale, height: int) -> str:
     return f'{rest}{dots}<text class="stop {line.style}" x="{at:.2f}%" y="{y + 5:.1f}" text-anchor="middle">✕</text>'
 
 
-def _ends(lines: Sequence[Line], up: Scale, height: int) -> str:
-    """Names at the right, in the order of the last values, pushed apart, with a hair line to where they belong."""
-    ranked = sorted(lines, key=lambda line: -line.points[-1][1])
-    wanted = [height * (1 - up(line.points[-1][1]) / 100) for line in ranked]
-    placed: list[float] = []
-    for y in wanted:
-        placed.append(max(y, placed[-1] + 16 if placed else 8.0))
-    limit = height - 6.0
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], limit)
-        limit = placed[i] - 16
+def _ends(named: Sequence[Line | Place], wanted: Sequence[float], height: int) -> str:
+    """Names at the right, whole, in the order of their places, pushed apart, with a hair line to where they belong."""
+    ranked = sorted(zip(wanted, named, strict=True), key=lambda pair: pair[0])
+    tall = [LINE * len(_lines(one.name)) + 3 for _, one in ranked]
+    middle: list[float] = []
+    free = 0.0  # pixels from the top that are taken
+    for (y, _), needed in zip(ranked, tall, strict=True):
+        middle.append(max(y, free + needed / 2))
+        free = middle[-1] + needed / 2
+    limit = float(height)
+    for i in reversed(range(len(middle))):
+        middle[i] = min(middle[i], limit - tall[i] / 2)
+        limit = middle[i] - tall[i] / 2
     return "".join(
-        f'<line class="lead {line.style}" x1="3" x2="16" y1="{y:.1f}" y2="{at:.1f}"/>'
-        f'<text class="end {line.style}" x="20" y="{at + 4:.1f}">{text(_short(line.name))}</text>'
-        for line, y, at in zip(ranked, wanted, placed, strict=True)
+        f'<line class="lead {one.style}" x1="3" x2="16" y1="{y:.1f}" y2="{at:.1f}"/>{_label(one, at)}'
+        for (y, one), at in zip(ranked, middle, strict=True)
     )
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17].rstrip()}…"
+def _label(one: Line | Place, middle: float) -> str:
+    words = _lines(one.name)
+    top = middle + 4 - LINE * (len(words) - 1) / 2
+    spans = "".join(f'<tspan x="20" y="{top + LINE * i:.1f}">{text(line)}</tspan>' for i, line in enumerate(words))
+    taken = " taken" if isinstance(one, Place) and one.taken else ""
+    return f'<text class="end {one.style}{taken}">{spans}</text>'
+
+
+def _lines(name: str) -> list[str]:
+    """A name in lines that its column holds: never cut."""
+    return textwrap.wrap(name, LONGEST) or [""]
+
+
+def _needed(named: Sequence[Line | Place]) -> int:
+    """Pixels that the names take, one below the other."""
+    return sum(LINE * len(_lines(one.name)) + 3 for one in named) + 8
 
 
 def _steps(span: Number) -> list[float]:

@@ -59,23 +59,40 @@
       node.querySelectorAll("image").forEach((image, t) => {
         image.setAttribute("href", paint(row.subarray(t * rows * columns, (t + 1) * rows * columns), rows, columns));
       });
-      for (const ring of node.querySelectorAll("rect")) {
+      for (const ring of node.querySelectorAll(".halo, .query")) {
         ring.setAttribute("x", x);
         ring.setAttribute("y", y);
       }
     }
   };
 
-  const tell = (card, drawing, event) => {
-    const at = cellAt(drawing.node, card.grid, event);
+  const signed = (value) => `${value < 0 ? "−" : value > 0 ? "+" : ""}${Math.abs(value)}`;
+
+  // Says and frames one key of one map: its place, its offset from the query, and the value.
+  const tell = (card, drawing, at) => {
     if (!at) return;
     const keys = card.grid.reduce((a, b) => a * b, 1);
     const level = drawing.levels[flat(card.grid, card.query) * keys + flat(card.grid, at)];
-    card.output.textContent = `key at ${words(at)}: ${((level / 127) * card.scale).toPrecision(2).replace("-", "−")}`;
+    const offset = card.query.map((place, axis) => signed(place - at[axis])).join(", ");
+    const value = ((level / 127) * card.scale).toPrecision(2).replace("-", "−");
+    card.output.textContent = `key at ${words(at)}, offset ${offset}: ${value}`;
+    card.probe = at;
+    const [x, y] = corner(card.grid, at);
+    if (!drawing.probe) {
+      drawing.probe = svg("rect", { class: "probe", width: 1, height: 1 });
+      drawing.node.append(drawing.probe);
+    }
+    drawing.probe.setAttribute("x", x);
+    drawing.probe.setAttribute("y", y);
+    drawing.probe.removeAttribute("hidden");
+  };
+  const hush = (card, drawing) => {
+    if (drawing.probe) drawing.probe.setAttribute("hidden", "");
+    card.output.textContent = card.name;
   };
 
   for (const [key, entry] of Object.entries(data.maps)) {
-    const node = document.querySelector(`[data-card="${key}"]`);
+    const node = document.querySelector(`[data-group="${key}"]`);
     const drawings = entry.maps.flatMap((layer, l) =>
       layer.map((packed, h) => ({ node: node.querySelector(`[data-map="${key}.${l}.${h}"]`), levels: bytes(packed) })));
     const output = node.querySelector("output");
@@ -110,28 +127,54 @@
     };
     const steps = { ArrowLeft: [-1, -1], ArrowRight: [-1, 1], ArrowUp: [-2, -1], ArrowDown: [-2, 1],
       PageUp: [-3, -1], PageDown: [-3, 1] };
-    board.addEventListener("keydown", (event) => {
+    const moved = (from, event) => {
       const step = steps[event.key];
-      if (!step || -step[0] > grid.length) return;
+      if (!step || -step[0] > grid.length) return null;
       event.preventDefault();
-      const at = [...place.query];
+      const at = [...from];
       const axis = grid.length + step[0];
       at[axis] = Math.min(grid[axis] - 1, Math.max(0, at[axis] + step[1]));
-      pick(at);
+      return at;
+    };
+    board.addEventListener("keydown", (event) => {
+      const at = moved(place.query, event);
+      if (at) pick(at);
     });
     board.addEventListener("click", (event) => {
       const at = cellAt(board, grid, event);
       if (at) pick(at);
     });
+    // The maps: one stop of the tab key per group. Arrows move the key, Enter makes it the query, N and P change the map.
     for (const card of mine) {
-      for (const drawing of card.drawings) {
+      const enter = (number) => {
+        card.drawings.forEach(({ node }, i) => node.setAttribute("tabindex", i === number ? 0 : -1));
+        card.drawings[number].node.focus();
+      };
+      card.drawings.forEach((drawing, number) => {
+        drawing.node.setAttribute("tabindex", number ? -1 : 0);
+        drawing.node.setAttribute("role", "application");
+        drawing.node.addEventListener("focus", () => {
+          if (drawing.node.matches(":focus-visible")) tell(card, drawing, card.probe || card.query);
+        });
+        drawing.node.addEventListener("blur", () => hush(card, drawing));
+        drawing.node.addEventListener("keydown", (event) => {
+          const at = moved(card.probe || card.query, event);
+          const turn = { n: 1, p: -1 }[event.key.toLowerCase()];
+          if (at) tell(card, drawing, at);
+          else if (event.key === "Enter" && card.probe) {
+            pick(card.probe);
+            tell(card, drawing, card.probe);
+          } else if (turn && card.drawings[number + turn]) enter(number + turn);
+        });
         drawing.node.addEventListener("click", (event) => {
           const at = cellAt(drawing.node, grid, event);
           if (at) pick(at);
         });
-        drawing.node.addEventListener("pointermove", (event) => tell(card, drawing, event));
-        drawing.node.addEventListener("pointerleave", () => { card.output.textContent = card.name; });
-      }
+        drawing.node.addEventListener("pointermove", (event) => {
+          tell(card, drawing, cellAt(drawing.node, card.grid, event));
+        });
+        drawing.node.addEventListener("pointerleave", () => hush(card, drawing));
+      });
     }
     place.querySelector("[data-board]").append(board);
     place.hidden = false;

@@ -21,46 +21,68 @@ from locant.page.markup import sizes, text
 # blue to warm through a light grey, equally light on both sides; safe for the common forms of colour blindness
 STOPS = ((11, 60, 108), (46, 116, 175), (146, 190, 219), (242, 240, 235), (240, 182, 134), (205, 98, 40), (120, 42, 10))
 LEVELS = 127
-MOST_BYTES = 600_000  # of one card's maps; beyond it the page carries the default query alone
+MOST_BYTES = 450_000  # of all maps of a page; cards beyond it carry the default query alone
 GAP = 0.5  # between the frames of a clip, in cells
 KINDS = {
     "bias": "bias",
     "embedding": "cosine similarity",
     "rotation": "mean cosine",
     "gate": "weight",
+    "changed": "change",
 }
 
 Maps = Float[np.ndarray, "layers heads queries keys"]
 
 
 def card(
-    picture: Mapping[str, Any], *, label: str, words: str, key: str, style: str, picker: int
+    picture: Mapping[str, Any], *, label: str, words: str, key: str, style: str, picker: int, room: int = MOST_BYTES
 ) -> tuple[str, dict[str, Any]]:
-    """A card with the maps of one scheme as HTML, and what the script needs to redraw them: {} if it would be too much.
+    """A card with the maps of one scheme as HTML, and what the script needs to redraw them: {} beyond `room` bytes.
 
     Args:
-        picture: `kind` (a key of `KINDS`), `grid`, `query`, and `layers`, each with its number `layer` and its `heads`,
-            matrices [queries][keys]; None in them is a key that the query does not see.
+        picture: `kind` (a key of `KINDS`), `grid`, `query`, and `layers`, each with its number `layer`, its `heads`,
+            matrices [queries][keys] or [1][keys] of the query alone, in which None is a key that the query does not
+            see; and `changed`, the like of what was added since the start, or None. `alike` is the correlation of
+            what is there with the start.
         label, words: the heading of the card, and the sentence below it.
         key: a name of the card that no other card of the page has.
         style: the style class of its colour (`shell.styles`).
         picker: the number of the picker that chooses its query.
     """
-    maps = _maps(picture)
-    scale = float(np.abs(maps).max()) or 1.0
-    levels = np.rint(maps * (LEVELS / scale)).astype(np.int8)
-    carried = {}
-    if levels.size <= MOST_BYTES:
-        carried = {
-            "picker": picker, "grid": picture["grid"], "query": picture["query"], "scale": scale,
-            "maps": [[_encode(head) for head in layer] for layer in levels],
-        }  # fmt: skip
+    groups, carried, taken = [], {}, 0
+    for name, field, title in (("now", "heads", _title_now(picture)), ("changed", "changed", _title_changed(picture))):
+        maps = _maps(picture, field)
+        if maps is None:
+            continue
+        scale = float(np.abs(maps).max()) or 1.0
+        levels = np.rint(maps * (LEVELS / scale)).astype(np.int8)
+        every = levels.shape[-1] == levels.shape[-2] and levels.shape[-1] > 0
+        taken += levels.size
+        if every and taken <= room:
+            carried[f"{key}.{name}"] = {
+                "picker": picker, "grid": picture["grid"], "query": picture["query"], "scale": scale,
+                "maps": [[_encode(head) for head in layer] for layer in levels],
+            }  # fmt: skip
+        head = f"<h6>{title}</h6>" if title else ""
+        kind = picture["kind"] if name == "now" else "changed"
+        body = f"{head}{_rows(picture, levels, f'{key}.{name}')}{_legend(kind, scale)}"
+        groups.append(f'<div class="maps" data-group="{key}.{name}">{body}</div>')
     note = "" if carried else '<p class="note">Too large to carry for every query; the page shows one.</p>'
+    sides = ' class="sides"' if len(groups) > 1 else ""
     return (
-        f'<article class="card axes{len(picture["grid"])} {style}" data-card="{key}"><h5><i class="mark"></i>'
-        f"{text(label)}</h5><p>{text(words)}</p>"
-        f"{_rows(picture, levels, key)}{_legend(picture['kind'], scale)}{note}</article>"
+        f'<article class="card axes{len(picture["grid"])} {style}"><h5><i class="mark"></i>'
+        f"{text(label)}</h5><p>{text(words)}</p><div{sides}>{''.join(groups)}</div>{note}</article>"
     ), carried
+
+
+def _title_now(picture: Mapping[str, Any]) -> str:
+    return "As trained" if any(layer.get("changed") for layer in picture["layers"]) else ""
+
+
+def _title_changed(picture: Mapping[str, Any]) -> str:
+    alike = picture.get("alike")
+    start = "" if alike is None else f" <small>correlation of start and now {alike:.2f}</small>".replace("-", "−")
+    return f"Changed since the start{start}"
 
 
 def picker(number: int, query: Sequence[int]) -> str:
@@ -70,7 +92,8 @@ def picker(number: int, query: Sequence[int]) -> str:
     return (
         f'<p data-static="{number}">Shown for the query at {where}.</p>'
         f'<div class="picker" data-picker="{number}" hidden><p>Query: <output aria-live="polite"></output>'
-        "<small>Click a cell, here or on any map.</small></p><div data-board></div></div>"
+        "<small>Click a cell, here or on any map; point at one for its value and offset (query − key). Keys: tab to a "
+        "map, arrows, Enter for the query, N and P for the next map.</small></p><div data-board></div></div>"
     )
 
 
@@ -96,17 +119,18 @@ def drawable(picture: Mapping[str, Any]) -> bool:
     return picture.get("kind") not in (None, "none") and bool(picture.get("layers"))
 
 
-def _maps(picture: Mapping[str, Any]) -> Maps:
-    maps = np.array(
-        [layer["heads"] for layer in picture["layers"]], dtype=np.float64
-    )  # null, from a blocked key, becomes nan
+def _maps(picture: Mapping[str, Any], field: str) -> Maps | None:
+    layers = [layer.get(field) for layer in picture["layers"]]
+    if any(heads is None for heads in layers):
+        return None
+    maps = np.array(layers, dtype=np.float64)  # null, from a blocked key, becomes nan
     return np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _rows(picture: Mapping[str, Any], levels: Int8[np.ndarray, "layers heads queries keys"], key: str) -> str:
     """A row of maps per layer, a map per head."""
     grid, query = picture["grid"], picture["query"]
-    place = int(np.ravel_multi_index(tuple(query), tuple(grid)))
+    place = int(np.ravel_multi_index(tuple(query), tuple(grid))) if levels.shape[2] > 1 else 0
     rows = []
     for number, (layer, heads) in enumerate(zip(picture["layers"], levels, strict=True)):
         shown = "".join(

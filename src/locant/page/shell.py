@@ -20,20 +20,22 @@ COLOURS = 10  # the classes s1 … s10 of page.css go round; s0 is grey
 
 
 def fill(
-    *, title: str, kicker: str, heading: str, finding: Sequence[str], links: Sequence[tuple[str, str]], body: str,
-    author: str, maps: Mapping[str, Any],
+    *, title: str, kicker: str, heading: str, lead: str, finding: Sequence[str], links: Sequence[tuple[str, str]],
+    body: str, author: str, maps: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """The whole page as text; the same arguments give the same bytes.
 
     Args:
         title, kicker, heading: what the browser's tab says, the small line above the heading, and the heading.
-        finding: the sentences that the page opens with.
+        lead: what the page opens with, as HTML.
+        finding: the sentences below it.
         links: (id of a section, its name) of the table of contents.
         body: the sections, as HTML.
         author: the command that wrote the page.
         maps: what the script needs to redraw maps for another query (`pictures.card`), by key.
     """
     style, script = _read("page.css"), _read("page.js")
+    said = "".join(f"<p>{text(line)}</p>" for line in finding)
     return Template(_read("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'",
@@ -43,7 +45,8 @@ def fill(
         gradients=pictures.gradients(),
         kicker=text(kicker),
         heading=text(heading),
-        finding="".join(f"<p>{text(line)}</p>" for line in finding),
+        lead=lead,
+        finding=f'<section class="finding" aria-label="Finding">{said}</section>' if said else "",
         contents="".join(f'<a href="#{target}">{text(name)}</a>' for target, name in links),
         body=body,
         author=text(author),
