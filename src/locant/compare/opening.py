@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from locant.compare import sizes
+from locant.compare import datasets, sizes, source
 from locant.compare.budget import with_steps
 from locant.compare.builders import find_builder
 from locant.compare.placement import Placement
@@ -58,6 +58,9 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
         from locant.tasks.sources import open_task
 
         asked = settings.task[0] if settings.task else None
+        if source.is_live(settings.data):
+            task = datasets.open_task(source.find("data", settings.data), asked, seed=0)
+            return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
         recipe = next(iter(settings.recipes.values()))
         frames = next((r.frames for name, r in settings.recipes.items() if KINDS[name].timed), recipe.frames)
         large = recipe.model == "base" and Path(settings.data).is_dir()

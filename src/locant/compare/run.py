@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from locant import __version__
 from locant.compare import (
@@ -46,10 +47,11 @@ from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal, Task
 
 Tell = Callable[[dict[str, Any]], None]
+Data = Dataset[Any] | DataLoader[Any] | Sequence[Any] | tuple[Any, ...]
 
 
 def run(
-    data: str | Path | None = None,
+    data: str | Path | Data | None = None,
     *,
     task: str | Sequence[str] | None = None,
     positions: str | Sequence[str] | None = None,
@@ -87,7 +89,9 @@ def run(
     """Train the same small transformer with each position scheme, and say what may be said of the differences.
 
     Args:
-        data: a folder of class folders of images or clips, or an .npz with `x` and `y`; None is the built-in digits.
+        data: a folder of class folders of images or clips, or an .npz with `x` and `y`; or a torch Dataset of (x, y),
+            a DataLoader, arrays (x, y), or (train, test) or (train, validation, test) of data sets or loaders
+            (`locant.compare.datasets`); None is the built-in digits.
         task: "images", "clips", "sequences", or several; guessed from `data`.
         positions: schemes by name; default those of the task's kind (`locant.tasks.kinds`).
         seeds: a count, or the seeds themselves. One seed gives no ranking.

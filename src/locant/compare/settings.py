@@ -55,7 +55,7 @@ class Settings:
     @property
     def lives_here(self) -> bool:
         """Whether some of it lives in this process alone, so that other processes can't train."""
-        return any(source.is_live(name) for name in self.own())
+        return any(source.is_live(name) for name in (self.data, *self.own()))
 
     def digests(self) -> dict[str, str]:
         """What the user's own Python was, by hash: part of the run's identity."""
@@ -108,7 +108,7 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         recipes=recipes,
         seeds=seeds,
         positions=None if positions is None else _texts("positions", positions, None),
-        data=None if values.get("data") is None else str(values.pop("data")),
+        data=_data(values.pop("data", None)),
         device=device,
         left=left,
         threads=_count("threads", values.pop("threads", os.cpu_count() or 1)),
@@ -224,6 +224,11 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
     if len(value) != 2:
         raise Refusal(f"{name} needs one side, or rows and columns; got {value}. Write --{name} 4 or --{name} 4x8.")
     return tuple(_count(name, side) for side in value)
+
+
+def _data(value: Any) -> str | None:
+    """A path, or the name of what was given from Python (`datasets.py`)."""
+    return value if value is None else str(value) if isinstance(value, (str, Path)) else source.keep("data", value)
 
 
 def _autocast(name: str, value: Any) -> str:

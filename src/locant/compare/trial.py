@@ -243,10 +243,12 @@ def score(model: nn.Module, examples: Examples, world: World, metric: Metric) ->
     model.eval()
     scores = torch.zeros(len(examples), dtype=torch.float64)
     mine = world.share(np.arange(len(examples)))
-    for start in range(0, len(mine), EVALUATED):
-        index = mine[start : start + EVALUATED]
-        x, y = load(examples, index, world.device)
-        scores[torch.from_numpy(index)] = metric(model(x), y).to("cpu", torch.float64)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # data sets that draw give every scheme the same
+        for start in range(0, len(mine), EVALUATED):
+            index = mine[start : start + EVALUATED]
+            x, y = load(examples, index, world.device)
+            scores[torch.from_numpy(index)] = metric(model(x), y).to("cpu", torch.float64)
     model.train()
     return (world.total(scores.to(world.device)) if world.size > 1 else scores).cpu().numpy()
 
