@@ -49,6 +49,8 @@ def of_task(task: dict[str, Any]) -> list[str]:
     sentences += _against_none(task, labels)
     sentences += _on_shifts(task, labels)
     # 3 what must be known beside
+    if (task.get("sensitivity") or {}).get("changes_order"):
+        sentences.append(task["sensitivity"]["sentence"])
     blind = [s["label"] for s in schemes if not s["tells_direction"] and s["name"] != "none"]
     if blind:
         sentences.append(f"{join_words(blind)} is mirror-blind: to it, left is right and before is after.")

@@ -24,14 +24,18 @@ def _take(task: Json, costs: Json, several: bool) -> str:
     if not any(map(recommendation.shown_above, task["schemes"])):
         first = (task.get("finding") or [task.get("why_none") or ""])[0]
         return f'<div class="warn">{name}<p>{text(first)}</p></div>'
-    if not task.get("recommendation"):
-        return f"<div>{name}<p>{text(task['why_none'])}</p></div>" if task.get("why_none") else ""
-    take, leave = (text(sentence) for sentence in task["recommendation"]["sentences"])
-    label = next(text(s["label"]) for s in task["schemes"] if s["name"] == task["recommendation"]["scheme"])
-    take = take.replace(label, f"<b>{label}</b>", 1)
-    price = recommendation.price(task, costs)
-    clock = f', <span class="measured">{text(price)} (measured here)</span>.' if price else "."
-    return f"<div>{name}<p>{take.removesuffix('.')}{clock}</p><p>{leave}</p></div>"
+    sentences = [text(sentence) for sentence in recommendation.told(task, costs)]
+    if not sentences:
+        return ""
+    if task.get("recommendation"):
+        label = next(text(s["label"]) for s in task["schemes"] if s["name"] == task["recommendation"]["scheme"])
+        price = recommendation.price(task, costs) or ""
+        sentences[0] = (
+            sentences[0]
+            .replace(label, f"<b>{label}</b>", 1)
+            .replace(text(price), f'<span class="measured">{text(price)}</span>', 1 if price else 0)
+        )
+    return f"<div>{name}{''.join(f'<p>{sentence}</p>' for sentence in sentences)}</div>"
 
 
 def decision(task: Json, measured: Json, styles: Mapping[str, str]) -> str:

@@ -61,6 +61,15 @@ def of_task(task: Json, costs: Json, prefer: str) -> dict[str, Any]:
     return {"recommendation": {**chosen, "sentences": sentences, "rule": " ".join(RULE)}, "why_none": None}
 
 
+def told(task: Json, costs: Json) -> list[str]:
+    """The two sentences with the price by the clock, or the one that says why there is none."""
+    if not task.get("recommendation"):
+        return [task["why_none"]] if task.get("why_none") else []
+    take, leave = task["recommendation"]["sentences"]
+    by_clock = price(task, costs)
+    return [f"{take.removesuffix('.')}, {by_clock} (measured here)." if by_clock else take, leave]
+
+
 def price(task: Json, costs: Json) -> str | None:
     """What the recommended scheme costs by the clock, beside the model without position, at the size nearest to 196
     tokens; None if that was not measured."""

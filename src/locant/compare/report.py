@@ -63,6 +63,21 @@ def render(results: Json) -> str:
     )
 
 
+def excerpt(results: Json, link: str) -> str:
+    """What a notebook shows: the recommendation, the finding, the chart of each task and a link to the page."""
+    tasks = results.get("tasks") or []
+    styles = shell.styles(scheme["name"] for task in tasks for scheme in task["schemes"])
+    measured = (results.get("measured") or {}).get("tasks") or {}
+    found = "".join(f"<p>{text(line)}</p>" for line in _finding(results, tasks))
+    charts = "".join(
+        f"<h4>{text(task['kind']).capitalize()}</h4>"
+        + glance.decision_chart(task, measured.get(task["kind"]) or {}, styles)
+        for task in tasks
+    )
+    page = f'<p><a href="{text(link)}" target="_blank" rel="noopener">The page with all charts and maps</a></p>'
+    return shell.fragment(f'{glance.lead(tasks, measured)}<section class="finding">{found}</section>{charts}{page}')
+
+
 def _gallery(task: Json, number: int, styles: Mapping[str, str], room: int) -> tuple[str, dict[str, Any]]:
     """The cards of a task's schemes, and what the script needs to redraw them for another query, in `room` bytes."""
     cards, carried = [], {}

@@ -6,13 +6,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from locant.compare import recommendation
+from locant.compare.glance import chance
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
 
-@dataclass(frozen=True)
+WIDTH = 100  # columns of what `print` shows
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """`data` is results.json; everything that a clock or an allocator said stands under `data["measured"]`."""
 
@@ -28,25 +35,51 @@ class Result:
         return json.dumps(self.data, indent=1)
 
     def table(self) -> Group:
-        """The findings and a table per task, for a terminal (rich)."""
-        from rich.console import Group
+        """For a terminal, by rich or `print`: per task the recommendation, a table, and the finding."""
         from rich.text import Text
 
         parts: list[Any] = []
         for task in self.data["tasks"]:
-            parts += [Text(), _table(task, self.data["measured"]["tasks"].get(task["kind"], {}))]
-            parts += [Text(sentence) for sentence in task["finding"]]
-        return Group(*parts)
+            costs = self.data["measured"]["tasks"].get(task["kind"], {})
+            taken = [Text(sentence, style="bold") for sentence in recommendation.told(task, costs)]
+            more = [task["power"]["sentence"]] if task.get("power") else []
+            said = [Text(sentence) for sentence in (*task["finding"], *more)]
+            parts += [Text(), *taken, *([Text()] if taken else []), _table(task, costs), *said]
+        return _printable(parts)
+
+    def __repr__(self) -> str:
+        return f"{self.table()}\nReport: {self.report}"
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from locant.compare import report
 
-        rows = "".join(
-            f"<tr><td>{escape(task['kind'])}</td><td>{escape(s['label'])}</td><td>{_accuracy(s['accuracy'])}</td></tr>"
-            for task in self.data["tasks"]
-            for s in task["schemes"]
-        )
-        return f"<table><tr><th>task</th><th>scheme</th><th>accuracy, %</th></tr>{rows}</table>"
+        return report.excerpt(self.data, _address(self.report))
+
+
+def _printable(parts: list[Any]) -> Group:
+    from io import StringIO
+
+    from rich.console import Console, Group
+
+    class Printable(Group):
+        """A group whose text is what it shows."""
+
+        def __str__(self) -> str:
+            console = Console(file=StringIO(), width=WIDTH, color_system=None)
+            with console.capture() as shown:
+                console.print(self)
+            return "\n".join(line.rstrip() for line in shown.get().splitlines())
+
+        __repr__ = __str__
+
+    return Printable(*parts)
+
+
+def _address(path: Path) -> str:
+    """Where a browser finds a file: from here, if it lies below; a notebook's server shows nothing else."""
+    whole = path.absolute()
+    below = whole.is_relative_to(Path.cwd())
+    return quote(whole.relative_to(Path.cwd()).as_posix()) if below else whole.as_uri()
 
 
 def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
@@ -68,10 +101,14 @@ def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
         cost = measured.get(s["name"])
         table.add_row(
             escape(s["label"]),
-            _accuracy(s["accuracy"]),
+            _accuracy(s["accuracy"]) + ("" if recommendation.shown_above(s) else " †"),
             *(_share(s["shifts"].get(shift["name"], {}).get("mean")) for shift in task["shifts"]),
             f"{cost['step_ms']['median']:.1f}" if cost else "–",
         )
+    for name, level in chance(task):
+        table.add_row(f"[dim]{name}[/dim]", f"[dim]{_share(level)}[/dim]")
+    if not all(map(recommendation.shown_above, task["schemes"])):
+        table.caption, table.caption_justify = "† not shown to be above chance", "left"
     return table
 
 

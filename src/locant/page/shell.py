@@ -54,6 +54,13 @@ def fill(
     )
 
 
+def fragment(body: str) -> str:
+    """A part of a page, for a notebook: with the style sheet, which reaches no further than the part itself."""
+    style = _read("page.css").replace(":root {", ":scope {")
+    own = ":scope { background: var(--paper); color: var(--ink); padding: .1rem 1rem; font: 15px/1.5 var(--sans); }"
+    return f"<div><style>@scope {{\n{style}\n{own}\n}}</style>{body}</div>"
+
+
 def styles(names: Iterable[str], grey: str = "none") -> dict[str, str]:
     """The style class of each name, in order of appearance: one colour per name on the whole page."""
     coloured = [name for name in dict.fromkeys(names) if name != grey]
