@@ -13,6 +13,7 @@ from torch import nn
 
 import locant
 from locant.dispatch import tree_leaves
+from locant.integrations.layers import PERCEPTRONS
 from locant.integrations.transformers import FAMILIES
 
 SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
@@ -56,6 +57,59 @@ def test_sounds(transformers) -> None:
     accelerated.check(_clap(transformers), {"input_features": torch.randn(2, 1, 250, 16)}, count=4)
 
 
+WHOLE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 16}
+BEIT = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5}
+
+
+def _whole(transformers: ModuleType, name: str, size: int | tuple[int, int] = 64, **more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**WHOLE, "image_size": size, **more})
+    return getattr(transformers, f"{name}Model")(config)
+
+
+@pytest.mark.parametrize("name", ["Beit", "Data2VecVision"])
+@pytest.mark.parametrize("size", [64, 96])
+def test_beit(transformers, name: str, size: int) -> None:
+    """On pictures of the table's size, and on larger ones, for which the library resizes the table at each call."""
+    model = _whole(transformers, name, **BEIT)
+    accelerated.check(model, torch.randn(2, 3, size, size), count=2)
+
+
+def test_the_class_with_its_own_softmax(transformers) -> None:
+    model = _whole(transformers, "Data2VecVision", attn_implementation="eager", **BEIT)
+    x, plain = torch.randn(2, 3, 64, 64), accelerated.randomised(copy.deepcopy(model))
+    accelerated.randomised(model)
+    model.load_state_dict(plain.state_dict())
+    locant.accelerate(model, example=x, strict=True)
+    with torch.no_grad():
+        ours, theirs = (m(x, output_attentions=True).attentions for m in (model, plain))
+    assert len(ours) == 2
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["Beit", "Data2VecVision"])
+def test_a_bias_that_is_shared_is_left_to_the_model(transformers, name: str) -> None:
+    report = locant.accelerate(_whole(transformers, name, use_shared_relative_position_bias=True))
+    assert {row.kernel for row in report.rows if row.kind == "attention"} <= {None}
+    assert "which shares it among layers" in str(report)
+
+
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2", "ViTMSN", "Beit"])
+def test_plain_attention(transformers, name: str) -> None:
+    model = accelerated.randomised(_whole(transformers, name, num_hidden_layers=1))
+    report = locant.accelerate(model, example=torch.randn(2, 3, 64, 64), strict=True, training=True)
+    assert sum(row.kind == "attention" for row in report.replaced) == 1
+
+
+def test_a_mask_goes_the_class_s_own_way(transformers) -> None:
+    attn = accelerated.randomised(_whole(transformers, "ViT")).layers[0].attention
+    x, mask = torch.randn(2, 17, 32), torch.randn(2, 1, 17, 17)
+    with torch.no_grad():
+        wanted = attn(x, mask)[0]
+        locant.accelerate(attn, only="")
+        assert torch.equal(attn(x, mask)[0], wanted)
+
+
 @pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin", "Swinv2"])
 def test_weights_that_are_asked_for_are_handed_out(transformers, name: str) -> None:
     """A call with output_attentions goes to the class's own forward, before and after others."""
@@ -82,15 +136,21 @@ def test_an_implementation_that_hands_out_weights_is_left_alone(transformers) ->
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("name", ["Swin", "Swinv2"])
+@pytest.mark.parametrize("name", ["Swin", "Swinv2", "Beit"])
 def test_graphs(transformers, name: str) -> None:
-    accelerated.check_graphs(_build(transformers, name, 40), [torch.randn(2, 3, 40, 40)])
+    size = 64 if name == "Beit" else 40
+    model = _whole(transformers, name, **BEIT) if name == "Beit" else _build(transformers, name, size)
+    accelerated.check_graphs(model, [torch.randn(2, 3, size, size)])
 
 
-@pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin", "Swinv2", "Swin2SR"])
+@pytest.mark.parametrize(
+    "name", ["Swin", "DonutSwin", "MaskFormerSwin", "Swinv2", "Swin2SR", "Beit", "Data2VecVision", "ViT"]
+)
 def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None:
-    accelerated.check_tried(_build(transformers, name), monkeypatch)
+    whole = {"Beit": BEIT, "Data2VecVision": BEIT, "ViT": {}}
+    model = _whole(transformers, name, **whole[name]) if name in whole else _build(transformers, name)
+    accelerated.check_tried(model, monkeypatch)
 
 
 def test_the_classes_are_known_by_source(transformers) -> None:
-    accelerated.check_known(FAMILIES)
+    accelerated.check_known([*FAMILIES, *(f for f in PERCEPTRONS if "transformers" in f.classes[0])])

@@ -82,8 +82,8 @@ def _activation(module: object) -> str | None:
     return "relu" if isinstance(module, nn.ReLU) else "silu" if isinstance(module, nn.SiLU) else None
 
 
-def _perceptron_family(name: str, first: str, activation: str, second: str, *known: str) -> Family:
-    """Perceptrons of one class, by the names of their parts; dropouts between them do nothing in evaluation."""
+def _perceptron_family(names: tuple[str, ...], first: str, activation: str, second: str, *known: str) -> Family:
+    """Perceptrons of one source, by the names of their parts; dropouts between them do nothing in evaluation."""
 
     def forward(self: Any, *inputs: Any) -> Tensor:
         one, two, act = getattr(self, first), getattr(self, second), _activation(getattr(self, activation))
@@ -105,19 +105,31 @@ def _perceptron_family(name: str, first: str, activation: str, second: str, *kno
         sizes = f"{one.in_features} → {one.out_features} → {two.out_features}"
         return Offer(Replacement({"forward": forward}), sizes, _rows_for(first))
 
-    return Family("perceptron", (name,), ("forward",), offer, frozenset(known))
+    return Family("perceptron", names, ("forward",), offer, frozenset(known))
 
 
 def _rows_for(first: str) -> Callable[[nn.Module], tuple[Any, ...]]:
     return lambda module: (torch.randn(2, 40, getattr(module, first).in_features, dtype=torch.float64),)
 
 
+_TRANSFORMERS = tuple(
+    f"transformers.models.{name}MLP"
+    for name in (
+        "swin.modeling_swin.Swin", "beit.modeling_beit.Beit", "vit.modeling_vit.ViT", "deit.modeling_deit.DeiT",
+        "dinov2.modeling_dinov2.Dinov2", "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegisters",
+        "vit_mae.modeling_vit_mae.ViTMAE", "vit_msn.modeling_vit_msn.ViTMSN", "ijepa.modeling_ijepa.IJepa",
+        "vivit.modeling_vivit.Vivit", "audio_spectrogram_transformer.modeling_audio_spectrogram_transformer.AST",
+        "siglip.modeling_siglip.Siglip", "clip.modeling_clip.CLIP",
+    )
+)  # fmt: skip
+
 PERCEPTRONS = tuple(
     _perceptron_family(*names)
     for names in (
-        ("timm.layers.mlp.Mlp", "fc1", "act", "fc2", "f2fe57510e1eef51"),
-        ("torchvision.ops.misc.MLP", "0", "1", "3", "9038dc4905c5872a"),
-        ("transformers.models.swin.modeling_swin.SwinMLP", "fc1", "activation_fn", "fc2", "2097f227af29a742"),
-        ("locant.nn.perceptron.Perceptron", "fc1", "activation", "fc2", "764e6221e212ae7b"),
+        (("timm.layers.mlp.Mlp",), "fc1", "act", "fc2", "f2fe57510e1eef51"),
+        (("torchvision.ops.misc.MLP",), "0", "1", "3", "9038dc4905c5872a"),
+        (_TRANSFORMERS, "fc1", "activation_fn", "fc2", "2097f227af29a742"),
+        (("monai.networks.blocks.mlp.MLPBlock",), "linear1", "fn", "linear2", "765929a4b820ea3b"),
+        (("locant.nn.perceptron.Perceptron",), "fc1", "activation", "fc2", "764e6221e212ae7b"),
     )
 )

@@ -1,7 +1,8 @@
-"""transformers: Swin, Donut, CLAP, MaskFormer, Swin v2, Swin2SR. Nothing of transformers is imported.
+"""transformers' models of pictures and sounds: Swin and its kin, BEiT, ViT. Nothing of transformers is imported.
 
-At block depth: the layers cut windows, and hand them to their attention with a mask. A layer whose windows are not
-those that its table was made for, and a call that asks for attention weights, run the class's own forward.
+At block depth where layers cut windows, or make a bias, and hand them to their attention with a mask. A layer whose
+windows are not those that its table was made for, a mask, and a call that asks for attention weights run the class's
+own forward.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
 from locant.integrations.layers import run_perceptron
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import Project, attend_in_windows
+from locant.integrations.windowed import Project, attend_in_windows, attend_projected
 from locant.masks import Windows
 from locant.nn.cosine import angles
+from locant.positions.position import Position
 
 
 def _swin_forward(
@@ -73,7 +75,65 @@ def _angles_forward(
     return (hidden_states + self.drop_path(self.layernorm_after(_fed_forward(self, hidden_states))),)
 
 
-_swin_forward.__name__ = _copied_forward.__name__ = _angles_forward.__name__ = "forward"
+def _beit_forward(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, interpolate_pos_encoding: bool = False,
+    resolution: tuple[int, int] | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    attn, position = self.attention, self._locant.position
+    fits = position is None or _is_whole(position.owner, resolution, self.patch_size)
+    if not fits or attention_mask is not None or attn.config._attn_implementation != "sdpa":
+        return type(self).forward(
+            self, hidden_states, attention_mask, interpolate_pos_encoding, resolution=resolution, **kwargs
+        )  # fmt: skip
+    x = self.layernorm_before(hidden_states)
+    x = self.dropout(_attend_tokens(attn, x, Grid(x.shape[1]) if position is None else position.grid, position))
+    hidden_states = self.drop_path(self.lambda_1 * x) + hidden_states
+    x = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+    return self.drop_path(self.lambda_2 * x) + hidden_states
+
+
+def _data2vec_forward(
+    self: Any, hidden_states: Tensor, output_attentions: bool = False, relative_position_bias: Tensor | None = None,
+    interpolate_pos_encoding: bool = False, resolution: tuple[int, int] | None = None,
+) -> Any:  # fmt: skip
+    position = self._locant.position
+    fits = position is None or _is_whole(position.owner, resolution, self.config.patch_size)
+    if not fits or output_attentions or relative_position_bias is not None:
+        return type(self).forward(
+            self, hidden_states, output_attentions, relative_position_bias, interpolate_pos_encoding, resolution
+        )
+    grid = Grid(hidden_states.shape[1]) if position is None else position.grid
+    projected = self.query(hidden_states), self.key(hidden_states), self.value(hidden_states)
+    out = attend_projected(projected, grid, None, position, self.num_attention_heads, None, dropout_of(self.dropout))
+    return (out, None) if type(self).__name__.endswith("SdpaSelfAttention") else (out,)
+
+
+def _plain_forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    if attention_mask is not None or self.config._attn_implementation != "sdpa" or hidden_states.ndim != 3:
+        return type(self).forward(self, hidden_states, attention_mask, **kwargs)
+    return _attend_tokens(self, hidden_states, Grid(hidden_states.shape[1]), None), None
+
+
+for _method in (
+    _swin_forward, _copied_forward, _angles_forward, _beit_forward, _data2vec_forward, _plain_forward,
+):  # fmt: skip
+    _method.__name__ = "forward"
+
+
+def _is_whole(owner: Any, resolution: tuple[int, int] | None, patch: int) -> bool:
+    """Whether a picture is as large as the table's. Others are read off a table that is resized at each call; where
+    it is not square, the published reshape takes its sides for one another, on pictures of its own size as well."""
+    rows, columns = owner.window_size
+    return resolution is not None and rows == columns == resolution[0] // patch == resolution[1] // patch
+
+
+def _attend_tokens(attn: Any, x: Tensor, grid: Grid, position: Position | None) -> Tensor:
+    """Of a module with q_proj, k_proj, v_proj and o_proj."""
+    projected = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+    dropout = attn.attention_dropout if attn.training else 0.0
+    return attn.o_proj(
+        attend_projected(projected, grid, None, position, attn.num_attention_heads, attn.scaling, dropout)
+    )
 
 
 def _attend(layer: Any, x: Tensor, project: Project, scale: float | None, dropout: float) -> Tensor:
@@ -127,6 +187,60 @@ def _angles(layer: nn.Module) -> Offer:
     return _offer(module, _angles_forward, position, "log-CPB by angles", attn.attention_head_size, _COPIED)
 
 
+def _beit(layer: nn.Module) -> Offer | str:
+    module: Any = layer
+    config = module.attention.config
+    if config._attn_implementation != "sdpa":
+        return _wrong_implementation(config)
+    if config.use_shared_relative_position_bias:
+        return "its bias is handed in whole by the model, which shares it among layers"
+    inside = ("attention", *(("relative_position_bias",) if module.relative_position_bias is not None else ()))
+    position = _class_table(module.relative_position_bias, module.attention.num_attention_heads)
+    return _tokens(module, _beit_forward, position, module.attention, module.attention.head_dim, inside)
+
+
+def _data2vec(attn: nn.Module) -> Offer | str:
+    module: Any = attn
+    if module.config.use_shared_relative_position_bias:
+        return "its bias is handed in whole by the model, which shares it among layers"
+    owner = module.relative_position_bias if module.has_relative_position_bias else None
+    position = _class_table(owner, module.num_attention_heads)
+    inside = () if owner is None else ("relative_position_bias",)
+    return _tokens(module, _data2vec_forward, position, module, module.attention_head_size, inside)
+
+
+def _plain(attn: nn.Module) -> Offer | str:
+    module: Any = attn
+    if module.config._attn_implementation != "sdpa":
+        return _wrong_implementation(module.config)
+    return _tokens(module, _plain_forward, None, module, module.head_dim, ())
+
+
+def _class_table(owner: nn.Module | None, heads: int) -> BorrowedTable | None:
+    if owner is None:
+        return None
+    return BorrowedTable(owner, "relative_position_bias_table", "window_size", heads, prefix=1, prefix_rows=True)
+
+
+def _tokens(
+    module: Any, forward: Callable[..., Any], position: BorrowedTable | None, attn: Any, head_dim: int,
+    inside: tuple[str, ...],
+) -> Offer:  # fmt: skip
+    """All tokens attend to all, behind a class token where there is a table."""
+    attended = Attended(attn.num_attention_heads, head_dim, position, None if position is None else position.grid)
+
+    def trial(_: nn.Module) -> tuple[Any, ...]:
+        tokens = torch.randn(2, 50 if position is None else position.grid.tokens, attn.config.hidden_size)
+        if position is None:
+            return (tokens.double(),)
+        picture = tuple(side * attn.config.patch_size for side in position.grid.shape)
+        before = (None, False) if forward is _beit_forward else (False, None, False)
+        return tokens.double(), *before, picture
+
+    what = "no position" if position is None else "table"
+    return Offer(Replacement({"forward": forward}, State(position=position)), what, trial, attended, inside)
+
+
 def _read_field(owner: Any) -> Tensor:
     line = owner.continuous_position_bias_mlp(owner.relative_coords_table)
     return 16 * torch.sigmoid(line.view(-1, owner.num_attention_heads))
@@ -172,6 +286,14 @@ def _layers(file: str, name: str, offer: Callable[[nn.Module], Offer | str], kno
     return Family("attention", (f"{_MODELS}.{file}.{name}Layer",), sources, offer, frozenset({known}), parts)
 
 
+_PLAIN = (
+    "vit.modeling_vit.ViT", "deit.modeling_deit.DeiT", "dinov2.modeling_dinov2.Dinov2",
+    "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegisters", "vit_mae.modeling_vit_mae.ViTMAE",
+    "vit_msn.modeling_vit_msn.ViTMSN", "ijepa.modeling_ijepa.IJepa", "vivit.modeling_vivit.Vivit",
+    "audio_spectrogram_transformer.modeling_audio_spectrogram_transformer.AST",
+)  # fmt: skip
+_DATA2VEC = f"{_MODELS}.data2vec.modeling_data2vec_vision.Data2VecVision"
+
 FAMILIES = (
     Family(
         "attention",
@@ -185,5 +307,34 @@ FAMILIES = (
     _layers("clap.modeling_clap", "ClapAudio", _copied, "6eff3e2a035aa5da", "set_shift_and_window_size"),
     _layers("maskformer.modeling_maskformer_swin", "MaskFormerSwin", _copied, "0106742e385de38e"),
     _layers("swinv2.modeling_swinv2", "Swinv2", _angles, "5bd1391d13003e67"),
+    Family(
+        "attention",
+        (f"{_MODELS}.beit.modeling_beit.BeitLayer",),
+        ("forward", "BeitAttention", "BeitRelativePositionBias"),
+        _beit,
+        frozenset({"821bb1365befebd0"}),
+        (("attention", f"{_MODELS}.beit.modeling_beit.BeitAttention"),),
+    ),
+    Family(
+        "attention",
+        (f"{_DATA2VEC}SelfAttention",),
+        ("forward", "Data2VecVisionRelativePositionBias"),
+        _data2vec,
+        frozenset({"962b676b8955cca6"}),
+    ),
+    Family(
+        "attention",
+        (f"{_DATA2VEC}SdpaSelfAttention",),
+        ("forward", "Data2VecVisionRelativePositionBias"),
+        _data2vec,
+        frozenset({"b769591191649d7e"}),
+    ),
+    Family(
+        "attention",
+        tuple(f"{_MODELS}.{name}Attention" for name in _PLAIN),
+        ("forward",),
+        _plain,
+        frozenset({"7d89d69b58129004"}),
+    ),
     _layers("swin2sr.modeling_swin2sr", "Swin2SR", _angles, "234696fd58b075ab"),
 )  # 5.24.0
