@@ -8,7 +8,7 @@ import pytest
 from locant import compare
 from locant.compare.schemes import find
 from locant.compare.search import best, tries
-from locant.compare.sensitivity import chance, check, variations
+from locant.compare.sensitivity import Variation, chance, check, variations
 from locant.compare.trial import Job
 from locant.tasks.kinds import IMAGES, KINDS
 
@@ -21,18 +21,21 @@ def right(count: int) -> np.ndarray:
 
 def checked(moved: dict[str, int]) -> dict:
     """`relative` answers 180 of 200, `rotary` 160, `none` 100; `moved` says what variations answer instead."""
+    published = Job("images", "relative", 0, 0.008, 0.02)
     taken = {
         "none": Job("images", "none", 0, 0.004), "rotary": Job("images", "rotary", 0, 0.004),
         "relative": Job("images", "relative", 0, 0.004, 1.0),
     }  # fmt: skip
     usual = {"none": 100, "rotary": 160, "relative": 180}
     answers = {job.key: right(usual[scheme]) for scheme, job in taken.items()}
-    for scheme, job in taken.items():
-        for one in variations(job):
+    tried = {scheme: variations(job) for scheme, job in taken.items()}
+    tried["relative"] = (Variation("published start", 0.02, published), *tried["relative"])
+    for scheme, own in tried.items():
+        for one in own:
             answers[one.job.key] = right(moved.get(one.job.key, usual[scheme]))
     trials = {key: {"validation": 0.5, "test": float(hit.mean())} for key, hit in answers.items()}
     names = {"none": "no position", "rotary": "rotary", "relative": "relative table"}
-    return check(names, taken, trials, answers)
+    return check(names, taken, tried, trials, answers)
 
 
 def test_rates_and_starts_are_halved_and_doubled_of_every_scheme() -> None:
@@ -41,6 +44,7 @@ def test_rates_and_starts_are_halved_and_doubled_of_every_scheme() -> None:
     assert rows == [
         ("none", "rate", 0.5, 0.002), ("none", "rate", 2.0, 0.008),
         ("rotary", "rate", 0.5, 0.002), ("rotary", "rate", 2.0, 0.008),
+        ("relative", "published start", 0.02, 0.02),
         ("relative", "start", 0.5, 0.5), ("relative", "start", 2.0, 2.0),
         ("relative", "rate", 0.5, 0.002), ("relative", "rate", 2.0, 0.008),
     ]  # fmt: skip
@@ -58,6 +62,8 @@ def test_a_scheme_that_falls_below_another_changes_the_order_and_is_named() -> N
         "The order hangs on how schemes are trained: with half the start, relative table answers 70.0 % instead of "
         "90.0 % (first seed) and changes places with rotary."
     )
+    start = checked({"images-relative-seed0-lr0.008-start0.02": 120})["sentence"]
+    assert "with the published start of 0.02, relative table answers 60.0 % instead of 90.0 %" in start
     two = checked({"images-relative-seed0-lr0.004-start0.5": 90, "images-none-seed0-lr0.008": 170})
     assert "70.0" not in two["sentence"]
     assert two["sentence"].endswith("changes places with no position, rotary. So would 1 other of these changes.")
@@ -113,11 +119,16 @@ def test_a_run_checks_what_it_was_asked_to_and_says_its_budget(tmp_path) -> None
     )  # fmt: skip
     (task,) = result.data["tasks"]
     rows = task["sensitivity"]["rows"]
-    assert [(row["scheme"], row["what"], row["factor"]) for row in rows] == [
+    (relative,) = (one for one in task["schemes"] if one["name"] == "relative")
+    published, varied = ([r for r in rows if (r["what"] == "published start") == wanted] for wanted in (True, False))
+    assert [(row["scheme"], row["what"], row["factor"]) for row in varied] == [
         ("none", "rate", 0.5), ("none", "rate", 2.0), ("relative", "start", 0.5), ("relative", "start", 2.0),
         ("relative", "rate", 0.5), ("relative", "rate", 2.0),
     ]  # fmt: skip
-    for row in rows:
+    assert [row["value"] for row in published] == [0.02] * (relative["start"]["taken"] != 0.02)
+    for row in published:
+        assert row["validation"] == max(s["validation"] for s in relative["sweep"] if s["start"] == 0.02)
+    for row in varied:
         scheme = next(one for one in task["schemes"] if one["name"] == row["scheme"])
         usual = scheme["start"]["taken"] if row["what"] == "start" else scheme["learning_rate"]
         assert row["value"] == pytest.approx(row["factor"] * usual)

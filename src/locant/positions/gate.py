@@ -43,7 +43,7 @@ class GatedPosition(Gate):
 
     compared = Comparison(
         "gated", "gated position", "a map from position alone, mixed with the content's by a gate (ConViT)",
-        build=lambda grid, dim, heads, start: GatedPosition(heads, axes=grid.axes, locality=start), starts=(1.0, 0.5),
+        build=lambda grid, dim, heads, start: GatedPosition(heads, axes=grid.axes, locality=start), starts=(1.0, 2.0),
     )  # fmt: skip
 
     @check_types
