@@ -49,14 +49,14 @@ class Offer:
     Attributes:
         replacement: what takes the place of which methods.
         what: the scheme, or the sizes, in words.
-        trial: arguments, in float64, of a call of the module by which the replacement is tried.
+        trial: arguments, in float64, of a call of the module by which the replacement is tried, or several of them.
         attended: what an attention attends with; None for other parts.
         inside: the modules below that are no longer called as a whole, so that their hooks are not either.
     """
 
     replacement: Replacement
     what: str
-    trial: Callable[[nn.Module], tuple[Any, ...]]
+    trial: Callable[[nn.Module], tuple[Any, ...] | list[tuple[Any, ...]]]
     attended: Attended | None = None
     inside: tuple[str, ...] = ()
 

@@ -82,7 +82,7 @@ def _activation(module: object) -> str | None:
     return "relu" if isinstance(module, nn.ReLU) else "silu" if isinstance(module, nn.SiLU) else None
 
 
-def _perceptron_family(names: tuple[str, ...], first: str, activation: str, second: str, *known: str) -> Family:
+def perceptron_family(names: tuple[str, ...], first: str, activation: str, second: str, *known: str) -> Family:
     """Perceptrons of one source, by the names of their parts; dropouts between them do nothing in evaluation."""
 
     def forward(self: Any, *inputs: Any) -> Tensor:
@@ -124,7 +124,7 @@ _TRANSFORMERS = tuple(
 )  # fmt: skip
 
 PERCEPTRONS = tuple(
-    _perceptron_family(*names)
+    perceptron_family(*names)
     for names in (
         (("timm.layers.mlp.Mlp",), "fc1", "act", "fc2", "f2fe57510e1eef51"),
         (("torchvision.ops.misc.MLP",), "0", "1", "3", "9038dc4905c5872a"),

@@ -17,6 +17,7 @@ from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.replacing import Replacement, is_replaced
 from locant.integrations.report import Report, Row
+from locant.integrations.shapes import family_of_shape
 from locant.integrations.trying import disagreement
 from locant.kernels import sdpa
 from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAttention
@@ -132,7 +133,7 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
     for path, module in model.named_modules():
         if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
             continue
-        family = family_of(type(module))
+        family = family_of(type(module)) or family_of_shape(module)
         if isinstance(module, nn.Linear):
             if pack:
                 yield _linear(path, module)
@@ -172,7 +173,8 @@ def _known(
     # 2 a source that nobody compared has to agree with itself
     source: Any = type(module)
     if digest(source, family.methods) not in family.known:
-        key = type(module), offer.what
+        # a class that nobody knows may do as its attributes say: each of its modules is tried
+        key = (type(module), offer.what) if family.classes else module
         if key not in tried:
             tried[key] = disagreement(module, family)
         if tried[key] is not None:

@@ -27,10 +27,11 @@ def disagreement(module: nn.Module, family: Family) -> str | None:
             offer = family.offer(own)
             if isinstance(offer, str):
                 return offer
-            arguments = offer.trial(own)
-            before = own(*arguments)
+            tried = offer.trial(own)
+            calls = tried if isinstance(tried, list) else [tried]
+            before = [own(*arguments) for arguments in calls]
             offer.replacement.put(own)
-            after = own(*arguments)
+            after = [own(*arguments) for arguments in calls]
     except Exception as error:  # noqa: BLE001: whatever a class of others does on input that we made up
         return f"it could not be tried on random input ({type(error).__name__}: {_first_line(error)})"
     apart, size = difference(before, after)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -216,6 +216,14 @@ def fitted(
     square = len(window) == 2 and window[0] == window[1]
     sides = (min(shape),) * 2 if joint and square else shape
     return tuple(min(size, max(1, side)) for size, side in zip(window, sides, strict=True)), shift
+
+
+def window_mask(
+    sizes: Sequence[int], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> Bool[Tensor, "windows tokens tokens"]:
+    """Who may attend in the windows of a rolled map, as Swin's `attn_mask` has 0 there and -100 elsewhere."""
+    regions = _regions(sizes, window, shift, device)
+    return regions[:, :, None] == regions[:, None]
 
 
 def _filled(x: Float[Tensor, "batch *map dim"], window: tuple[int, ...]) -> Tensor:
