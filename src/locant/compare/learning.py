@@ -69,8 +69,10 @@ def curves(task: Json, styles: Mapping[str, str]) -> str:
 
 
 def _mean(runs: Sequence[Sequence[charts.Point]]) -> tuple[charts.Point, ...]:
-    by_epoch: dict[markup.Number, list[markup.Number]] = {}
-    for run in runs:
-        for epoch, value in run:
-            by_epoch.setdefault(epoch, []).append(value)
-    return tuple((epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items()))
+    """The mean of all seeds at every look; one that ended early stays where it ended."""
+    every = sorted({epoch for run in runs for epoch, _ in run})
+    return tuple((epoch, sum(_at(run, epoch) for run in runs) / len(runs)) for epoch in every)
+
+
+def _at(run: Sequence[charts.Point], epoch: markup.Number) -> markup.Number:
+    return [value for at, value in run if at <= epoch or at == run[0][0]][-1]
