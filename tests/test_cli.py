@@ -121,7 +121,7 @@ def test_nothing_given_is_none(command: Command) -> None:
     switches = {"resume": False, "quick": False, "strict": False, "quiet": False}
     values = (
         "data task positions seeds steps epochs minutes lr starts sensitivity augment batch share recipe metric "
-        "autocast model dim depth heads size patch frames device threads prefer out config"
+        "autocast model weights freeze dim depth heads size patch frames device threads prefer out config"
     ).split()
     assert result.exit_code == 0, result.output
     assert seen == switches | dict.fromkeys(values)
@@ -132,7 +132,7 @@ def test_what_is_given_is_handed_on(command: Command) -> None:
         *"photos --task images,clips --task sequences --positions none,relative, --seeds 3 --lr 0.001,3e-3".split(),
         *"--epochs 4 --batch 8 --share 0.1 --dim 16 --depth 2 --heads 2 --size 24x32 --patch 4 --frames 6".split(),
         *"--minutes 2.5 --starts 1 --model m.py:build --no-sensitivity --augment shift,flip --steps 9".split(),
-        *"--recipe r.py --metric m.py:f --autocast off --prefer speed".split(),
+        *"--recipe r.py --metric m.py:f --autocast off --prefer speed --weights w.pth --freeze".split(),
         *"--device cpu --threads 1 --out o --config c.toml --resume --quick --strict -q".split(),
     )
     assert seen == {
@@ -140,6 +140,7 @@ def test_what_is_given_is_handed_on(command: Command) -> None:
         "seeds": 3, "lr": (0.001, 0.003), "epochs": 4, "steps": 9, "minutes": 2.5, "starts": 1,
         "sensitivity": False, "augment": ("shift", "flip"), "batch": 8, "share": 0.1, "dim": 16, "model": "m.py:build",
         "recipe": "r.py", "metric": "m.py:f", "autocast": "off", "prefer": "speed",
+        "weights": "w.pth", "freeze": True,
         "depth": 2, "heads": 2, "size": (24, 32), "patch": 4, "frames": 6, "device": "cpu", "threads": 1,
         "out": Path("o"), "config": Path("c.toml"), "resume": True, "quick": True, "strict": True, "quiet": True,
     }  # fmt: skip

@@ -68,6 +68,7 @@ TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
 RATES = Value("rates", str, lambda given: split_words(given, float))
 SEEDS = Value("seeds", str, one_or_more)
 SIDES = Value("sides", str, sides)
+FILE = Value("file", str)  # that must be there
 OWN = Value("own", str)  # a name that is known, or Python of the user's own
 SIZES = Value("sizes", str)  # of as many axes as the grid has; `bench` reads them
 
@@ -171,9 +172,19 @@ COMPARE = (
     ),
     Flag(
         "model", OWN, MODEL,
-        "small or base: the built-in transformer, which grows with the data; or a builder of your own, as in "
-        "my_vit.py:build. Default small, with DATA on an accelerator base.",
+        "small or base: the built-in transformer, which grows with the data; a published design, such as vit_tiny, "
+        "deit_small, swin_tiny, convit_tiny; or a builder of your own, as in my_vit.py:build. Default small, with DATA "
+        "on an accelerator base.",
         "NAME", into="recipe",
+    ),
+    Flag(
+        "weights", FILE, MODEL,
+        "A checkpoint of any library that a published design starts from, its tables and embeddings resized.", "FILE",
+        into="recipe",
+    ),
+    Flag(
+        "freeze", CHOICE, MODEL, "With --weights: train position, the last norm and the head alone; default no.",
+        options=("--freeze/--no-freeze",), into="recipe",
     ),
     Flag(
         "recipe", OWN, TRAINING, "An optimiser and a schedule of your own: mine.py:recipe, called with (model, lr, "

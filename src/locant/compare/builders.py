@@ -19,7 +19,8 @@ from locant.compare import source
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.model import Classifier
 from locant.compare.placement import Placement
-from locant.compare.sizes import SIZES
+from locant.compare.published import PublishedBuilder
+from locant.compare.sizes import DESIGNS, SIZES
 from locant.tasks.kind import Recipe
 from locant.tasks.task import Refusal
 
@@ -36,7 +37,7 @@ def find_builder(recipe: Recipe) -> Builder:
     """The builder that a recipe names. Raises Refusal."""
     if recipe.model in SIZES:
         return lambda position: Classifier(position, recipe.dim, recipe.depth, recipe.heads)
-    return OwnBuilder(recipe.model)
+    return PublishedBuilder(recipe) if recipe.model in DESIGNS else OwnBuilder(recipe.model)
 
 
 class OwnBuilder:

@@ -161,6 +161,8 @@ def _notes(task: Json) -> str:
         )
     if timeless:
         notes.append(f"Blind to the order of frames: {join_words([text(name) for name in timeless])}.")
+    if task.get("weights"):
+        notes.append(" ".join(text(sentence) for sentence in task["weights"]["sentences"]))
     notes += [
         f"Not position alone in {text(s['label'])}: {text(s['beside'])}." for s in task["schemes"] if s.get("beside")
     ]

@@ -9,6 +9,7 @@ from locant.compare import datasets, sizes, source
 from locant.compare.budget import with_steps
 from locant.compare.builders import find_builder
 from locant.compare.placement import Placement
+from locant.compare.published import patch_of
 from locant.compare.schemes import find
 from locant.compare.settings import Settings
 from locant.tasks import augmentation, splits
@@ -32,13 +33,39 @@ def settle(settings: Settings, tasks: dict[str, Task]) -> Settings:
 def _fitted(recipe: Recipe, task: Task, examples: int, settings: Settings) -> Recipe:
     """With what nobody gave: the size of the built-in transformer, or the rates of a builder's model by its size."""
     kind, item, left = KINDS[task.kind], task.train.shape, settings.left.get(task.kind, ())
+    _check_weights(recipe)
     if recipe.model in sizes.SIZES:
         return sizes.check(sizes.fit(recipe, kind, item, examples, left, settings.quick))
+    if recipe.model in sizes.DESIGNS:
+        usual = kind.quick if settings.quick else kind.recipe  # what settings.toml has of them, for nobody gave any
+        given = [name for name in ("dim", "depth", "heads") if getattr(recipe, name) != getattr(usual, name)]
+        if given:
+            raise Refusal(
+                f"--model {recipe.model} has sizes of its own; --{given[0]} came as well. Leave it out, or take "
+                "--model small."
+            )
+        recipe = replace(recipe, patch=patch_of(recipe.model)) if "patch" in left else recipe
     if "lr" not in left:
         return recipe
+    if recipe.weights is not None:
+        return replace(recipe, lr=sizes.TUNING_RATES[-1:] if settings.quick else sizes.TUNING_RATES)
     (plain,) = find(task.kind, ("none",))
     net = find_builder(recipe)(Placement(kind, plain, item, kind.patch(item, recipe.patch), len(task.classes)))
     return replace(recipe, lr=sizes.rates(sum(p.numel() for p in net.parameters()), recipe.lr, settings.quick))
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """A file to start from is for designs that others have published, and freezing for what a file gave."""
+    if recipe.weights is not None and recipe.model not in sizes.DESIGNS:
+        raise Refusal(
+            f"--weights needs a published design that the file is of; --model is {recipe.model}. "
+            "Name one, as in --model vit_tiny; a builder of your own loads its weights itself."
+        )
+    if recipe.freeze and recipe.weights is None:
+        raise Refusal(
+            "--freeze needs --weights: weights that start at random and stay so learn nothing; none came. "
+            "Name a file, or leave --freeze out."
+        )
 
 
 def with_shifts(tasks: dict[str, Task], settings: Settings) -> dict[str, Task]:
@@ -63,8 +90,7 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
             return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
         recipe = next(iter(settings.recipes.values()))
         frames = next((r.frames for name, r in settings.recipes.items() if KINDS[name].timed), recipe.frames)
-        large = recipe.model == "base" and Path(settings.data).is_dir()
-        size = sizes.SIDE if large and recipe.size is None else recipe.size
+        size = sizes.side(recipe, settings.device) if Path(settings.data).is_dir() else recipe.size
         task = open_task(settings.data, asked, size=size, frames=frames, strict=settings.strict, seed=0)
         return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
     recipes = {kind: settings.recipes[kind] for kind in settings.task}

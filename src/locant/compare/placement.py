@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -177,7 +177,14 @@ class Placement:
 
     @check_types
     def layer(
-        self, index: int, dim: int, heads: int, *, depth: int | None = None, grid: Grid | None = None
+        self,
+        index: int,
+        dim: int,
+        heads: int,
+        *,
+        depth: int | None = None,
+        grid: Grid | None = None,
+        window: Windows | None = None,
     ) -> LayerPosition:
         """What layer `index` attends with: a module that returns its passes.
 
@@ -187,6 +194,7 @@ class Placement:
             heads: of the attention.
             depth: how many layers there are; default all up to this one.
             grid: where tokens are; default `self.grid`. Class tokens are its prefix.
+            window: the layer's own windows, in which the scheme acts; None is all tokens. On larger examples they stay.
         """
         grid = self.grid if grid is None else grid
         self._check_sizes("layer", dim=dim, heads=heads)
@@ -197,11 +205,18 @@ class Placement:
             )
         spec = LayerSpec(grid, dim, heads, layer=index, depth=index + 1 if depth is None else depth, start=self.start)
         earlier = None if self.trained is None else self._earlier(self.trained.layers, len(self.handed.layers))
-        made = self._draw(lambda: LayerPosition(self.design.passes(spec), spec)) if earlier is None else earlier
+        made = self._draw(lambda: LayerPosition(self._passes(spec, window), spec)) if earlier is None else earlier
         if earlier is not None:
             self._resize(made, grid, made.windowed())
         self.handed.layers.append(made)
         return made
+
+    def _passes(self, spec: LayerSpec, window: Windows | None) -> tuple[Pass, ...]:
+        """The scheme's passes, those over all tokens inside windows that a layer has of its own."""
+        if window is None:
+            return self.design.passes(spec)
+        inside = self.design.passes(replace(spec, grid=Grid(*window.size)))
+        return tuple((window if reach == "joint" else reach, position) for reach, position in inside)
 
     def _draw(self, make: Callable[[], Any]) -> Any:
         """From a stream of its own: the other weights of a model are the same whatever a scheme draws."""

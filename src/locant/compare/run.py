@@ -69,6 +69,8 @@ def run(
     metric: str | Path | Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     autocast: str | None = None,
     model: str | Path | Callable[[Placement], nn.Module] | None = None,
+    weights: str | Path | None = None,
+    freeze: bool | None = None,
     dim: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
@@ -99,7 +101,8 @@ def run(
             scheme. The rate (of those in `lr`), the start of what schemes learn (of `starts`) and the step whose
             weights are kept are chosen on validation data. `steps` follows from the number of examples unless it is
             given; so does `augment` from what can't change the labels of the task.
-        model: "small" or "base", the built-in transformer, which grows with the data; or a builder of your own, a
+        model: "small" or "base", the built-in transformer, which grows with the data; a published design such as
+            "vit_tiny" or "swin_tiny"; or a builder of your own, a
             function that is handed a `locant.compare.Placement` and returns a model, or the file that holds it:
             "my_vit.py:build". A function that no file holds trains in this process, one trial after the other.
         recipe: your own optimiser and schedule: a function that is called with (model, lr, steps) and returns an

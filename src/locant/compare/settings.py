@@ -17,7 +17,7 @@ from typing import Any
 from locant import flags
 from locant.compare import sizes, source
 from locant.compare.recommendation import PREFERENCES
-from locant.compare.sizes import SIZES
+from locant.compare.sizes import DESIGNS, SIZES
 from locant.tasks.kind import AUGMENTED, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Refusal
@@ -50,7 +50,7 @@ class Settings:
     def own(self) -> tuple[str, ...]:
         """Every reference to Python of the user's own (`source`)."""
         named = [name for r in self.recipes.values() for name in (r.model, r.recipe, r.metric)]
-        return tuple(dict.fromkeys(name for name in named if name is not None and name not in SIZES))
+        return tuple(dict.fromkeys(name for name in named if name is not None and name not in (*SIZES, *DESIGNS)))
 
     @property
     def lives_here(self) -> bool:
@@ -58,8 +58,10 @@ class Settings:
         return any(source.is_live(name) for name in (self.data, *self.own()))
 
     def digests(self) -> dict[str, str]:
-        """What the user's own Python was, by hash: part of the run's identity."""
-        return {name: source.digest(name) for name in self.own()}
+        """What the user's own Python and weights were, by hash: part of the run's identity."""
+        files = {recipe.weights for recipe in self.recipes.values() if recipe.weights is not None}
+        own = {name: source.digest(name) for name in self.own()}
+        return own | {name: source.digest_of_files(Path(name)) for name in sorted(files)}
 
     @staticmethod
     def of_flags(flags: dict[str, Any]) -> Settings:
@@ -238,25 +240,38 @@ def _autocast(name: str, value: Any) -> str:
 
 
 def _own(name: str, value: Any) -> str:
-    """The reference of a function of the user's; for a model also a size of the built-in transformer."""
+    """The reference of a function of the user's; for a model also a size of the built-in one, or a published design."""
     if name != "model":
         return source.reference(name, value, name)
-    if isinstance(value, str) and value in SIZES:
+    if isinstance(value, str) and value in (*SIZES, *DESIGNS):
         return value
     try:
         return source.reference(name, value, "build")
     except Refusal as refusal:
         if isinstance(value, str) and ".py" not in value:
             raise Refusal(
-                f"--{name} needs {', '.join(SIZES)}, or a builder of your own; got {value!r}. "
+                f"--{name} needs {', '.join((*SIZES, *DESIGNS))}, or a builder of your own; got {value!r}. "
                 f"Write --{name} my_vit.py:build."
             ) from None
         raise refusal
 
 
+def _there(name: str, value: Any) -> str:
+    """A file or folder, by its whole path: a run may go on from elsewhere."""
+    if not isinstance(value, (str, Path)) or not Path(value).exists():
+        raise Refusal(f"--{name} needs a file, or a folder with its parts; there is none at {value!r}. Check the path.")
+    return str(Path(value).resolve())
+
+
+def _choice(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Refusal(f"{name} needs true or false; got {value!r}. Write {name} = true.")
+    return value
+
+
 CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe holds
     flags.COUNT: _count, flags.RATES: _rates, flags.PART: _share, flags.SIDES: _sides, flags.NAMES: _ways,
-    flags.OWN: _own, flags.TEXT: _autocast,
+    flags.OWN: _own, flags.TEXT: _autocast, flags.FILE: _there, flags.CHOICE: _choice,
 }  # fmt: skip
 
 

@@ -18,12 +18,19 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from locant.registry import FAMILIES
 from locant.tasks.kind import Kind, Recipe
 from locant.tasks.task import Refusal
 
 MANY = 5_000  # training examples from which on models are larger
 SIDE = 112  # pixels a side that pictures are brought to for `base`: 14 × 14 patches of 8
 FITTED = ("lr", "dim", "depth", "heads", "patch")  # what follows from the size unless it is given
+
+
+CLASSES = ("models.vit.ViT", "models.deit.DeiT", "models.swin.Swin", "models.swin_v2.SwinV2", "models.convit.ConViT")
+DESIGNS = tuple(name for path in CLASSES for name in FAMILIES[path].builders)
+"""Published designs (`published.py`)."""
+DESIGN_SIDES = {"cpu": 64, "accelerator": 224}  # pixels a side that pictures are brought to for them
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Size:
 
 
 LARGE, LARGE_RATES = 500_000, (0.0005, 0.001)  # parameters, and what such models are trained with
+TUNING_RATES = (0.0001, 0.0003)  # what weights that are there already are trained on with
 SIZES = {
     "small": (Size(48, 2, 4, 16), Size(96, 4, 4, 64)),
     "base": (Size(192, 4, 6, 196, LARGE_RATES), Size(384, 4, 6, 196, LARGE_RATES)),
@@ -78,6 +86,15 @@ def rates(parameters: int, usual: tuple[float, ...], quick: bool) -> tuple[float
     if parameters < LARGE:
         return usual
     return LARGE_RATES[-1:] if quick else LARGE_RATES
+
+
+def side(recipe: Recipe, device: str) -> int | tuple[int, ...] | None:
+    """The side that pictures of class folders are brought to, for a model that says so; None is the task's own."""
+    if recipe.size is not None:
+        return recipe.size
+    if recipe.model in DESIGNS:
+        return DESIGN_SIDES["cpu" if device.split(":")[0] == "cpu" else "accelerator"]
+    return SIDE if recipe.model == "base" else None
 
 
 def check(recipe: Recipe) -> Recipe:

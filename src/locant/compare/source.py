@@ -142,6 +142,18 @@ def digest(text: str) -> str:
     return whole.hexdigest()
 
 
+def digest_of_files(path: Path) -> str:
+    """sha256 in hex of a file, or of every file in a folder. Raises Refusal if it is gone."""
+    whole = hashlib.sha256()
+    try:
+        for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as opened:
+                whole.update(f"{file.name}\0".encode() + hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise Refusal(f"{str(path)!r} must be readable; it is not: {error.strerror}. Bring it back.") from None
+    return whole.hexdigest()
+
+
 def _with_imports(file: Path, seen: list[Path]) -> list[Path]:
     """The file, and those below its folder that it imports, in turn."""
     if file in seen:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from locant.compare import budget, checkpoint, finding, recommendation, search, sensitivity, source, statistics
+from locant.compare import (
+    budget,
+    checkpoint,
+    finding,
+    published,
+    recommendation,
+    search,
+    sensitivity,
+    source,
+    statistics,
+)
 from locant.compare.candidate import Builder, Candidate
 from locant.compare.looks import look
 from locant.compare.metric import score_of_constant
@@ -18,7 +28,7 @@ from locant.compare.power import power
 from locant.compare.recommendation import shown_above
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
-from locant.compare.sizes import SIZES
+from locant.compare.sizes import DESIGNS, SIZES
 from locant.compare.trial import Job, build, build_for
 from locant.tasks import splits
 from locant.tasks.kind import Recipe
@@ -58,6 +68,7 @@ def of_task(
         "patch": list(patch),
         "metric": "accuracy" if recipe.metric is None else source.name_of(recipe.metric).rpartition(":")[2],
         "model": _of_model(task, chosen, schemes[0]),
+        "weights": _of_weights(task, recipe, schemes),
         "fingerprint": task.fingerprint,
         "notes": list(task.notes),
         "skipped": [asdict(s) for s in task.skipped],
@@ -83,10 +94,20 @@ def _of_model(task: Task, chosen: Settings, scheme: Scheme) -> dict[str, Any]:
     recipe = chosen.recipes[task.kind]
     model = build(Job(task.kind, scheme.name, chosen.seeds[0], 0.0), task, recipe)
     count, tokens = sum(p.numel() for p in model.net.parameters()), model.grid.tokens
-    name = recipe.model if recipe.model in SIZES else source.name_of(recipe.model)
-    what = f"the built-in transformer, {name}" if recipe.model in SIZES else f"your own, {name}"
+    known = recipe.model in (*SIZES, *DESIGNS)
+    name = recipe.model if known else source.name_of(recipe.model)
+    what = f"the built-in transformer, {name}" if recipe.model in SIZES else f"a published design, {name}"
+    what = what if known else f"your own, {name}"
     size = f"{count:,} parameters with {scheme.label} on {tokens} tokens"
     return {"name": name, "parameters": count, "tokens": tokens, "sentence": f"The model is {what}: {size}."}
+
+
+def _of_weights(task: Task, recipe: Recipe, schemes: tuple[Scheme, ...]) -> dict[str, Any] | None:
+    """What of a file each scheme's model starts with, and what not: schemes that start fresh had no fair chance."""
+    if recipe.weights is None:
+        return None
+    models: dict[str, Any] = {s.name: build(Job(task.kind, s.name, 0, 0.0), task, recipe).net for s in schemes}
+    return published.told({s.name: (s.label, models[s.name].carried) for s in schemes}, recipe)
 
 
 def best(tasks: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -123,6 +144,7 @@ def load(path: str | Path, *, model: str | Path | Builder | None = None) -> tupl
 def _rebuild(tensors: dict[str, Tensor], about: dict[str, Any]) -> Candidate:
     """The model of a trial with these weights; as it started, without any."""
     job, recipe = Job(**about["job"]), Recipe.of(about["recipe"])
+    recipe = replace(recipe, weights=None) if tensors else recipe  # a file that it started from may be gone
     model = build_for(job, tuple(about["item"]), len(about["classes"]), recipe)
     if tensors:
         model.net.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

@@ -98,9 +98,9 @@ class DeiT(ViT):
         x = self.forward_features(images)
         return self.head(x[:, 0]), self.head_dist(x[:, 1])
 
-    def _front(self) -> list[Float[Tensor, "1 count dim"]]:
+    def front(self) -> list[Float[Tensor, "1 count dim"]]:
         more = getattr(self, "dist_token", None)
-        return super()._front() if more is None else [*super()._front(), more]
+        return super().front() if more is None else [*super().front(), more]
 
 
 @check_types

@@ -113,10 +113,14 @@ def moved(position: nn.Module | None, shape: tuple[int, ...], method: str) -> An
 def added(model: str, x: Float[Tensor, "batch tokens dim"], embeddings: nn.Module | None, grid: Grid) -> Tensor:
     """Tokens with their embeddings; those without rows for the prefix leave it as it is.
 
+    A module of another kind is called with the tokens and their grid, and gives them back.
+
     Raises:
         ValueError: for another grid than that of an embedding with a row per place, of which a smaller one would read a
             corner.
     """
+    if embeddings is not None and not isinstance(embeddings, Embedding) and type(embeddings) is not nn.ModuleList:
+        return cast(Tensor, embeddings(x, grid))
     several = embeddings if isinstance(embeddings, nn.ModuleList) else () if embeddings is None else (embeddings,)
     for one in cast("Iterable[Embedding]", several):
         own = getattr(one, "grid", None)

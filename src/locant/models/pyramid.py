@@ -301,8 +301,8 @@ class Pyramid(nn.Module, ABC):
         found = []
         for s, stage in enumerate(self.layers):
             attention = stage.blocks[0].attention
-            wanted = fitted(attention.window, (0, 0), grid.shape, attention.small)[0]
-            reach = getattr(attention.position, "grid", None)
+            reach = getattr(getattr(attention, "position", None), "grid", None)  # None: it fits any map, or says so
+            wanted = () if reach is None else fitted(attention.window, (0, 0), grid.shape, attention.small)[0]
             if reach is not None and any(a > b for a, b in zip(wanted, reach.shape, strict=True)):
                 raise ValueError(
                     f"{type(self).__name__} on pictures of {height} × {width} needs tables for windows of "

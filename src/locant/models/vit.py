@@ -193,7 +193,7 @@ class ViT(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         """The tokens that the first block reads, and their grid."""
         x, grid = self.patch_embed(images)
-        x = torch.cat([*(token.to(x.dtype).expand(len(x), -1, -1) for token in self._front()), x], dim=1)
+        x = torch.cat([*(token.to(x.dtype).expand(len(x), -1, -1) for token in self.front()), x], dim=1)
         grid = Grid(*grid.shape, prefix=self.grid.prefix)
         return added("ViT", x, self.pos_embed, grid), grid
 
@@ -215,7 +215,7 @@ class ViT(nn.Module):
             attends = Attention(dim, heads, position=one_or_several(in_layers(drawn)), **attention)
             yield Block(dim, heads, attention=attends, drop_path=rate, norm_eps=self.rules.norm_eps, **block)
 
-    def _front(self) -> list[Float[Tensor, "1 count dim"]]:
+    def front(self) -> list[Float[Tensor, "1 count dim"]]:
         """What stands in front of the patches."""
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
@@ -228,7 +228,7 @@ class ViT(nn.Module):
 
     def _init_weights(self) -> None:
         init_linears(self)
-        for token in self._front():
+        for token in self.front():
             nn.init.normal_(token, std=1e-6)
 
     def extra_repr(self) -> str:

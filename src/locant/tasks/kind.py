@@ -26,8 +26,10 @@ class Recipe:
     many starts are tried per scheme, 1 the published one alone. `augment` names how training examples are varied; None
     is what the task allows. `patch` None leaves the patch to the kind; `size` and `frames` None leave them to the task.
     `share` is the part of the training examples that each seed draws for itself; 1 is all of them. `model` is a size of
-    the built-in transformer, or a builder of the user's own (`compare/source.py`); so may `recipe` (optimiser and
-    schedule) and `metric` be functions of the user's. `autocast` is bfloat16 or off; None is what the device has.
+    the built-in transformer, a published design, or a builder of the user's own (`compare/source.py`); so may `recipe`
+    (optimiser and schedule) and `metric` be functions of the user's. `weights` is a file that a published design starts
+    from, `freeze` whether only its position, last norm and head learn. `autocast` is bfloat16 or off; None is what the
+    device has.
     """
 
     lr: tuple[float, ...]
@@ -47,6 +49,8 @@ class Recipe:
     recipe: str | None = None
     metric: str | None = None
     autocast: str | None = None
+    weights: str | None = None
+    freeze: bool = False
 
     @staticmethod
     def of(values: dict[str, Any]) -> Recipe:
