@@ -55,8 +55,10 @@ def steps_between_checks(steps: int) -> int:
 
 
 def steps_of_fall(steps: int) -> int:
-    """How long the rate falls at the end of a trial."""
-    return max(1, round(FALL * steps))
+    """How long the rate falls at the end of a trial: whole looks, so that trials that end early are looked at at the
+    same steps as others."""
+    every = steps_between_checks(steps)
+    return min(steps, every * max(1, round(FALL * steps / every)))
 
 
 def on_plateau(validations: list[float], step: int, steps: int) -> bool:
@@ -95,7 +97,7 @@ def of_task(task: Task, recipe: Recipe, settings: Settings) -> dict[str, Any]:
         "epochs": round(passes, 2),
         "batch": recipe.batch,
         "rule": f"At most {steps:,} steps of {recipe.batch} examples, {passes:.3g} passes over {examples:,}: {why}.",
-        "plateau": f"The rate falls to nothing over {FALL * 100:.0f} % of the steps: at the end, or as soon as "
+        "plateau": f"The rate falls to nothing over {steps_of_fall(steps):,} steps: at the end, or as soon as "
         f"validation, looked at every {steps_between_checks(steps)} steps, has no error, or, from half of the steps "
         f"on, is no better {PATIENCE} times in a row. The rule is the same for every scheme.",
         "minutes": settings.minutes,

@@ -14,7 +14,7 @@ UNEVEN = 1.2  # times an even share: a class that is commoner is named, not chan
 LIMITS = (
     "These models are small: some ten thousands of parameters, a thousand examples. Large models learn from data what "
     "small ones need to be told, so differences usually shrink with scale, and may change sign.",
-    "Each scheme got the same budget, data order and learning rates to choose from. With more time, other rates or "
+    "Each scheme got the same budget, data order and number of rates and starts to try. With more time, other rates or "
     "other sizes the order may be another.",
     "Intervals speak of new test examples of the same kind and of new seeds. They say nothing of other data.",
     "Three seeds bound what luck of the start can do only roughly; --seeds 5 or more narrows it.",

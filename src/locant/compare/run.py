@@ -116,12 +116,13 @@ def run(
         share: part of the training examples that each seed draws for itself, the same for every scheme; 1 is all.
         device, threads: where; on a CPU, `threads` trials run side by side with one thread each.
         out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
-        quick: one seed, few schemes, few epochs: a first look.
+        quick: one seed, few schemes, few steps: a first look.
         strict: refuse a data folder with unusable files instead of listing them.
         prefer: "reach", "accuracy", "speed" or "memory": what the recommendation looks at first; default reach.
         config: a TOML file with these names; arguments win over it.
         quiet: no live progress.
-        progress: called with a dictionary at every epoch.
+        progress: called with a dictionary whenever a trial looks at its validation data: `key` of the trial, `step` of
+            `steps`, `epoch` (passes, a fraction), `loss` since the last look, `validation`.
 
     Raises:
         Refusal: a ValueError with one sentence, for data, settings or folders that can't be used.

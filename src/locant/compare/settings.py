@@ -141,7 +141,7 @@ def _read(config: str | Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Refusal(
-            f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as epochs = 30."
+            f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as steps = 600."
         ) from None
     known = flags.KEPT | set(KINDS)
     strange = [name for name in values if name not in known]

@@ -47,7 +47,7 @@ class Pool:
         self.idle.pop().send(job)
 
     def wait(self, tell: Tell) -> dict[str, Any]:
-        """What is said about the next trial that ends; `tell` hears the epochs until then."""
+        """What is said about the next trial that ends; `tell` hears looks at validation until then."""
         while True:
             worker, event = self.heard.get()
             if event is None:
