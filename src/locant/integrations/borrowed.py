@@ -83,6 +83,30 @@ class BorrowedTable(Bias):
 
 
 @final
+class BorrowedBuckets(Bias):
+    """T5's bias per bucket of offsets, of a module with `relative_attention_bias`.
+
+    `bucket` is the owner's own, of key - query.
+    """
+
+    def __init__(self, owner: nn.Module, heads: int, bucket: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.__dict__["owner"] = owner
+        self.heads, self.bucket = heads, bucket
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        owner: Any = self.owner
+        yield owner.relative_attention_bias.weight
+
+    def at(self, offset: Tensor) -> Tensor:
+        owner: Any = self.owner
+        return owner.relative_attention_bias(self.bucket(owner, -offset[..., 0])).movedim(-1, 0)
+
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        """There is a bucket for every offset in a sequence."""
+
+
+@final
 class BorrowedGate(Gate):
     """ConViT's map from position alone, of a module with `pos_proj` and `gating_param`; as `GatedPosition`."""
 

@@ -46,6 +46,9 @@ def _is_plain(layer: nn.Module) -> bool:
     return plain and not hooks_of(layer)
 
 
+_GELUS = {"GELUActivation": "gelu", "NewGELUActivation": "gelu_tanh", "GELUTanh": "gelu_tanh"}  # of transformers
+
+
 def is_packed(layer: nn.Module) -> bool:
     """Whether a linear layer is a plain one whose product was replaced by `LINEAR`, and does nothing else."""
     return _is_plain(layer) and getattr(vars(layer).get("forward"), "__func__", None) is _linear_forward
@@ -77,8 +80,8 @@ def _activation(module: object) -> str | None:
     name = type(module).__name__
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if name == "GELUActivation":  # transformers
-        return "gelu"
+    if name in _GELUS:
+        return _GELUS[name]
     return "relu" if isinstance(module, nn.ReLU) else "silu" if isinstance(module, nn.SiLU) else None
 
 
@@ -123,12 +126,15 @@ _TRANSFORMERS = tuple(
     )
 )  # fmt: skip
 
+_T5 = tuple(f"transformers.models.{name}DenseActDense" for name in ("t5.modeling_t5.T5", "umt5.modeling_umt5.UMT5"))
+
 PERCEPTRONS = tuple(
     perceptron_family(*names)
     for names in (
         (("timm.layers.mlp.Mlp",), "fc1", "act", "fc2", "f2fe57510e1eef51"),
         (("torchvision.ops.misc.MLP",), "0", "1", "3", "9038dc4905c5872a"),
         (_TRANSFORMERS, "fc1", "activation_fn", "fc2", "2097f227af29a742"),
+        (_T5, "wi", "act", "wo", "8426faba0772b96c"),
         (("monai.networks.blocks.mlp.MLPBlock",), "linear1", "fn", "linear2", "765929a4b820ea3b"),
         (("locant.nn.perceptron.Perceptron",), "fc1", "activation", "fc2", "764e6221e212ae7b"),
     )

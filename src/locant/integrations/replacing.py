@@ -40,27 +40,36 @@ class Replacement:
     """What takes the place of a module's methods.
 
     Attributes:
-        methods: plain functions of the module, by the name that they take over, which is their own `__name__` too.
+        methods: plain functions of the module, by the name that they take over, which is their own `__name__` too;
+            with a path before it, of a module below.
         state: what they find as `module._locant`.
     """
 
     methods: dict[str, Callable[..., Any]]
     state: State | None = None
 
+    def __post_init__(self) -> None:
+        named = all(name.rpartition(".")[2] == function.__name__ for name, function in self.methods.items())
+        assert named, "a pickle names a method by its function"
+
     def put(self, module: nn.Module) -> Callable[[], None]:
         """Replace, and return what puts everything back."""
-        own = vars(module)
-        before = {name: own[name] for name in (*self.methods, STATE) if name in own}
-        for name, function in self.methods.items():
-            assert function.__name__ == name, "a pickle names a method by its function"
-            own[name] = MethodType(function, module)
+        places = [(module.get_submodule(name.rpartition(".")[0]), function) for name, function in self.methods.items()]
+        before = [
+            (place, dict(vars(place))) for place in {id(x): x for x in (module, *(p for p, _ in places))}.values()
+        ]
+        for place, function in places:
+            vars(place)[function.__name__] = MethodType(function, place)
         if self.state is not None:
-            own[STATE] = self.state
+            vars(module)[STATE] = self.state
+        names = {*(function.__name__ for function in self.methods.values()), STATE}
 
         def put_back() -> None:
-            for name in (*self.methods, STATE):
-                own.pop(name, None)
-            own.update(before)
+            for place, own in before:
+                for name in names:
+                    vars(place).pop(name, None)
+                    if name in own:
+                        vars(place)[name] = own[name]
 
         return put_back
 

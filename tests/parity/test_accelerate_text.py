@@ -1,0 +1,97 @@
+"""transformers' encoders of text, accelerated: T5's shared table, padding, and the calls that stay with the library."""
+
+from __future__ import annotations
+
+import copy
+from types import ModuleType
+
+import accelerated
+import pytest
+import torch
+from torch import nn
+
+import locant
+from locant.integrations.transformers_text import FAMILIES
+
+T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "decoder_start_token_id": 0}
+
+
+def _encoder(transformers: ModuleType, name: str, **more) -> nn.Module:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(num_layers=3, **T5, **more)
+    return accelerated.randomised(getattr(transformers, f"{name}EncoderModel")(config))
+
+
+IDS = torch.arange(2 * 150).reshape(2, 150) * 7 % 50
+MASK = (torch.arange(150) < torch.tensor([[150], [101]])).long()
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("mask", [None, MASK, MASK.bool()])
+def test_t5(transformers, mask: torch.Tensor | None, feed_forward: str) -> None:
+    model = _encoder(transformers, "T5", feed_forward_proj=feed_forward)
+    report = accelerated.check(model, {"input_ids": IDS, "attention_mask": mask}, count=1)
+    assert report.rows[0].what == "32 buckets of offsets, 3 layers"
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_umt5(transformers, mask: torch.Tensor | None) -> None:
+    accelerated.check(_encoder(transformers, "UMT5"), {"input_ids": IDS, "attention_mask": mask}, count=3)
+
+
+@pytest.mark.parametrize("name", ["T5", "UMT5"])
+def test_weights_and_other_masks_stay_with_the_library(transformers, name: str) -> None:
+    model = _encoder(transformers, name)
+    plain = copy.deepcopy(model)
+    locant.accelerate(model, strict=True)
+    for m in (model, plain):
+        m.set_attn_implementation("eager")
+    with torch.no_grad():
+        model(IDS)
+        ours, theirs = (m(IDS, output_attentions=True) for m in (model, plain))
+    assert len(ours.attentions) == 3
+    for one, other in zip(ours.attentions, theirs.attentions, strict=True):
+        assert (one - other).abs().max() <= 1e-5
+
+
+def test_translation_with_a_cache(transformers) -> None:
+    """The encoder is replaced, the decoder is left, and what is generated stays the same."""
+    torch.manual_seed(0)
+    model = accelerated.randomised(
+        transformers.T5ForConditionalGeneration(transformers.T5Config(num_layers=2, **T5))
+    )  # fmt: skip
+    options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": MASK}
+    wanted = model.generate(IDS, **options)
+    report = locant.accelerate(model)
+    rows = {row.path: row for row in report.rows if row.kind == "attention"}
+    assert rows["encoder"].kernel is not None
+    assert "cache" in rows["decoder"].why
+    assert torch.equal(model.generate(IDS, **options), wanted)
+
+
+def test_a_copy_has_its_own_table_and_undo_reaches_the_layers(transformers) -> None:
+    model = _encoder(transformers, "T5")
+    with torch.no_grad():
+        before = model(IDS)[0]
+        report = locant.accelerate(model, strict=True)
+        other = copy.deepcopy(model)
+        other.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.neg_()
+        changed = other(IDS)[0]
+        assert (changed - before).abs().max() > 1e-2 * before.abs().max()
+        assert (model(IDS)[0] - before).abs().max() <= 1e-5 * before.abs().max()
+        report.undo()
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.compiled
+def test_graphs(transformers) -> None:
+    accelerated.check_graphs(_encoder(transformers, "T5"), [IDS])
+
+
+@pytest.mark.parametrize("name", ["T5", "UMT5"])
+def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None:
+    accelerated.check_tried(_encoder(transformers, name), monkeypatch)
+
+
+def test_the_classes_are_known_by_source(transformers) -> None:
+    accelerated.check_known(FAMILIES)
