@@ -193,7 +193,14 @@ def _read_relpos(owner: Any) -> Tensor:
 def _gated(attn: nn.Module) -> Offer:
     module: Any = attn
     side = math.isqrt(max(module.rel_indices.shape[1], 9))
-    return _offer(module, _gated_forward, BorrowedGate(module, module.num_heads), Grid(side, side), "gated position")
+    return _offer(
+        module,
+        _gated_forward,
+        BorrowedGate(module, module.num_heads),
+        Grid(side, side),
+        "gated position",
+        ("pos_proj",),
+    )
 
 
 def _class(attn: nn.Module) -> Offer:
