@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import html
 import json
 import re
+import shutil
+import subprocess
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,8 @@ from reader import Reader
 from results import make_results
 
 from locant.compare import report
+
+CHROMIUM = "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +120,63 @@ def test_the_maps_of_a_page_stay_below_a_megabyte(results: dict[str, Any]) -> No
     page = report.render(large)
     assert len(page.encode()) < 1_000_000
     assert "Too large to carry for every query" in page
+
+
+ACTS = """
+const say = (name, words) => { document.body.dataset[name] = words; };
+const group = document.querySelector('[data-group="0.2.now"]');
+const [first, second] = group.querySelectorAll("svg.map");
+const spoken = () => group.querySelector("output").textContent;
+const pressed = (name) => new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true });
+const key = (node, name) => node.dispatchEvent(pressed(name));
+const box = first.getBoundingClientRect();
+const at = { clientX: box.left + 0.9 * box.width, clientY: box.top + 0.1 * box.height, bubbles: true };
+first.dispatchEvent(new PointerEvent("pointermove", at));
+say("hover", spoken());
+first.dispatchEvent(new PointerEvent("pointerleave"));
+say("away", spoken());
+key(first, "ArrowDown");
+key(first, "ArrowLeft");
+say("arrows", spoken());
+key(first, "Enter");
+say("query", document.querySelector(".picker output").textContent);
+say("enter", spoken());
+key(first, "n");
+say("next", String(document.activeElement === second && second.getAttribute("tabindex") === "0"));
+"""
+
+
+@pytest.mark.skipif(not shutil.which(CHROMIUM), reason="needs chromium")
+def test_a_browser_says_value_and_offset_under_the_pointer_and_by_keys(
+    page: str, results: dict[str, Any], tmp_path: Path
+) -> None:
+    """The query is row 3, column 3 of 4 x 4: the key at row 1, column 4 lies at the offset (+2, -1)."""
+    allowed = base64.b64encode(hashlib.sha256(ACTS.encode()).digest()).decode()
+    acting = page.replace("script-src '", f"script-src 'sha256-{allowed}' '").replace(
+        "</body>", f"<script>{ACTS}</script></body>"
+    )
+    (tmp_path / "page.html").write_text(acting, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+             "--virtual-time-budget=3000", "--dump-dom"]  # fmt: skip
+    done = subprocess.run(
+        [CHROMIUM, *flags, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    body = re.search(r"<body ([^>]*)>", done.stdout)
+    assert body is not None
+    said = dict(re.findall(r'data-(\w+)="([^"]*)"', body.group(1)))
+    head = np.array(results["tasks"][0]["schemes"][2]["picture"]["layers"][0]["heads"][0])
+    step = np.abs([layer["heads"] for layer in results["tasks"][0]["schemes"][2]["picture"]["layers"]]).max() / 127
+
+    def holds(words: str, place: str, query: int, key: int) -> None:
+        where, value = words.split(": ")
+        assert where == place
+        got = float(value.replace("−", "-"))
+        assert abs(got - head[query, key]) <= step / 2 + 0.05 * abs(head[query, key])  # a level, and two figures
+
+    holds(said["hover"], "key at row 1, column 4, offset +2, −1", 10, 3)
+    assert said["away"] == "bias"
+    holds(said["arrows"], "key at row 2, column 3, offset +1, 0", 10, 6)
+    assert said["query"] == "row 2, column 3"
+    holds(said["enter"], "key at row 2, column 3, offset 0, 0", 6, 6)
+    assert said["next"] == "true"

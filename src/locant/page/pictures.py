@@ -177,7 +177,7 @@ def _legend(kind: str, scale: float) -> str:
     ends = (f"−{most}", "0", most) if signed else ("0", "", most)
     return (
         f'<p class="legend"><output>{KINDS.get(kind, text(kind))}</output><span>{ends[0]}</span>'
-        f'<svg width="100" height="10" aria-hidden="true"><rect width="100" height="10" '
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect width="100" height="10" '
         f'fill="url(#{"diverging" if signed else "rising"})"/></svg><span>{ends[2]}</span></p>'
     )
 
