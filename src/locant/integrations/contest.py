@@ -102,10 +102,11 @@ def hold(
     # 1 the right numbers
     exact = _run(copy.deepcopy(named.model).double(), [_as(x, torch.float64) for x in named.inputs], training)()
     model, inputs = named.model.to(dtype), [_as(x, dtype) for x in named.inputs]
-    plain = copy.deepcopy(model)
+    plain, fused = copy.deepcopy(model), None if named.fused is None else named.fused.to(dtype)
     report = accelerate(model, training=training)
     ways: dict[str, Callable[[], Call]] = {
         "as it comes": lambda: _run(plain, inputs, training),
+        **({} if fused is None else {"fused": lambda: _run(fused, inputs, training)}),
         **{name: _rival(name, plain, inputs, dtype, training) for name in against},
         "locant": lambda: _run(model, inputs, training),
         **({"locant compile": lambda: _run(_compiled(model), inputs, training)} if "compile" in against else {}),
@@ -139,7 +140,7 @@ def _prepared(name: str, prepare: Callable[[], Call], exact: list[Tensor]) -> Co
     try:
         call = prepare()
         found = call()
-    except Exception as error:  # noqa: BLE001: whatever an exporter of others raises is its cell of the table
+    except Exception as error:  # whatever an exporter of others raises is its cell of the table
         reason = (str(error).splitlines() or [""])[0]
         return Contender(name, why=f"{type(error).__name__}: {reason}"[:200])
     first = time.perf_counter() - start

@@ -21,11 +21,13 @@ LIBRARIES = ("timm", "torchvision", "hf", "locant")
 
 @dataclass(frozen=True)
 class Named:
-    """A model in evaluation mode and what it is called with."""
+    """A model in evaluation mode, what it is called with, and the same with its library's fused attention, if it has
+    a switch for it."""
 
     name: str
     model: nn.Module
     inputs: tuple[Tensor, ...]
+    fused: nn.Module | None = None
 
 
 def build(

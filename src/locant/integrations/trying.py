@@ -32,7 +32,7 @@ def disagreement(module: nn.Module, family: Family) -> str | None:
             before = [own(*arguments) for arguments in calls]
             offer.replacement.put(own)
             after = [own(*arguments) for arguments in calls]
-    except Exception as error:  # noqa: BLE001: whatever a class of others does on input that we made up
+    except Exception as error:  # whatever a class of others does on input that we made up
         return f"it could not be tried on random input ({type(error).__name__}: {_first_line(error)})"
     apart, size = difference(before, after)
     if apart <= AGREE * size:
