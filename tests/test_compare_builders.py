@@ -1,5 +1,8 @@
 """A model of one's own in `compare`: what its builder is handed, who forgot to place it, and errors with their line."""
 
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -270,12 +273,55 @@ def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path) -
     assert len(set(weights[0])) == 3
     model = there.data["tasks"][0]["model"]
     assert (model["name"], model["tokens"]) == ("mine.py:build", 16)
-    best = there.folder / there.data["best"]["file"]
-    net, about = compare.load(best)
+    saved = next((there.folder / "trials").glob("images-learned-*.safetensors"))
+    net, about = compare.load(saved)
     assert type(net).__name__ == "Own"
-    again, _ = compare.load(best, model=Own)
+    again, _ = compare.load(saved, model=Own)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
     path.write_text(path.read_text() + "# changed\n")
     with pytest.raises(Refusal, match=r"mine\.py:build as it was when"):
         compare.run(model=f"{path}:build", out=tmp_path / "there", resume=True, **FLAGS)
     assert about["recipe"]["model"] == f"{path}:build"
+
+
+def test_a_script_that_runs_when_it_is_imported_is_told_so(tmp_path) -> None:
+    """Its workers import it: without a guard they would start runs of their own."""
+    path = written(tmp_path, f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from locant import compare
+        from test_compare_builders import FLAGS, Own
+
+        def build(position):
+            return Own(position)
+
+        compare.run(model=build, out={str(tmp_path / "run")!r}, **FLAGS)
+    """)  # fmt: skip
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert 'Put the call under if __name__ == "__main__":' in done.stderr
+
+
+def test_two_processes_train_a_model_of_ones_own(tmp_path) -> None:
+    """One of its parameters plays no part, which DistributedDataParallel must be told."""
+    path = written(tmp_path, f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        from test_compare_builders import Own
+
+        def build(position):
+            net = Own(position)
+            net.spare = torch.nn.Parameter(torch.zeros(3))
+            return net
+    """)  # fmt: skip
+    flags = "--task images --positions none,relative --seeds 1 --steps 4 --share 0.1 --starts 1 --lr 0.003 -q".split()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "locant", "compare", *flags, "--model", str(path), "--out", str(tmp_path / "run")]
+    for _ in range(2):  # the port that torchrun finds free may be taken by others before its processes bind it
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("report.html")

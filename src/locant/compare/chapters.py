@@ -120,9 +120,11 @@ def _accuracy_table(task: Json, styles: Mapping[str, str]) -> str:
     head = ["Test set", *(text(name) for name in shifts)]
     words = "".join(f"<li><b>{text(s['name'])}</b>: {_shift(s)}</li>" for s in task.get("shifts") or [])
     words = f'<ul class="note">{words}</ul>' if words else ""
-    caption = "Accuracy in percent, ± standard deviation over seeds, and the 95 % interval"
+    metric = task.get("metric", "accuracy")
+    what = "Accuracy" if metric == "accuracy" else f"Mean {metric}"
+    caption = f"{what} in percent, ± standard deviation over seeds, and the 95 % interval"
     if seeds_of(task) == 1:
-        caption = "Accuracy in percent. One seed: no ranking"
+        caption = f"{what} in percent. One seed: no ranking"
     return f"<h3>What each scheme gets right</h3>{_table(caption, head, rows)}{words}"
 
 

@@ -19,6 +19,7 @@ from locant.compare import budget, search
 from locant.compare.schemes import Scheme
 from locant.compare.settings import Settings
 from locant.compare.trial import EVALUATED, Job, build, load
+from locant.compare.world import autocast
 from locant.tasks import splits
 from locant.tasks.task import Refusal, Task
 
@@ -59,7 +60,7 @@ def predict(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], chos
             count = search.count(scheme, chosen.recipes[kind], chosen)
             seconds += count * _seconds_of_trial(kind, scheme, task, chosen, clock)
             trials += count
-    workers = min(chosen.threads, trials) if chosen.device == "cpu" else 1
+    workers = min(chosen.threads, trials) if chosen.device == "cpu" and not chosen.lives_here else 1
     beside = BESIDE if workers > 1 else 1.0
     return Forecast(beside * seconds / workers, STARTING + MEASURING * len(tasks), trials, workers, clock.busy)
 
@@ -106,7 +107,8 @@ def _seconds_of_trial(kind: str, scheme: Scheme, task: Task, chosen: Settings, c
         x, _ = load(task.validation, np.arange(min(EVALUATED, len(task.validation))), chosen.device)
         model(x).sum().item()
 
-    with _threads(1 if chosen.device == "cpu" else None):
+    alone = chosen.device != "cpu" or chosen.lives_here
+    with _threads(None if alone else 1), autocast(chosen.device, recipe.autocast):
         per_step, per_look = clock.fastest(step), clock.fastest(look) / min(EVALUATED, len(task.validation))
     steps = budget.count_steps(recipe, len(train))
     looks = steps / budget.steps_between_checks(steps)

@@ -19,8 +19,10 @@ def seeds_of(task: Json) -> int:
 
 def given(task: Json) -> str:
     """What all schemes were given alike, and whether the order hangs on it."""
+    metric = task.get("metric", "accuracy")
     said = [
         (task.get("model") or {}).get("sentence"),
+        None if metric == "accuracy" else f"Every percentage of what they answer is a mean score of {metric}.",
         *((task.get("budget") or {}).get(k) for k in ("rule", "plateau")),
     ]
     if task.get("augmentation") is not None:

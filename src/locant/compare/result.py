@@ -93,7 +93,7 @@ def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
     title = f"{task['kind'].capitalize()}: {escape(task['question'])}\n[dim]{escape(about)}[/dim]"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("scheme")
-    table.add_column("accuracy, %\n(95 % interval)", justify="right", no_wrap=True)
+    table.add_column(f"{escape(task.get('metric', 'accuracy'))}, %\n(95 % interval)", justify="right", no_wrap=True)
     for shift in task["shifts"]:
         table.add_column(escape(shift["name"].replace(" ", "\n", 1)), justify="right", min_width=6)
     table.add_column("step,\nms", justify="right", min_width=5)

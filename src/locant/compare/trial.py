@@ -26,6 +26,7 @@ from locant.compare.metric import Metric, find_metric
 from locant.compare.optimizer import Learner
 from locant.compare.placement import Placement
 from locant.compare.schemes import find
+from locant.compare.sizes import SIZES
 from locant.compare.world import World, autocast
 from locant.tasks import augmentation, splits
 from locant.tasks.kind import Recipe
@@ -104,7 +105,7 @@ class _Run:
         self.job, self.task, self.recipe, self.world = job, task, recipe, world
         self.candidate = build(job, task, recipe)
         self.model = self.candidate.net.to(world.device)
-        self.replica = world.wrap(self.model)
+        self.replica = world.wrap(self.model, unused=recipe.model not in SIZES)
         self.per_epoch = budget.steps_per_pass(recipe, len(task.train))
         self.steps = budget.count_steps(recipe, len(task.train))
         self.learner = Learner(self.model, job.lr, self.steps, recipe.recipe)

@@ -51,8 +51,11 @@ class World:
         """This process's part of a batch: nearly equal runs, in order."""
         return np.array_split(index, self.size)[self.rank]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+    def wrap(self, model: nn.Module, unused: bool = False) -> nn.Module:
+        """For training together; `unused`: some parameters may play no part, as in models of the user's."""
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
     def loss(self, losses: Tensor, whole: int) -> Tensor:
         """The mean over the whole batch from this part's losses: gradients are averaged over processes, so each
