@@ -244,7 +244,9 @@ def test_functions_of_files_are_named_and_others_are_kept_here() -> None:
     assert source.is_live(live)
     assert callable(source.find("model", live))
     with pytest.raises(Refusal, match="was given from Python as 'gone', which no file holds"):
-        source.find("model", "python:gone")
+        source.find("model", "python:model:gone")
+    other = source.reference("metric", lambda outputs, labels: labels, "metric")
+    assert source.find("metric", other) is not source.find("model", live)  # both are called <lambda>
     with pytest.raises(Refusal, match=r"model= needs a function, or the name of one .*; got"):
         source.reference("model", 3, "build")
     for wrong, said in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections import deque
@@ -40,7 +39,7 @@ from locant.compare.schemes import SCHEMES, Scheme, find
 from locant.compare.settings import Settings
 from locant.compare.terminal import Progress
 from locant.compare.trial import Job, build, train
-from locant.compare.worker import WITHIN, Pool
+from locant.compare.worker import Pool
 from locant.compare.world import World, autocast
 from locant.flags import KEPT
 from locant.measuring import machine
@@ -143,11 +142,7 @@ def _compare(
 ) -> Result:
     """What `run` does, in four passes."""
     started = time.monotonic()
-    if WITHIN in os.environ:
-        raise Refusal(
-            "compare.run needs to be left out when a file is imported; a worker loaded one that calls it. "
-            'Put the call under if __name__ == "__main__":.'
-        )
+    source.refuse_nested()
     # 1 what is compared; what does not fit is said before anything is written
     chosen = settings.resolve(given, config)
     world = World.join(chosen.device)

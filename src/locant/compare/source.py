@@ -2,7 +2,7 @@
 
 A function of a file is named `/path/my_vit.py:build`. That is text: it stands in settings, worker processes load the
 same, and its hash is over that file and the files beside it that it imports. What has no file (a notebook, a lambda, a
-function in a function) is kept here under `python:name`, and such a run trains in this process.
+function in a function) is kept here under `python:flag:name`, and such a run trains in this process.
 
 What goes wrong inside is one sentence with the file and the line.
 """
@@ -27,6 +27,7 @@ from locant.tasks.task import Refusal
 LIVE = "python:"
 _kept: dict[str, Any] = {}
 _loaded: dict[tuple[str, str], Any] = {}
+_loading: list[Path] = []
 
 
 def reference(name: str, value: object, default: str) -> str:
@@ -57,16 +58,18 @@ def reference(name: str, value: object, default: str) -> str:
             f"{name}= needs a function, or the name of one such as 'mine.py:{default}'; got {description(value)}. "
             "Pass what can be called."
         )
-    return _of_function(value)
+    return _of_function(name, value)
 
 
-def _of_function(function: Any) -> str:
+def _of_function(flag: str, function: Any) -> str:
     file, name = file_of(function), getattr(function, "__qualname__", "")
     module = sys.modules.get(getattr(function, "__module__", ""), None)
     found_again = name.isidentifier() and getattr(module, name, None) is function  # by whoever loads the file
     if found_again and file is not None and Path(file).suffix == ".py" and Path(file).is_file():
-        return f"{Path(file).resolve()}:{name}"
-    return keep(name or type(function).__name__, function)
+        text = f"{Path(file).resolve()}:{name}"
+        _loaded[text, digest(text)] = function  # here it is what was given; others load the file
+        return text
+    return keep(f"{flag}:{name or type(function).__name__}", function)
 
 
 def keep(name: str, value: Any) -> str:
@@ -94,7 +97,7 @@ def find(name: str, text: str) -> Any:
     if is_live(text):
         if text not in _kept:
             raise Refusal(
-                f"{name}= was given from Python as {text.removeprefix(LIVE)!r}, which no file holds; it is not here. "
+                f"{name}= was given from Python as {name_of(text)!r}, which no file holds; it is not here. "
                 f"Pass {name}= again."
             )
         return _kept[text]
@@ -113,8 +116,12 @@ def _load(name: str, file: Path, function: str) -> Any:
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))  # as for a script: what lies beside it can be imported
     sys.modules[spec.name] = module  # dataclasses and pickles look there
-    with blame(str(file), f"--{name} needs a Python file that can be imported"):
-        spec.loader.exec_module(module)
+    _loading.append(file)
+    try:
+        with blame(str(file), f"--{name} needs a Python file that can be imported"):
+            spec.loader.exec_module(module)
+    finally:
+        _loading.pop()
     if not callable(getattr(module, function, None)):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
         raise Refusal(
@@ -122,6 +129,15 @@ def _load(name: str, file: Path, function: str) -> Any:
             f"Write --{name} {file.name}:{names[-1] if names else 'build'}."
         )
     return getattr(module, function)
+
+
+def refuse_nested() -> None:
+    """Refuses a run that a file starts while it is imported for one: every worker would start it again."""
+    if _loading:
+        raise Refusal(
+            f"compare.run needs to be left out when a file is imported; {_loading[-1].name} calls it. "
+            'Put the call under if __name__ == "__main__":.'
+        )
 
 
 def digest(text: str) -> str:
@@ -231,4 +247,4 @@ def _theirs(path: str, file: str) -> bool:
 
 def name_of(text: str) -> str:
     """As it may be shown: 'my_vit.py:build', or the name of what has no file."""
-    return text.removeprefix(LIVE) if is_live(text) else Path(text).name
+    return text.removeprefix(LIVE).rpartition(":")[2] if is_live(text) else Path(text).name

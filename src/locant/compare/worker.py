@@ -23,7 +23,6 @@ from locant.compare.settings import Settings
 from locant.tasks.task import Refusal
 
 Tell = Callable[[dict[str, Any]], None]
-WITHIN = "LOCANT_COMPARE_WORKER"  # set in a worker: a file that is loaded there must not start a run
 
 
 class Pool:
@@ -72,7 +71,7 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "locant.compare.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env={**os.environ, **threads, WITHIN: "1"}, start_new_session=True,
+            env={**os.environ, **threads}, start_new_session=True,
         )  # fmt: skip
         self.listener = Thread(target=self._listen, args=(heard,), daemon=True)
         self.listener.start()
