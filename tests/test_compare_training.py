@@ -13,7 +13,7 @@ from locant.compare import Refusal, source, statistics
 from locant.compare.metric import find_metric, score_of_constant
 from locant.compare.optimizer import Learner
 from locant.compare.trial import Job, _Run, train
-from locant.compare.world import World, autocast
+from locant.compare.world import World, autocast, in_bfloat16
 from locant.tasks.kinds import IMAGES
 from locant.tasks.task import ArrayExamples, Task
 
@@ -158,6 +158,17 @@ def test_autocast_is_off_on_cpus_unless_asked() -> None:
     for asked, dtype in ((None, torch.float32), ("off", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast("cpu", asked):
             assert layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_accelerators_use_bfloat16_where_they_have_it(has_it, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it or including_emulation)
+    monkeypatch.setattr("torch.backends.mps.is_macos_or_newer", lambda major, minor: has_it)
+    for device in ("cuda", "cuda:1", "mps"):
+        assert in_bfloat16(device, None) == has_it
+        assert in_bfloat16(device, "bfloat16")
+        assert not in_bfloat16(device, "off")
+    assert not in_bfloat16("cpu", None)
 
 
 def test_autocast_reaches_every_scheme_of_the_default_run(task, tmp_path) -> None:

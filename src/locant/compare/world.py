@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, distributed, nn
 
 
-def autocast(device: str, asked: str | None) -> torch.autocast:
-    """bfloat16 where it is asked for, and on an accelerator that has it; float32 elsewhere, or if "off" was asked for.
-
-    The weights stay in float32, and so does the loss.
-    """
+def in_bfloat16(device: str, asked: str | None) -> bool:
+    """Whether products run in bfloat16: where it was asked for, and unasked on accelerators that have it."""
+    if asked is not None:
+        return asked == "bfloat16"
     kind = device.split(":")[0]
-    there = kind == "cuda" and torch.cuda.is_bf16_supported()
-    there = there or (kind == "mps" and torch.backends.mps.is_macos_or_newer(14, 0))
-    enabled = there if asked is None else asked == "bfloat16"
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled)
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def autocast(device: str, asked: str | None) -> torch.autocast:
+    """The context that models run in. The weights stay in float32, and so does the loss."""
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=in_bfloat16(device, asked))
 
 
 @dataclass(frozen=True)
