@@ -49,10 +49,14 @@ def trained(folder: Path) -> dict[float, Any]:
     """The task's part of results.json, by share."""
     found = {}
     for share in SHARES:
-        result = compare.run(
-            task="images", positions=(PLAIN, *OTHERS), seeds=SEEDS, share=share, sensitivity=False, threads=1,
-            out=folder / said(share).replace(" %", ""), resume=True, quiet=True,
-        )  # fmt: skip
+        home = folder / said(share).replace(" %", "")
+        if (home / "settings.toml").exists():
+            result = compare.run(resume=home, quiet=True)
+        else:
+            result = compare.run(
+                task="images", positions=(PLAIN, *OTHERS), seeds=SEEDS, share=share, sensitivity=False, threads=1,
+                out=home, quiet=True,
+            )  # fmt: skip
         found[share] = result.data["tasks"][0]
         print(f"{said(share)}: {result.folder}", file=sys.stderr, flush=True)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import locant
 from locant.cli import app
+from locant.tasks.task import Doubt, Reading
 
 
 class Finished:
@@ -83,9 +85,9 @@ def test_help_names_every_flag() -> None:
         COLUMNS="200", NO_COLOR="1",
     ).stdout  # fmt: skip
     flags = (
-        "--task --positions --seeds --steps --epochs --minutes --lr --starts --sensitivity --augment --batch --share "
-        "--dim --depth --heads --size --patch --frames "
-        "--device --threads --out --resume --quick --strict --json --quiet --config"
+        "--task --axes --positions --seeds --steps --epochs --minutes --lr --starts --sensitivity --augment --batch "
+        "--share --dim --depth --heads --size --patch --frames "
+        "--device --threads --out --resume --add-seeds --quick --strict --json --quiet --config"
     ).split()
     assert [flag for flag in flags if flag not in text] == []
     assert "\x1b" not in text
@@ -118,10 +120,11 @@ def test_a_slip_is_refused_before_anything_starts(command: Command, arguments: l
 
 def test_nothing_given_is_none(command: Command) -> None:
     result, seen = command()
-    switches = {"resume": False, "quick": False, "strict": False, "quiet": False}
+    switches = {"quick": False, "strict": False, "quiet": False}
     values = (
-        "data task positions seeds steps epochs minutes lr starts sensitivity augment batch share recipe metric "
-        "autocast model weights freeze dim depth heads size patch frames device threads prefer out config"
+        "data task axes positions seeds steps epochs minutes lr starts sensitivity augment batch share recipe metric "
+        "autocast model weights freeze dim depth heads size patch frames device threads prefer out config resume "
+        "add_seeds"
     ).split()
     assert result.exit_code == 0, result.output
     assert seen == switches | dict.fromkeys(values)
@@ -131,18 +134,19 @@ def test_what_is_given_is_handed_on(command: Command) -> None:
     _, seen = command(
         *"photos --task images,clips --task sequences --positions none,relative, --seeds 3 --lr 0.001,3e-3".split(),
         *"--epochs 4 --batch 8 --share 0.1 --dim 16 --depth 2 --heads 2 --size 24x32 --patch 4 --frames 6".split(),
-        *"--minutes 2.5 --starts 1 --model m.py:build --no-sensitivity --augment shift,flip --steps 9".split(),
-        *"--recipe r.py --metric m.py:f --autocast off --prefer speed --weights w.pth --freeze".split(),
-        *"--device cpu --threads 1 --out o --config c.toml --resume --quick --strict -q".split(),
+        *"--axes CHW --minutes 2.5 --starts 1 --model m.py:build --no-sensitivity --augment shift,flip".split(),
+        *"--steps 9 --recipe r.py --metric m.py:f --autocast off --prefer speed --weights w.pth --freeze".split(),
+        *"--device cpu --threads 1 --out o --config c.toml --resume r --add-seeds 7,9 --quick --strict -q".split(),
     )
     assert seen == {
         "data": Path("photos"), "task": ("images", "clips", "sequences"), "positions": ("none", "relative"),
-        "seeds": 3, "lr": (0.001, 0.003), "epochs": 4, "steps": 9, "minutes": 2.5, "starts": 1,
+        "axes": "CHW", "seeds": 3, "lr": (0.001, 0.003), "epochs": 4, "steps": 9, "minutes": 2.5, "starts": 1,
         "sensitivity": False, "augment": ("shift", "flip"), "batch": 8, "share": 0.1, "dim": 16, "model": "m.py:build",
         "recipe": "r.py", "metric": "m.py:f", "autocast": "off", "prefer": "speed",
         "weights": "w.pth", "freeze": True,
         "depth": 2, "heads": 2, "size": (24, 32), "patch": 4, "frames": 6, "device": "cpu", "threads": 1,
-        "out": Path("o"), "config": Path("c.toml"), "resume": True, "quick": True, "strict": True, "quiet": True,
+        "out": Path("o"), "config": Path("c.toml"), "resume": Path("r"), "add_seeds": (7, 9),
+        "quick": True, "strict": True, "quiet": True,
     }  # fmt: skip
 
 
@@ -176,6 +180,19 @@ def test_one_process_of_torchrun_speaks(command: Command, monkeypatch: pytest.Mo
     assert command()[0].stdout != ""
 
 
+@pytest.mark.parametrize("arguments", [["--out", "runs/x", "--resume"], ["--resume", "--out", "runs/x"], ["--resume"]])
+def test_resume_without_its_folder_is_a_sentence(command: Command, arguments: list[str]) -> None:
+    result, seen = command(*arguments)
+    assert (result.exit_code, result.stdout, seen) == (2, "", {})
+    assert result.stderr.startswith("locant: --resume needs the folder of the run; none came. Write --resume runs/mine")
+    assert result.stderr.count("\n") == 1
+
+
+def _noted(error: BaseException, note: str) -> BaseException:
+    error.add_note(note)
+    return error
+
+
 class Refusal(ValueError):
     """As `locant.compare` raises it."""
 
@@ -187,12 +204,78 @@ class Refusal(ValueError):
         (ValueError("lr must be above 0; got -1.0."), 2, "lr must be above 0; got -1.0."),
         (OSError(28, "No space left on device", "runs/x/a.safetensors"), 2,
          "No space left on device: runs/x/a.safetensors"),
-        (KeyboardInterrupt(), 130, "stopped; go on with --resume"),
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+        (_noted(KeyboardInterrupt(), "go on with: locant compare --resume runs/x"), 130,
+         "stopped; go on with: locant compare --resume runs/x"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence(command: Command, error: BaseException, code: int, sentence: str) -> None:
     result, _ = command(raises=error)
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"locant: {sentence}\n")
+
+
+DOUBT = Doubt(
+    "x is [n, 64, 3]",
+    Reading("images of 64 × 3", {"axes": "HW"}),
+    Reading("sequences of 64 steps", {"axes": "LC"}),
+    Reading("something else", {}, "save it otherwise"),
+)
+
+
+def _ask(monkeypatch: pytest.MonkeyPatch, answers: str, terminal: bool = True) -> Any:
+    """What a question on a terminal leads to: settings, or what is raised; and what was printed."""
+    from locant import options
+
+    for name, text in (("stdin", answers), ("stderr", "")):
+        stream = io.StringIO(text)
+        stream.isatty = lambda: terminal  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, name, stream)
+    try:
+        return options.ask(DOUBT), sys.stderr.getvalue()  # type: ignore[attr-defined]
+    except ValueError as error:
+        return error, sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_doubt_is_a_question_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, said = _ask(monkeypatch, "what?\n0\n2\n")
+    assert chosen == {"axes": "LC"}
+    assert said.startswith(
+        "locant: DATA can be taken in 3 ways: x is [n, 64, 3].\n  1  images of 64 × 3 (say --axes HW)\n"
+    )
+    assert said.count("Which is it? [1 to 3] ") == 3
+    assert str(_ask(monkeypatch, "3\n")[0]) == "something else can't be said by a flag: save it otherwise."
+
+
+def test_a_doubt_is_a_refusal_elsewhere(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    sentence = (
+        "DATA can be taken in 3 ways: x is [n, 64, 3]. They are images of 64 × 3 (say --axes HW), or sequences of 64 "
+        "steps (say --axes LC), or something else (save it otherwise)."
+    )
+    assert str(DOUBT) == sentence
+    assert _ask(monkeypatch, "1\n", terminal=False) == (DOUBT, "")
+    assert _ask(monkeypatch, "")[0] is DOUBT  # the end of input
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("RANK", "0")
+        assert _ask(torchrun, "1\n") == (DOUBT, "")
+    monkeypatch.undo()
+
+
+def test_the_answer_is_handed_on_as_the_flag_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def run(data: object, **given: Any) -> Finished:
+        seen.append(given["axes"])
+        if given["axes"] is None:
+            raise DOUBT
+        return Finished()
+
+    module = ModuleType("locant.compare")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "locant.compare", module)
+    monkeypatch.setitem(vars(locant), "compare", module)
+    monkeypatch.setattr("locant.cli.ask", lambda doubt: {"axes": "LC"})
+    assert CliRunner().invoke(app, ["compare", "x.npz"]).exit_code == 0
+    assert seen == [None, "LC"]
 
 
 def test_a_bug_keeps_its_traceback(command: Command) -> None:

@@ -13,8 +13,9 @@ import pytest
 from datasets import everything, reads, sizes
 
 from locant.tasks import arrays
+from locant.tasks.kinds import KINDS
 from locant.tasks.sources import open_task
-from locant.tasks.task import Refusal
+from locant.tasks.task import Doubt, Refusal
 
 
 def save_npz(path: Path, compressed: bool = False, **named: np.ndarray) -> Path:
@@ -41,11 +42,24 @@ Y = np.repeat([0, 1, 2], 5)
         ((15, 6, 8, 3), None, "images", (2, 0, 1)),
         ((15, 6, 8, 4), None, "images", (2, 0, 1)),
         ((15, 5, 6, 8), "images", "images", (0, 1, 2)),
-        ((15, 5, 6, 8), None, "clips", (0, None, 1, 2)),
+        ((15, 5, 6, 8), "clips", "clips", (0, None, 1, 2)),
+        ((15, 7, 7, 5), None, "images", (2, 0, 1)),
+        ((15, 64, 1), None, "sequences", (0, 1)),
+        ((15, 1, 64), None, "sequences", (1, 0)),
+        ((15, 1, 64), "sequences", "sequences", (1, 0)),
+        ((15, 64, 9), "sequences", "sequences", (0, 1)),
+        ((15, 9, 64), "sequences", "sequences", (0, 1)),
         ((15, 3, 6, 8), "clips", "clips", (0, None, 1, 2)),
         ((15, 5, 3, 6, 8), None, "clips", (0, 1, 2, 3)),
         ((15, 5, 6, 8, 3), None, "clips", (0, 3, 1, 2)),
         ((15, 5, 2, 6, 8), None, "clips", (0, 1, 2, 3)),
+        ((15, 3, 5, 6, 8), None, "clips", (1, 0, 2, 3)),
+        ((15, 1, 5, 6, 8), None, "clips", (1, 0, 2, 3)),
+        ((15, 1, 3, 6, 8), None, "clips", (1, 0, 2, 3)),
+        ((15, 3, 1, 6, 8), None, "clips", (0, 1, 2, 3)),
+        ((15, 4, 3, 6, 8), None, "clips", (0, 1, 2, 3)),
+        ((15, 4, 5, 6, 8), "clips", "clips", (1, 0, 2, 3)),
+        ((15, 16, 9, 9, 7), None, "clips", (0, 3, 1, 2)),
     ],
 )
 def test_layouts_of_arrays(
@@ -61,6 +75,73 @@ def test_layouts_of_arrays(
     assert everything(task) == Counter((e.tobytes(), int(y)) for e, y in zip(expected, Y, strict=True))
     assert sizes(task) == (9, 3, 3)
     assert any(note.startswith("x is read as") for note in task.notes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "readings"),
+    [
+        ((15, 64, 3), None, "HW LC"),
+        ((15, 3, 64), None, "HW CL"),
+        ((15, 3, 64), "sequences", "LC CL"),
+        ((15, 5, 6, 8), None, "CHW THW"),
+        ((15, 4, 9, 9), None, "CHW THW"),
+        ((15, 3, 8, 3), "images", "CHW HWC"),
+        ((15, 3, 3, 6, 8), None, "TCHW CTHW"),
+        ((15, 5, 7, 6, 6), None, "TCHW CTHW"),
+        ((15, 3, 9, 9, 3), "clips", "CTHW THWC"),
+    ],
+)
+def test_sizes_that_leave_a_doubt_are_asked_about(
+    tmp_path: Path, shape: tuple[int, ...], kind: str | None, readings: str
+) -> None:
+    x = numbers(*shape)
+    path = save_npz(tmp_path / "d.npz", x=x, y=Y)
+    with pytest.raises(Doubt, match=rf"x is \[n, .*\(say --axes {readings.split()[0]}\), or") as found:
+        open_task(path, kind)
+    assert [reading.settings["axes"] for reading in found.value.readings] == readings.split()
+    for stored in readings.split():
+        task = open_task(path, kind, axes=stored)
+        moved = [stored.index(letter) for letter in KINDS[task.kind].letters if letter in stored]
+        expected = x.transpose(0, *(1 + axis for axis in moved))
+        if "C" not in stored:
+            expected = np.expand_dims(expected, 1 + KINDS[task.kind].letters.index("C"))
+        assert everything(task) == Counter((e.tobytes(), int(y)) for e, y in zip(expected, Y, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(15, 1, 1), (15, 1, 64, 1), (15, 64, 1, 3), (15, 1, 1, 6, 6), (15, 2, 2, 2, 2, 2)])
+@pytest.mark.parametrize("kind", [None, "images", "clips", "sequences"])
+def test_a_side_of_one_is_none(tmp_path: Path, shape: tuple[int, ...], kind: str | None) -> None:
+    with pytest.raises(Refusal, match="sides and lengths of 2 or more; .*its shape .* is none of those.*--axes LC"):
+        open_task(save_npz(tmp_path / "d.npz", x=numbers(*shape), y=Y), kind)
+
+
+@pytest.mark.parametrize("shape", [(15, 3, 64, 1), (15, 64, 3, 1), (15, 1, 64, 3)])
+def test_a_strip_is_no_picture_unless_it_is_asked_for(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = save_npz(tmp_path / "d.npz", x=numbers(*shape), y=Y)
+    with pytest.raises(Refusal, match="its shape .* is none of those"):
+        open_task(path)
+    assert open_task(path, "images").train.shape == (1, *(size for size in shape[1:] if size > 1))
+
+
+@pytest.mark.parametrize(
+    ("axes", "kind"), [("HW", None), ("TCHWL", None), ("CC", None), ("chw", None), ("CHW", "clips"), ("", None)]
+)
+def test_letters_that_do_not_fit_are_refused(tmp_path: Path, axes: str, kind: str | None) -> None:
+    path = save_npz(tmp_path / "d.npz", x=numbers(15, 5, 6, 8), y=Y)
+    with pytest.raises(Refusal, match=f"--axes needs one letter for each axis of x.*got '{axes}' for x of 4 axes"):
+        open_task(path, kind, axes=axes)
+
+
+def test_labels_in_a_column_are_labels(tmp_path: Path) -> None:
+    """Keras' CIFAR has [n, 1]; an argmax over one column would make all of them 0."""
+    x = numbers(15, 4, 4)
+    column, row = (open_task(save_npz(tmp_path / "d.npz", x=x, y=y)) for y in (Y[:, None], Y))
+    assert column.fingerprint == row.fingerprint
+    assert everything(column) == everything(row)
+    with pytest.raises(Refusal, match=r"of shape \(15, 3\). Save y.argmax\(1\), if each row marks its class"):
+        open_task(save_npz(tmp_path / "d.npz", x=x, y=np.eye(3, dtype=int)[Y]))
+    with pytest.raises(Refusal, match=r"it is float64 of shape \(15,\). Save y.astype\(int\)"):
+        open_task(save_npz(tmp_path / "d.npz", x=x, y=Y / 2))
 
 
 @pytest.mark.parametrize(

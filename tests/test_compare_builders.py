@@ -261,8 +261,10 @@ FLAGS = {"task": "images", "positions": ("none", "relative", "learned"), "seeds"
          "starts": 1, "lr": 0.003, "quiet": True}  # fmt: skip
 
 
-def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path) -> None:
+def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path, monkeypatch) -> None:
     """Workers load the file; a function that no file holds trains in this process. Dropout is drawn alike in both."""
+    monkeypatch.setattr("locant.compare.measure.PATIENCE", 0.0)
+    monkeypatch.setattr("locant.compare.measure.MOST_TOKENS", 16)
     text = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     path = written(
         tmp_path, text + "from test_compare_builders import Own\ndef build(position):\n    return Own(position)\n"
@@ -270,6 +272,11 @@ def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path) -
     there = compare.run(model=f"{path}:build", out=tmp_path / "there", threads=2, **FLAGS)
     torch.set_num_threads(1)
     here = compare.run(model=lambda position: Own(position), out=tmp_path / "here", **FLAGS)
+    source._kept.clear()
+    with pytest.raises(Refusal, match="which no file holds"):
+        compare.run(resume=tmp_path / "here", quiet=True)
+    again = compare.run(resume=tmp_path / "here", model=lambda position: Own(position), quiet=True)
+    assert again.data["tasks"] == here.data["tasks"]
     weights = [[t["weights"] for s in r.data["tasks"][0]["schemes"] for t in s["trials"]] for r in (there, here)]
     assert weights[0] == weights[1]
     assert len(set(weights[0])) == 3
@@ -282,7 +289,7 @@ def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path) -
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
     path.write_text(path.read_text() + "# changed\n")
     with pytest.raises(Refusal, match=r"mine\.py:build as it was when"):
-        compare.run(model=f"{path}:build", out=tmp_path / "there", resume=True, **FLAGS)
+        compare.run(resume=tmp_path / "there", quiet=True)
     assert about["recipe"]["model"] == f"{path}:build"
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from datasets import clip_folder, reads, reason, sizes, write_video
+from datasets import clip_folder, reads, reason, save, sizes, write_video
 
 from locant.tasks import stills
 from locant.tasks.films import natural_key, read_clip, spread_frames
 from locant.tasks.sources import open_task
+from locant.tasks.task import Doubt, Refusal
 
 
 def test_folders_of_frames_in_natural_order(tmp_path: Path) -> None:
@@ -99,3 +103,94 @@ def test_a_container_that_promises_more_frames_than_it_holds(tmp_path: Path, mon
     whole = read_clip(path, (8, 8), 3).pixels
     monkeypatch.setattr("locant.tasks.films._count", lambda path: 50)
     assert (read_clip(path, (8, 8), 3).pixels == whole).all()
+
+
+UPPER_LEFT = np.zeros((32, 48, 3), np.uint8)
+UPPER_LEFT[:16, :16] = 200  # of 32 rows and 48 columns
+
+
+def film(path: Path, wide: Fraction = Fraction(1), matrix: tuple[int, int, int, int] = (1, 0, 0, 1)) -> Path:
+    """A film of `UPPER_LEFT`, whose pixels are `wide` times as wide as high, and with a display matrix (a, b, c, d)."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10, options={"qscale": "1"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = wide
+        for frame in [av.VideoFrame.from_ndarray(UPPER_LEFT, format="rgb24")] * 3:
+            for packet in stream.encode(frame):
+                video.mux(packet)
+        for packet in stream.encode():
+            video.mux(packet)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 4 + 4 + 20 + 16  # version 0: times, ids and duration, then layer and volume
+    assert struct.unpack_from(">9i", content, start) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    a, b, c, d = (65536 * one for one in matrix)
+    struct.pack_into(">9i", content, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), UPPER_LEFT),
+        ((-1, 0, 0, 1), UPPER_LEFT[:, ::-1]),
+        ((1, 0, 0, -1), UPPER_LEFT[::-1]),
+        ((-1, 0, 0, -1), UPPER_LEFT[::-1, ::-1]),
+        ((0, 1, -1, 0), np.rot90(UPPER_LEFT, -1)),  # a quarter turn to the right
+        ((0, -1, 1, 0), np.rot90(UPPER_LEFT)),
+        ((0, 1, 1, 0), UPPER_LEFT.swapaxes(0, 1)),
+        ((0, -1, -1, 0), UPPER_LEFT[::-1, ::-1].swapaxes(0, 1)),
+    ],
+)
+def test_films_are_taken_as_they_are_shown(tmp_path: Path, matrix: tuple[int, int, int, int], shown: Any) -> None:
+    """(x, y) is shown at (a x + c y, b x + d y): all eight ways to turn and mirror a picture."""
+    read = read_clip(film(tmp_path / "f.mp4", matrix=matrix), (32, 32), 2)
+    rows, columns = shown.shape[:2]
+    middle = shown[(rows - 32) // 2 :, (columns - 32) // 2 :][:32, :32].astype(int)
+    assert np.abs(read.pixels[0].astype(int) - middle).mean() < 6  # the codec rounds edges
+    assert read.remarks == (set() if matrix == (1, 0, 0, 1) else {"shown"})
+
+
+def test_pixels_that_are_wider_than_high_are_shown_so(tmp_path: Path) -> None:
+    """At 2 : 1 the 48 columns are 96 wide: the middle square of 32 rows is 16 stored columns, 16 to 32, all dark."""
+    read = read_clip(film(tmp_path / "wide.mp4", Fraction(2)), (32, 32), 2)
+    assert read.remarks == {"shown"}
+    assert read.pixels[:, :, 4:].max() < 30
+    turned = read_clip(film(tmp_path / "turned.mp4", Fraction(2), (0, 1, -1, 0)), (32, 32), 2)
+    assert turned.pixels[:, 4:].max() < 30
+    narrow = read_clip(film(tmp_path / "narrow.mp4", Fraction(1, 3)), (32, 32), 2).pixels.astype(int)
+    assert np.abs(narrow[0, :4].mean(0)[:, 0] - np.where(np.arange(32) < 11, 200, 0)).mean() < 12  # 8 rows of 16 left
+
+
+@pytest.mark.parametrize("siblings", [True, False])
+def test_one_folder_too_deep_is_no_guess(tmp_path: Path, siblings: bool) -> None:
+    """Clips of one class would be learned as classes of pictures: which clip is it?"""
+    rng = np.random.default_rng(0)
+    for way in ("left", "right")[: 1 + siblings]:
+        for clip in range(9):
+            scene = np.kron(rng.integers(0, 255, (8, 30)), np.ones((2, 4))).astype(np.uint8)
+            for t in range(8):
+                save(tmp_path / "pans" / way / f"clip{clip}" / f"{t:03}.png", scene[:, t : t + 16])
+    with pytest.raises(
+        Doubt, match="its 9 folders hold pictures that are numbered as the frames of films are"
+    ) as found:
+        open_task(tmp_path / "pans" / "left", size=16)
+    pictures, clips = found.value.readings
+    assert pictures.settings == {"task": "images"}
+    assert clips.settings == {"task": "clips", "data": str(tmp_path / "pans")}
+    assert len(open_task(tmp_path / "pans" / "left", "images", size=16).classes) == 9
+    with pytest.raises(Refusal, match=f"clips of one class, name the folder above: {tmp_path / 'pans'}"):
+        open_task(tmp_path / "pans" / "left", "clips", size=16)
+    if siblings:
+        assert open_task(tmp_path / "pans", size=16).classes == ("left", "right")
+
+
+def test_numbered_pictures_are_no_frames(tmp_path: Path) -> None:
+    """Pictures of a class share what they show, but none is more like the next than like any other."""
+    rng = np.random.default_rng(0)
+    for label in "abc":
+        shown = 4 * rng.integers(0, 40, (16, 16))
+        for i in range(8):
+            save(tmp_path / label / f"{i}.png", (shown + rng.integers(0, 90, (16, 16))).astype(np.uint8))
+    assert open_task(tmp_path, size=16).kind == "images"

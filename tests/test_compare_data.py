@@ -106,17 +106,49 @@ def test_sixteen_bit_colour_is_noticed(tmp_path: Path) -> None:
     assert (stills.read_still(tmp_path / "deep.ppm", (2, 2)).pixels == 0x80).all()
 
 
-def sixteen_bit_png() -> bytes:
-    """A 2 × 2 RGB PNG of 16 bits a channel, which Pillow can read but not write."""
+def sixteen_bit_png(level: int = 0x8000) -> bytes:
+    """A 2 × 2 RGB PNG of 16 bits a channel, all of one level, which Pillow can read but not write."""
     import struct
     import zlib
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    rows = (b"\0" + b"\x80\x00" * 6) * 2
+    rows = (b"\0" + level.to_bytes(2, "big") * 6) * 2
     head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_twelve_bits_in_sixteen_are_stretched(tmp_path: Path, ending: str) -> None:
+    """A scanner of 12 bits writes 0 to 4,095: read as 16 bits, all of it would lie below 16 of 255."""
+    for c, label in enumerate("ab"):
+        for i, value in enumerate((1000, 3000, 4095)):
+            pixels = np.full((8, 8), value, np.uint16)
+            pixels[c, i] = 0  # no two alike
+            save(tmp_path / label / f"{i}.{ending}", pixels)
+    save(tmp_path / "a" / "plain.png", np.full((8, 8), 77, np.uint8))
+    task = open_task(tmp_path, size=8)
+    read = sorted({round(255 * float(x.max())) for xs, _ in reads(task).values() for x in xs})
+    assert read == [62, 77, 187, 255]
+    assert "the files of 16 bits use 12 of them: 4,095 is white, for all alike" in task.notes
+    save(tmp_path / "b" / f"whole.{ending}", np.full((8, 8), 65_535, np.uint16))
+    whole = open_task(tmp_path, size=8)
+    read = sorted({round(255 * float(x.max())) for xs, _ in reads(whole).values() for x in xs})
+    assert read == [4, 12, 16, 77, 255]
+    assert not any("is white" in note for note in whole.notes)
+
+
+def test_few_levels_of_sixteen_bit_colours_are_told(tmp_path: Path) -> None:
+    """Of these Pillow reads the upper 8 bits alone: 12 bits leave 16 levels, which are spread and said."""
+    for label, levels in (("a", (0x0100, 0x0800, 0x0FFF)), ("b", (0x0200, 0x05FF, 0x0A00))):
+        (tmp_path / label).mkdir()
+        for level in levels:
+            (tmp_path / label / f"{level}.png").write_bytes(sixteen_bit_png(level))
+    task = open_task(tmp_path, size=2)
+    read = sorted({round(255 * float(x.max())) for xs, _ in reads(task).values() for x in xs})
+    assert read == [17, 34, 85, 136, 170, 255]
+    assert any("have 16 bits a colour and use few of the upper 8" in note for note in task.notes)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

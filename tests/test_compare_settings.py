@@ -2,12 +2,14 @@
 
 import inspect
 import json
+import tomllib
 from dataclasses import fields
 
 import pytest
+from datasets import plain_folder
 
 from locant import flags
-from locant.compare import run, settings
+from locant.compare import opening, run, settings
 from locant.compare.settings import Settings, resolve
 from locant.tasks import sources
 from locant.tasks.kind import Recipe
@@ -57,6 +59,44 @@ def test_the_resolved_form_is_a_config_that_resolves_to_the_same(given, tmp_path
     assert Settings.of_flags(json.loads(json.dumps(chosen.flags()))) == chosen
 
 
+def test_the_complete_form_is_all_that_a_run_is_and_reads_back_the_same(tmp_path) -> None:
+    """Whatever fields the records have: what is not None is written, and what is None stands for itself."""
+    chosen = resolve({"quick": True}, None)
+    tasks = opening.open_tasks(chosen)
+    schemes = {"images": ("none", "swin"), "clips": ("none", "time")}
+    whole = settings.complete(chosen, tasks, schemes)
+    assert (whole.positions, set(whole.fingerprints or ())) == (schemes, {"images", "clips"})
+    assert (whole.recipes["images"].size, whole.recipes["images"].patch, whole.recipes["images"].frames) == (8, 2, None)
+    assert (whole.recipes["clips"].size, whole.recipes["clips"].patch, whole.recipes["clips"].frames) == (24, 8, 3)
+    path = tmp_path / "settings.toml"
+    path.write_text(settings.toml(whole))
+    written = tomllib.loads(path.read_text())
+    assert {name for name, value in whole.flags().items() if value is not None} == set(written)
+    assert resolve({}, path) == whole
+    assert Settings.of_flags(json.loads(json.dumps(whole.flags()))) == whole
+    again = opening.open_tasks(whole)
+    assert settings.complete(whole, again, schemes) == whole
+    assert {k: t.fingerprint for k, t in again.items()} == {k: t.fingerprint for k, t in tasks.items()}
+    assert resolve({"size": 16}, path).fingerprints is None
+
+
+@pytest.mark.parametrize("task", ["images", "sequences", ("images", "sequences")])
+def test_frames_of_what_has_none_are_refused(task) -> None:
+    with pytest.raises(Refusal, match="--frames is for clips; the data are (images|sequences).*, and 5 came. Leave it"):
+        opening.open_tasks(resolve({"task": task, "frames": 5}, None))
+    assert opening.open_tasks(resolve({"task": ("images", "clips"), "frames": 2}, None))["clips"].train.shape[0] == 2
+
+
+def test_frames_of_own_pictures_are_refused(tmp_path) -> None:
+    with pytest.raises(Refusal, match="--frames is for clips; the data are images, and 5 came"):
+        opening.open_tasks(resolve({"data": plain_folder(tmp_path), "frames": 5}, None))
+
+
+def test_a_path_to_data_is_kept_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve({"data": "photos"}, None).data == str(tmp_path / "photos")
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -87,7 +127,12 @@ def test_a_wrong_value_is_refused(given, sentence) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("epoch = 3", "names epoch"), ("[images]\ntokens = 3", "names images.tokens"), ("epochs", "not: Expected")],
+    [
+        ("epoch = 3", "names epoch"),
+        ("[images]\ntokens = 3", "names images.tokens"),
+        ("epochs", "not: Expected"),
+        ('[positions]\npictures = ["none"]', "names positions.pictures"),
+    ],
 )
 def test_a_wrong_config_file_is_refused(text, sentence, tmp_path) -> None:
     config = tmp_path / "a.toml"
@@ -104,10 +149,10 @@ def test_a_missing_config_file_is_refused(tmp_path) -> None:
 def test_what_is_resolved_is_what_is_declared() -> None:
     """A flag is declared in flags.py alone; the typed records and the keywords of run bear the same names."""
     keywords = set(inspect.signature(run).parameters)
-    assert keywords == {flag.name for flag in flags.COMPARE} - {"json"} | {"progress"}
+    assert keywords == {flag.name for flag in flags.COMPARE} - {"json", "beside"} | {"progress"}
     recipe, resolved = ({f.name for f in fields(record)} for record in (Recipe, Settings))
     assert recipe == set(flags.RECIPE)
-    assert resolved - {"recipes", "cut", "left"} | recipe == flags.KEPT
+    assert resolved - {"recipes", "cut", "fingerprints", "left"} | recipe == flags.KEPT
 
 
 def test_the_defaults_in_help_are_those_that_are_used() -> None:

@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import everything, picture, plain_folder, reads, reason, save, sizes
+from datasets import clip_folder, everything, picture, plain_folder, reads, reason, save, sizes
 
 from locant.tasks import splits, stills
 from locant.tasks.inspection import Store
 from locant.tasks.sources import open_task
-from locant.tasks.task import ArrayExamples, Refusal
+from locant.tasks.task import ArrayExamples, Doubt, Refusal
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-def test_split_folders_are_used(tmp_path: Path, name: str) -> None:
-    for split, start in (("train", 0), (name, 10), ("test", 20)):
+@pytest.mark.parametrize(
+    "names",
+    ["train val test", "train valid test", "train validation test", "Train Val TEST", "Training dev Testing",
+     "training Dev eval", "train val evaluation", "train2017 val2017 test2017", "MRI_train MRI-dev test_set"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [None, "images"])
+def test_split_folders_are_used(tmp_path: Path, names: str, kind: str | None) -> None:
+    for split, start in zip(names.split(), (0, 10, 20), strict=True):
         for c, label in enumerate("ab"):
             for i in range(3):
                 save(tmp_path / split / label / f"{i}.png", np.full((8, 8), start + 3 * c + i, np.uint8))
-    task = open_task(tmp_path, size=8)
+    task = open_task(tmp_path, kind, size=8)
+    assert (task.kind, task.classes) == ("images", ("a", "b"))
     values = {split: sorted(np.round(x[:, 0, 0, 0] * 255).astype(int)) for split, (x, _) in reads(task).items()}
     assert values == {"train": [*range(6)], "validation": [*range(10, 16)], "test": [*range(20, 26)]}
     assert any(note.startswith("the splits are the folders that were there: train, val") for note in task.notes)
@@ -50,6 +56,47 @@ def test_two_folders_for_one_split(tmp_path: Path) -> None:
         plain_folder(tmp_path / name)
     with pytest.raises(Refusal, match="one and the same"):
         open_task(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [None, "images", "clips"])
+@pytest.mark.parametrize("names", [("fold 1", "fold 2"), ("one", "two", "three"), ("train", "fold")])
+def test_folders_that_hold_the_same_folders_are_no_guess(
+    tmp_path: Path, names: tuple[str, ...], kind: str | None
+) -> None:
+    """Splits by other names would be learned as classes: told apart are then training and test pictures."""
+    for f, name in enumerate(names):
+        for c, label in enumerate(("glioma", "meningioma", "pituitary")):
+            for i in range(4):
+                save(tmp_path / name / label / f"{i}.png", picture(100 * f + 10 * c + i))
+    if "train" in names and kind == "clips":
+        with pytest.raises(Refusal, match="neither a folder of frames nor a video file"):
+            open_task(tmp_path, kind, size=8)
+    elif "train" in names:
+        assert open_task(tmp_path, kind, size=8).classes == ("glioma", "meningioma", "pituitary")
+    elif kind == "clips":
+        assert open_task(tmp_path, kind, size=8, frames=2).classes == tuple(sorted(names))
+    else:
+        with pytest.raises(
+            Doubt, match="can be taken in 2 ways: its folders .* hold folders of the same names"
+        ) as found:
+            open_task(tmp_path, kind, size=8)
+        splits, classes = found.value.readings
+        assert splits.words == "splits with the 3 classes 'glioma', 'meningioma', 'pituitary'"
+        assert dict(classes.settings) == ({"task": "clips"} if kind is None else {})
+        assert "rename them to train, val and test" in str(found.value)
+
+
+def test_a_class_of_trains_is_no_split(tmp_path: Path) -> None:
+    pictures = open_task(plain_folder(tmp_path / "p", classes=("car", "train")), size=8)
+    assert (pictures.classes, pictures.skipped) == (("car", "train"), ())
+    clip_folder(tmp_path / "c")
+    for label, name in (("a", "car"), ("b", "train")):
+        (tmp_path / "c" / label).rename(tmp_path / "c" / name)
+        for clip in range(4):
+            (tmp_path / "c" / name / f"clip {clip}").rename(tmp_path / "c" / name / f"{name} {clip}")
+    with pytest.raises(Doubt, match="the folder 'train' beside 'car'") as found:
+        open_task(tmp_path / "c")
+    assert dict(found.value.readings[0].settings) == {"data": str(tmp_path / "c" / "train")}
 
 
 def test_a_class_named_test_is_a_class(tmp_path: Path) -> None:

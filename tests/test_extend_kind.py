@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 # Spectra [rows, columns, channels]: two axes of tokens, the channels last, as no kind that is built in has them.
 KIND = '''
 
-def _spectrum_order(item: Item) -> AxisOrder | None:
-    return AxisOrder((0, 1), "x is read as spectra [n, bands, steps]", channel=2) if len(item) == 2 else None
+def _spectrum_layouts(item: Item, asked: bool) -> tuple[str, ...]:
+    return ("HW",) if len(item) == 2 and asked else ()
 
 
 def _edges(recipe: Recipe) -> Task:
@@ -46,7 +46,7 @@ SPECTRA = Kind(
     schemes=("none", "relative", "swin"), quick_schemes=("none", "relative"),
     patch=lambda item, given: (2, 2) if given is None else _sides("patch", given),
     shifts=lambda test, patch: (), question="Which of {} classes is it?", shapes="[n, bands, steps]",
-    order=_spectrum_order, built_in=_edges,
+    letters="HWC", layouts=_spectrum_layouts, built_in=_edges,
 )
 KINDS[SPECTRA.name] = SPECTRA
 '''
@@ -101,7 +101,7 @@ def test_a_users_arrays_are_of_the_kind_that_is_asked_for(extended: Path) -> Non
     assert done.returncode == 0, done.stderr
     (task,) = json.loads(done.stdout)["tasks"]
     assert (task["kind"], task["grid"], task["question"]) == ("spectra", [2, 3], "Which of 2 classes is it?")
-    assert "x is read as spectra [n, bands, steps], as asked" in task["notes"]
+    assert "x is read as grey spectra [n, H, W]" in task["notes"]
 
 
 def test_what_the_kind_cannot_be_is_refused_by_name(extended: Path) -> None:

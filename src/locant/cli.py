@@ -19,7 +19,7 @@ import typer
 
 from locant import __version__, flags
 from locant.flags import OUTPUT
-from locant.options import assigned, option, options_from, pair, sentences, sides
+from locant.options import ask, assigned, command_of, option, options_from, pair, sentences, sides
 
 if TYPE_CHECKING:
     from locant import bench
@@ -104,7 +104,11 @@ def _locant(
     """Position-aware attention for sequences, images and video."""
 
 
-@app.command("compare", epilog="Example: `locant compare photos --positions none,relative,rotary --seeds 5`")
+@app.command(
+    "compare",
+    cls=command_of(flags.COMPARE),
+    epilog="Example: `locant compare photos --positions none,relative,rotary --seeds 5`",
+)
 @options_from(flags.COMPARE)
 def _compare(given: dict[str, Any]) -> None:
     """Which position scheme should my model use?
@@ -113,16 +117,47 @@ def _compare(given: dict[str, Any]) -> None:
     and a report page: accuracy with its uncertainty, behaviour on sizes not trained for, cost, and pictures of what
     each scheme learned.
 
-    Ctrl-C at any time: --resume goes on from there.
+    Ctrl-C at any time: what is printed then goes on from there.
     """
-    json, quiet = given.pop("json"), given.pop("quiet")
-    with sentences("stopped; go on with --resume"):
+    json, quiet, both = given.pop("json"), given.pop("quiet"), given.pop("beside")
+    with sentences("stopped; nothing was written"):
         from locant import compare
+        from locant.tasks.task import Doubt
 
-        with redirect_stdout(sys.stderr):
-            result = compare.run(**given, quiet=quiet or json)
+        if both is not None:
+            _show_beside(both, given, json=json, quiet=quiet)
+            return
+
+        result = None
+        while result is None:
+            try:
+                with redirect_stdout(sys.stderr):
+                    result = compare.run(**given, quiet=quiet or json)
+            except Doubt as doubt:  # nothing was written yet
+                given.update(ask(doubt))
         if os.environ.get("RANK", "0") == "0":  # torchrun starts this command once per process; one of them speaks
             _show(result, json=json, quiet=quiet)
+
+
+def _show_beside(both: tuple[Path, Path], given: dict[str, Any], *, json: bool, quiet: bool) -> None:
+    from locant import compare
+
+    others = [name for name, value in given.items() if value is not None and value is not False]
+    if others:
+        raise ValueError(
+            f"--beside takes two folders, and nothing else but --json and --quiet; {', '.join(others)} came. "
+            "Leave that out."
+        )
+    found = compare.lay_beside(*both)
+    if json:
+        print(found.json())
+    elif quiet:
+        print(*found.data["sentences"], sep="\n")
+    else:
+        from rich.console import Console
+
+        Console().print(found.table())
+    sys.stdout.flush()
 
 
 @app.command("bench", epilog="Example: `locant bench --grid 14x14 --heads 12 --head-dim 64 --position relative`")

@@ -49,7 +49,7 @@ class Value:
     """What a flag holds: the type of one word of the command line, and how words are read further."""
 
     name: str
-    word: type
+    word: Any  # a type
     read: Callable[[Any], Any] | None = None
     many: bool = False  # the flag may be given again
 
@@ -70,6 +70,7 @@ SEEDS = Value("seeds", str, one_or_more)
 SIDES = Value("sides", str, sides)
 FILE = Value("file", str)  # that must be there
 OWN = Value("own", str)  # a name that is known, or Python of the user's own
+FOLDERS = Value("folders", tuple[Path, Path])
 SIZES = Value("sizes", str)  # of as many axes as the grid has; `bench` reads them
 
 
@@ -87,6 +88,7 @@ class Flag:
         into: whether it belongs to a task's recipe, to the settings of a run (both can stand in a config file), or to
             this one call.
         needed: whether it must be given.
+        bare: what is said where it comes without its value.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Flag:
     options: tuple[str, ...] = ()
     into: Literal["recipe", "settings", "call"] = "call"
     needed: bool = False
+    bare: str = ""
 
 
 def _default(name: str) -> str:
@@ -127,6 +130,10 @@ COMPARE = (
     Flag(
         "task", TASKS, WHAT, f"{','.join(KINDS)}: one or more; default {USUAL}. With DATA: guessed.", "NAMES",
         into="settings",
+    ),
+    Flag(
+        "axes", TEXT, WHAT, "Of x in an .npz, after the first: CTHW, HWC, LC; default by their sizes.",
+        "LETTERS", into="settings",
     ),
     Flag("positions", NAMES, WHAT, "Schemes, such as none,relative,rotary.", "NAMES", into="settings"),
     Flag(
@@ -217,7 +224,14 @@ COMPARE = (
         into="settings",
     ),
     Flag("out", PATH, RUN, "Folder for results, models and report.html; default a new one in runs.", "FOLDER"),
-    Flag("resume", SWITCH, RUN, "Go on from the last step saved in --out."),
+    Flag(
+        "resume", PATH, RUN, "Go on with the run in this folder, with its own settings, from the last step saved.",
+        "FOLDER",
+        bare="--resume needs the folder of the run; none came. Write --resume runs/mine, without --out: the settings "
+        "are read from there.",
+    ),
+    Flag("beside", FOLDERS, RUN, "Lay two finished runs beside each other; nothing is trained.", "FOLDER FOLDER"),
+    Flag("add_seeds", SEEDS, RUN, "With --resume: so many seeds more (3), or which (7,11).", "SEEDS"),
     Flag("quick", SWITCH, RUN, "A first look: one seed, few schemes, no ranking.", into="settings"),
     Flag(
         "prefer", TEXT, RUN, "What the recommendation looks at first: reach, accuracy, speed or memory; default reach.",

@@ -9,12 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from locant import flags
 from locant.flags import SWITCH, Flag
+
+if TYPE_CHECKING:
+    from locant.tasks.task import Doubt
 
 
 def option(panel: str, text: str, *names: str, metavar: str = "") -> Any:
@@ -30,7 +34,10 @@ def sentences(stopped: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        _stop(stopped, 128 + (stop.args[0] if stop.args else signal.SIGINT))
+        notes = getattr(stop, "__notes__", ())  # how to go on, from whoever was stopped
+        _stop(
+            "; ".join(("stopped", *notes)) if notes else stopped, 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        )
     except BrokenPipeError:  # the reader (head, less) has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -49,6 +56,29 @@ def _stop(sentence: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
+def ask(doubt: Doubt) -> dict[str, Any]:
+    """Which of the ways to take the data, asked on a terminal: the settings that say so. Elsewhere the doubt is raised.
+
+    Under torchrun nobody is asked: every process would.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or "RANK" in os.environ:
+        raise doubt
+    print(f"locant: DATA can be taken in {len(doubt.readings)} ways: {doubt.what}.", file=sys.stderr)
+    for number, reading in enumerate(doubt.readings, start=1):
+        print(f"  {number}  {reading.words} ({reading.way})", file=sys.stderr)
+    while True:
+        print(f"Which is it? [1 to {len(doubt.readings)}] ", end="", file=sys.stderr, flush=True)
+        said = sys.stdin.readline()
+        if not said:
+            raise doubt
+        if said.strip() in map(str, range(1, len(doubt.readings) + 1)):
+            break
+    reading = doubt.readings[int(said) - 1]
+    if not reading.settings:
+        raise ValueError(f"{reading.words} can't be said by a flag: {reading.way}.")
+    return dict(reading.settings)
+
+
 def options_from(declared: tuple[Flag, ...]) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
     """The command with these flags as its options: it gets their values, read, by name; None is not given."""
 
@@ -61,6 +91,20 @@ def options_from(declared: tuple[Flag, ...]) -> Callable[[Callable[[dict[str, An
         return call
 
     return with_options
+
+
+def command_of(declared: tuple[Flag, ...]) -> type[TyperCommand]:
+    """A command that says in a sentence what is missing where one of these flags comes without its value."""
+    bare = {_option_of(flag): flag.bare for flag in declared if flag.bare}
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            for word, after in zip(args, [*args, "-"][1:], strict=True):
+                if word in bare and after.startswith("-"):
+                    _stop(bare[word], 2)
+            return super().parse_args(ctx, args)
+
+    return Command
 
 
 def _option_of(flag: Flag) -> str:

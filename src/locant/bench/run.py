@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from locant import planner
 from locant.bench.result import Entry, Mode, Result
 from locant.bench.settings import CHECKS, Settings, Sides, resolve
 from locant.kernels import reference
 from locant.measuring import machine, memory
-from locant.measuring.clock import Gate, Times, time_in_turn
+from locant.measuring.clock import Gate, Times, limit_threads, time_in_turn
 from locant.measuring.exactness import Truth
 from locant.measuring.workload import Workload
 
@@ -61,7 +58,7 @@ def run(
     given = {name: arguments[name] for name in CHECKS}
     chosen = resolve(given)
     say = tell or (lambda sentence: None)
-    with _limit_threads(chosen.threads):
+    with limit_threads(chosen.threads):
         work = chosen.workload()
         gate = Gate()
         gate.calibrate()
@@ -94,13 +91,3 @@ def _refusal(kernel: Any, work: Workload, train: bool) -> str | None:
     if why is None and kernel is reference and (1 + train) * kernel.work(problem).held > HELD:
         why = f"it would hold {(1 + train) * kernel.work(problem).held / 1e9:.1f} GB of scores; it is not timed"
     return why
-
-
-@contextmanager
-def _limit_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -294,7 +294,18 @@ def _cost_table(task: Json, measured: Json, styles: Mapping[str, str], batch: in
     head = ["Parameters on position", "FLOPs, forward", "Forward", "Training step"]
     size = f" for a batch of {batch}" if batch else ""
     caption = f"Time (median and range) and peak memory{size}, as measured on one machine"
-    return f"<h3>What each scheme costs</h3>{_table(caption, head, rows)}"
+    return f"<h3>What each scheme costs</h3>{_table(caption, head, rows)}{_unquiet(measured)}"
+
+
+def _unquiet(measured: Json) -> str:
+    """What the stars mean, if there are any."""
+    costs = [cost for cost in measured.values() if cost]
+    times = [cost.get(f"{what}_ms") or {} for cost in costs for what in ("forward", "step")]
+    growing = [row for cost in costs for row in cost.get("growth") or ()]
+    if all(time.get("quiet", True) for time in (*times, *growing)):
+        return ""
+    starred = "* The" if not all(time.get("quiet", True) for time in times) else "At larger sizes the"
+    return f"<p>{starred} machine was not quiet while these times were taken: read them with care.</p>"
 
 
 def _cost(cost: Json, what: str) -> str:
@@ -304,7 +315,10 @@ def _cost(cost: Json, what: str) -> str:
     taken = taken or {}
     known = taken.get("low") is not None and taken.get("high") is not None
     span = f"<small>{markup.time(taken['low'])} to {markup.time(taken['high'])}</small>" if known else ""
-    return f"{markup.time(taken.get('median'))}{span}<small>{markup.memory(held)}</small>"
+    star = "" if taken.get("quiet", True) else " *"
+    single = ((cost.get("one_thread") or {}).get(f"{what}_ms") or {}).get("median")
+    alone = f"<small>{markup.time(single)} on one thread</small>" if single is not None else ""
+    return f"{markup.time(taken.get('median'))}{star}{span}{alone}<small>{markup.memory(held)}</small>"
 
 
 def _cost_charts(task: Json, measured: Json, styles: Mapping[str, str]) -> str:

@@ -105,8 +105,8 @@ class Source:
         return x, batch[1]
 
 
-def open_task(given: Any, asked: str | None, seed: int) -> Task:
-    """The task that data from Python are. Raises Refusal."""
+def open_task(given: Any, asked: str | None, seed: int, axes: str | None = None) -> Task:
+    """The task that data from Python are; `axes` says what those of an example are. Raises Refusal."""
     # 1 every example once
     parts = _parts(given)
     if len(parts) not in (1, 2, 3):
@@ -122,7 +122,7 @@ def open_task(given: Any, asked: str | None, seed: int) -> Task:
         raise Refusal(f"data from Python need one shape of example; got {sorted(items)}. Bring all to one size.")
     # 2 kind and classes
     (item,) = items
-    kind, order = arrays.read_order((len(sources[0]), *item), asked, KINDS)
+    kind, order = arrays.read_order((len(sources[0]), *item), asked, axes, KINDS)
     count = 1 + max(int(one.labels.max()) for one in seen)
     called = getattr(sources[0].dataset, "classes", None)
     fits = isinstance(called, Sequence) and len(called) >= count and all(isinstance(name, str) for name in called)
@@ -133,7 +133,7 @@ def open_task(given: Any, asked: str | None, seed: int) -> Task:
     places = {name: (0, index) for name, index in divided.items()}
     places |= {name: (i, np.arange(len(sources[i]))) for i, name in enumerate(names) if i}
     examples = {name: _examples(sources[i], seen[i], index, order) for name, (i, index) in places.items()}
-    notes = [order.sentence + (", by its shape" if asked is None else ", as asked")]
+    notes = [order.sentence]
     if len(missing) > 1:
         shares = "60/20/20 into train, validation and test" if len(parts) == 1 else "80/20 into train and validation"
         notes.append(f"split {shares}, each class alike (seed {seed})")

@@ -1,14 +1,14 @@
 """What position costs: time and peak memory of a forward pass and of a training step, and how they grow.
 
 A pass of its own, in one process: every scheme in turn, round after round, so that a slow minute of the machine hits
-all alike. Times are medians over rounds; memory is what a call takes beyond what there was before it, output included.
-These figures are the only ones that differ from run to run, and stand in a block of their own.
+all alike, and behind the gate of `measuring/clock.py`, which waits a while for quiet. Times are medians over the quiet
+samples, on all threads and on one; where there were too few, over all, and `quiet` is false. Memory is what a call
+takes beyond what there was before it, output included: others' work does not change it. These figures are the only ones
+that differ from run to run, and stand in a block of their own.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +19,13 @@ from locant.compare.candidate import Candidate
 from locant.compare.placement import grid_of
 from locant.compare.trial import Job, build
 from locant.measuring import memory
+from locant.measuring.clock import QUIET, Gate, Times, limit_threads, product, synchronize, time_in_turn
 from locant.tasks.kind import Kind, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Task
 
 ROUNDS = 5  # at the trained size
+PATIENCE = 2.0  # seconds to wait for a quiet machine, on all threads and on one, and half of it at each larger size
 GROWING = 3  # at larger ones
 GROWTH = (1, 2, 4, 8)  # each axis of the grid this many times as long (sequences: squared, to match)
 MOST_TOKENS = 1024  # growth ends here, so that its cost stays small beside the training's
@@ -37,8 +39,13 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
     for model in models.values():
         model.net.to(device)
     item = tuple(task.train.shape)
-    at_size = _measure_in_turn(models, item, recipe.batch, device, ROUNDS)
-    costs: dict[str, Any] = {name: {**figures, "growth": []} for name, figures in at_size.items()}
+    # 1 at the trained size: memory at the first call, time on all threads and on one
+    gate = _calibrated(device)
+    x = torch.rand(recipe.batch, *item, device=device)
+    costs = _measure_in_turn(models, x, device, gate, ROUNDS, PATIENCE)
+    for name, times in _times_on_one_thread(models, x, device).items():
+        costs[name] |= {"threads": torch.get_num_threads(), "one_thread": times, "growth": []}
+    # 2 at larger ones
     for factor in GROWTH:
         larger = _enlarge(KINDS[kind], item, factor)
         tokens = grid_of(KINDS[kind], larger, models[schemes[0]].placement.patch).tokens
@@ -57,34 +64,51 @@ def measure(kind: str, task: Task, recipe: Recipe, schemes: tuple[str, ...], dev
                 fitting[name] = moved
             else:
                 stopped[name] = why
-        figures = _measure_in_turn(fitting, larger, batch, device, GROWING)
+        x = torch.rand(batch, *larger, device=device)
+        figures = _measure_in_turn(fitting, x, device, gate, GROWING, PATIENCE / 2)
         for name in schemes:
             row = _per_example(figures[name], batch) if name in figures else {}
             costs[name]["growth"].append({"tokens": tokens, "stopped": stopped.get(name), **row})
     return costs
 
 
+def _calibrated(device: str) -> Gate:
+    gate = Gate(product(device))
+    gate.calibrate()
+    return gate
+
+
+def _times_on_one_thread(models: dict[str, Candidate], x: torch.Tensor, device: str) -> dict[str, Any]:
+    """As trials are trained on a CPU; None elsewhere, where the threads do not matter."""
+    if device != "cpu":
+        return dict.fromkeys(models)
+    with limit_threads(1):
+        return _time_in_turn(models, x, device, _calibrated(device), ROUNDS, PATIENCE)
+
+
 def _measure_in_turn(
-    models: dict[str, Candidate], item: tuple[int, ...], batch: int, device: str, rounds: int
-) -> dict[str, Any]:
-    x = torch.rand(batch, *item, device=device)
+    models: dict[str, Candidate], x: torch.Tensor, device: str, gate: Gate, rounds: int, patience: float
+) -> dict[str, dict[str, Any]]:
+    """Memory and time of every model."""
     calls = {name: (_forward(model, x), _step(model, x)) for name, model in models.items()}
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
     # the first call of each, which warms up too: later ones reuse its memory and would show less
-    bytes_ = {name: tuple(memory.extra(call, device) for call in calls[name]) for name in models}
-    for _ in range(rounds):
-        for name in models:
-            for call, seen in zip(calls[name], times[name], strict=True):
-                seen.append(_milliseconds(call, device))
+    bytes_ = {name: [memory.extra(call, device) for call in both] for name, both in calls.items()}
+    times = _time_in_turn(models, x, device, gate, rounds, patience)
     return {
-        name: {
-            "forward_ms": _summary(times[name][0]),
-            "step_ms": _summary(times[name][1]),
-            "forward_bytes": bytes_[name][0],
-            "step_bytes": bytes_[name][1],
-        }
-        for name in models
+        name: {**times[name], "forward_bytes": forward, "step_bytes": step} for name, (forward, step) in bytes_.items()
     }
+
+
+def _time_in_turn(
+    models: dict[str, Candidate], x: torch.Tensor, device: str, gate: Gate, rounds: int, patience: float
+) -> dict[str, dict[str, Any]]:
+    """Milliseconds of a forward pass and of a step: median, range, and whether the machine was quiet."""
+    calls = {}
+    for name, model in models.items():
+        calls[f"{name} forward_ms"] = _synchronized(_forward(model, x), device)
+        calls[f"{name} step_ms"] = _synchronized(_step(model, x), device)
+    times = time_in_turn(calls, 0.0, gate, rounds, patience) if calls else Times({}, gate)
+    return {name: {what: _summary(times, f"{name} {what}") for what in ("forward_ms", "step_ms")} for name in models}
 
 
 def _forward(model: Candidate, x: torch.Tensor) -> Callable[[], None]:
@@ -105,21 +129,20 @@ def _step(model: Candidate, x: torch.Tensor) -> Callable[[], None]:
     return call
 
 
-def _milliseconds(call: Callable[[], None], device: str) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
+def _synchronized(call: Callable[[], None], device: str) -> Callable[[], None]:
+    def whole() -> None:
+        call()
+        synchronize(device)
+
+    return whole
 
 
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def _summary(times: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(times), "low": min(times), "high": max(times)}
+def _summary(times: Times, name: str) -> dict[str, Any]:
+    counted = times.counted(name)
+    return {
+        "median": 1e3 * times.seconds(name), "low": 1e3 * min(counted), "high": 1e3 * max(counted),
+        "quiet": times.quiet(name) >= QUIET,
+    }  # fmt: skip
 
 
 def _per_example(figures: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -127,6 +150,7 @@ def _per_example(figures: dict[str, Any], batch: int) -> dict[str, Any]:
     share: dict[str, Any] = {name: figures[name]["median"] / batch for name in ("forward_ms", "step_ms")}
     for name in ("forward_bytes", "step_bytes"):
         share[name] = None if figures[name] is None else figures[name] // batch
+    share["quiet"] = all(figures[name]["quiet"] for name in ("forward_ms", "step_ms"))
     return share
 
 

@@ -86,15 +86,29 @@ def open_tasks(settings: Settings) -> dict[str, Task]:
 
         asked = settings.task[0] if settings.task else None
         if source.is_live(settings.data):
-            task = datasets.open_task(source.find("data", settings.data), asked, seed=0)
+            task = datasets.open_task(source.find("data", settings.data), asked, 0, settings.axes)
             return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
         recipe = next(iter(settings.recipes.values()))
         frames = next((r.frames for name, r in settings.recipes.items() if KINDS[name].timed), recipe.frames)
         size = sizes.side(recipe, settings.device) if Path(settings.data).is_dir() else recipe.size
-        task = open_task(settings.data, asked, size=size, frames=frames, strict=settings.strict, seed=0)
+        task = open_task(
+            settings.data, asked, size=size, frames=frames, axes=settings.axes, strict=settings.strict, seed=0
+        )
+        _refuse_frames(settings, (task.kind,))
         return {task.kind: _add_shifts(task, settings.recipes[task.kind])}
+    _refuse_frames(settings, settings.task)
     recipes = {kind: settings.recipes[kind] for kind in settings.task}
     return {kind: _add_shifts(_built_in(kind, recipe), recipe) for kind, recipe in recipes.items()}
+
+
+def _refuse_frames(settings: Settings, kinds: tuple[str, ...]) -> None:
+    """Frames are of clips: asked of anything else they would change nothing."""
+    frames = [settings.recipes[kind].frames for kind in kinds]
+    if any(frames) and not any(KINDS[kind].timed for kind in kinds):
+        raise Refusal(
+            f"--frames is for clips; the data are {' and '.join(kinds)}, and {next(filter(None, frames))} came. "
+            "Leave it out, or say --task clips."
+        )
 
 
 def _add_shifts(task: Task, recipe: Recipe) -> Task:

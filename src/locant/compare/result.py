@@ -43,6 +43,8 @@ class Result:
             costs = self.data["measured"]["tasks"].get(task["kind"], {})
             taken = [Text(sentence, style="bold") for sentence in recommendation.told(task, costs)]
             more = [task["power"]["sentence"]] if task.get("power") else []
+            if not all(cost["step_ms"].get("quiet", True) for cost in costs.values()):
+                more.append("* The machine was not quiet while these times were taken: read them with care.")
             said = [Text(sentence) for sentence in (*task["finding"], *more)]
             parts += [Text(), *taken, *([Text()] if taken else []), _table(task, costs), *said]
         return _printable(parts)
@@ -103,13 +105,17 @@ def _table(task: dict[str, Any], measured: dict[str, Any]) -> Table:
             escape(s["label"]),
             _accuracy(s["accuracy"]) + ("" if recommendation.shown_above(s) else " †"),
             *(_share(s["shifts"].get(shift["name"], {}).get("mean")) for shift in task["shifts"]),
-            f"{cost['step_ms']['median']:.1f}" if cost else "–",
+            _time(cost["step_ms"]) if cost else "–",
         )
     for name, level in chance(task):
         table.add_row(f"[dim]{name}[/dim]", f"[dim]{_share(level)}[/dim]")
     if not all(map(recommendation.shown_above, task["schemes"])):
         table.caption, table.caption_justify = "† not shown to be above chance", "left"
     return table
+
+
+def _time(taken: dict[str, Any]) -> str:
+    return f"{taken['median']:.1f}" + ("" if taken.get("quiet", True) else " *")
 
 
 def _accuracy(accuracy: dict[str, Any]) -> str:

@@ -28,9 +28,11 @@ from locant.compare import (
     search,
     sensitivity,
     settings,
+    sheets,
     source,
     summary,
 )
+from locant.compare import folder as home
 from locant.compare.builders import check
 from locant.compare.opening import open_tasks, settle, with_shifts
 from locant.compare.placement import Placement
@@ -54,6 +56,7 @@ def run(
     data: str | Path | Data | None = None,
     *,
     task: str | Sequence[str] | None = None,
+    axes: str | None = None,
     positions: str | Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
     steps: int | None = None,
@@ -80,7 +83,8 @@ def run(
     device: str | None = None,
     threads: int | None = None,
     out: str | Path | None = None,
-    resume: bool = False,
+    resume: str | Path | None = None,
+    add_seeds: int | Sequence[int] | None = None,
     quick: bool = False,
     strict: bool = False,
     prefer: str | None = None,
@@ -95,6 +99,7 @@ def run(
             a DataLoader, arrays (x, y), or (train, test) or (train, validation, test) of data sets or loaders
             (`locant.compare.datasets`); None is the built-in digits.
         task: "images", "clips", "sequences", or several; guessed from `data`.
+        axes: what the axes of `x` are after the first, such as "CTHW"; by their sizes, where these leave one way.
         positions: schemes by name; default those of the task's kind (`locant.tasks.kinds`).
         seeds: a count, or the seeds themselves. One seed gives no ranking.
         steps, lr, starts, augment, batch, dim, depth, heads, size, patch, frames: the recipe, the same for every
@@ -115,7 +120,11 @@ def run(
         sensitivity: whether to try half and double the start and the rate; default from five seeds on.
         share: part of the training examples that each seed draws for itself, the same for every scheme; 1 is all.
         device, threads: where; on a CPU, `threads` trials run side by side with one thread each.
-        out: folder for results; default `runs/<time>`. It must be new, unless `resume` goes on from what it holds.
+        out: folder for results; default `runs/<time>`. It must be new.
+        resume: the folder of a run to go on with. All its settings are read from there; beside it may stand
+            `threads`, `prefer` and `sensitivity`, and objects that no file can hold. It ends with the same weights as
+            a run in one go.
+        add_seeds: with `resume`: so many seeds more, or the seeds themselves.
         quick: one seed, few schemes, few steps: a first look.
         strict: refuse a data folder with unusable files instead of listing them.
         prefer: "reach", "accuracy", "speed" or "memory": what the recommendation looks at first; default reach.
@@ -129,54 +138,78 @@ def run(
     """
     arguments = locals()
     given = {name: arguments[name] for name in KEPT}
-    return _compare(given, config, out, resume, quiet, progress)
+    return _compare(given, config, out, resume, add_seeds, quiet, progress)
 
 
 def _compare(
     given: dict[str, Any],
     config: str | Path | None,
     out: str | Path | None,
-    resume: bool,
+    resume: str | Path | None,
+    add_seeds: int | Sequence[int] | None,
     quiet: bool,
     progress: Tell | None,
 ) -> Result:
-    """What `run` does, in four passes."""
+    """What `run` does, in three passes."""
     started = time.monotonic()
     source.refuse_nested()
     # 1 what is compared; what does not fit is said before anything is written
-    chosen = settings.resolve(given, config)
+    if resume is not None:
+        chosen = home.read_again(resume, given, out, config, add_seeds)
+    elif add_seeds is None:
+        chosen = settings.resolve(given, config)
+    else:
+        raise Refusal("--add-seeds needs --resume; it came alone. Write --resume FOLDER --add-seeds 3, or --seeds.")
     world = World.join(chosen.device)
-    folder = Path(world.agree(str(out if out is not None else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
+    folder = Path(world.agree(str(resume or out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))))
     tasks = open_tasks(chosen)
+    home.refuse_other_data(chosen, {kind: task.fingerprint for kind, task in tasks.items()}, resume, config)
     chosen = settle(chosen, tasks)
     tasks = with_shifts(tasks, chosen)
     schemes = {kind: _schemes(kind, chosen, several=len(tasks) > 1) for kind in tasks}
     for kind, opened in tasks.items():
         for scheme in schemes[kind]:
             check(build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind]))
-    expected = forecast.predict(tasks, schemes, chosen) if world.leads and (chosen.minutes or not quiet) else None
     if chosen.minutes and not chosen.cut:
-        chosen = _cut(chosen, expected, world)
-        expected = expected and forecast.predict(tasks, schemes, chosen)
+        chosen = _cut(chosen, forecast.predict(tasks, schemes, chosen) if world.leads else None, world)
+    chosen = settings.complete(chosen, tasks, {kind: tuple(s.name for s in some) for kind, some in schemes.items()})
     # 2 the folder, new or gone on with
     if world.leads:
-        _open_folder(folder, chosen, tasks, resume)
+        home.open_folder(folder, chosen, bool(resume))
     world.wait()
-    # 3 the trials, statistics and costs
-    with Progress(quiet or not world.leads, progress) as shown:
-        if expected is not None:
-            shown.announce(expected.sentence)
-        trials = _train_all(tasks, schemes, chosen, folder, world, shown)
-        if not world.leads:
-            world.wait()
-            return Result(json.loads((folder / "results.json").read_text()), folder)
-        results = _assemble(tasks, schemes, chosen, trials, folder, shown)
-    # 4 results.json, and the page from what was written
+    # 3 trials, statistics, costs and what is written of them; whoever stops it is told how to go on
+    try:
+        with Progress(quiet or not world.leads, progress) as shown:
+            if world.leads and not quiet:
+                shown.announce(f"{folder}: the folder of this run")
+                shown.announce(forecast.predict(tasks, schemes, chosen).sentence)
+            return _run(tasks, schemes, chosen, folder, world, shown, started)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"go on with: {home.command(folder)}")
+        raise
+
+
+def _run(
+    tasks: dict[str, Task],
+    schemes: dict[str, tuple[Scheme, ...]],
+    chosen: Settings,
+    folder: Path,
+    world: World,
+    shown: Progress,
+    started: float,
+) -> Result:
+    """Everything after the folder is open: trials, results.json, and what is made of it alone."""
+    trials = _train_all(tasks, schemes, chosen, folder, world, shown)
+    if not world.leads:
+        world.wait()
+        return Result(json.loads((folder / "results.json").read_text()), folder)
+    results = _assemble(tasks, schemes, chosen, trials, folder, shown)
     results["measured"]["seconds"] = time.monotonic() - started
     written = json.dumps(results, indent=1)
     checkpoint.write_bytes(folder / "results.json", written.encode())
     results = json.loads(written)  # what is returned is what was written
     report.write(results, folder / "report.html")
+    sheets.write(results, folder)
     world.wait()
     return Result(results, folder)
 
@@ -190,7 +223,7 @@ def _cut(chosen: Settings, expected: forecast.Forecast | None, world: World) -> 
 
 def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
     """The schemes of a task. Of several tasks, each takes those that fit it; one alone refuses those that don't."""
-    asked = chosen.positions
+    asked = chosen.asked(kind)
     usual = KINDS[kind].quick_schemes if chosen.quick else KINDS[kind].schemes
     names = usual if asked is None else asked
     if several:
@@ -204,59 +237,6 @@ def _schemes(kind: str, chosen: Settings, several: bool) -> tuple[Scheme, ...]:
         return find(kind, names)
     except ValueError as error:
         raise Refusal(str(error)) from None
-
-
-def _open_folder(folder: Path, chosen: Settings, tasks: dict[str, Task], resume: bool) -> None:
-    """A new folder with the resolved settings, or, to resume, one with the same settings and data."""
-    path = folder / "settings.toml"
-    about = {
-        "settings": _identity(chosen),
-        "fingerprints": {kind: task.fingerprint for kind, task in tasks.items()},
-        "sources": chosen.digests(),
-    }
-    try:
-        if path.exists() and not resume:
-            raise Refusal(
-                f"--out needs a new folder; {str(folder)!r} holds a comparison. Add --resume to go on with it, "
-                "or choose another folder."
-            )
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-        checkpoint.sweep(folder)
-        checkpoint.sweep(folder / "trials")
-        if (folder / "identity.json").exists():
-            _refuse_changes(json.loads((folder / "identity.json").read_text()), json.loads(json.dumps(about)), folder)
-        checkpoint.write_bytes(folder / "identity.json", json.dumps(about, indent=1).encode())
-        checkpoint.write_bytes(path, settings.toml(chosen).encode())
-    except OSError as error:
-        raise Refusal(
-            f"--out needs a folder that can be written; {str(folder)!r} can't: {error.strerror}. Choose another."
-        ) from None
-
-
-def _identity(chosen: Settings) -> dict[str, Any]:
-    """What must stay the same for a run to go on; the number of workers may change."""
-    return {name: value for name, value in chosen.flags().items() if name != "threads"}
-
-
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    changed = [name for name in new["settings"] if old["settings"].get(name) != new["settings"][name]]
-    if changed:
-        was = ", ".join(f"{name} was {old['settings'].get(name)!r}" for name in changed)
-        raise Refusal(
-            f"--resume needs the settings that {str(folder)!r} was started with; {was}. "
-            "Give the same again, or choose another --out."
-        )
-    for name, digest in new["sources"].items():
-        if old.get("sources", {}).get(name) != digest:
-            raise Refusal(
-                f"--resume needs {source.name_of(name)} as it was when {str(folder)!r} was started; it, or a file "
-                "beside it that it imports, has changed. Restore it, or choose another --out."
-            )
-    if old["fingerprints"] != new["fingerprints"]:
-        raise Refusal(
-            f"--resume needs the data that {str(folder)!r} was started with; they have changed. "
-            "Restore them, or choose another --out."
-        )
 
 
 def _train_all(
@@ -335,7 +315,7 @@ def _assemble(
         "format": 1,
         "finding": finding.of_all(results),
         "limits": list(finding.LIMITS),
-        "settings": _identity(chosen),
+        "settings": {name: value for name, value in chosen.flags().items() if name != "threads"},
         "versions": {
             "locant": __version__,
             "python": platform.python_version(),

@@ -18,29 +18,42 @@ from locant import flags
 from locant.compare import sizes, source
 from locant.compare.recommendation import PREFERENCES
 from locant.compare.sizes import DESIGNS, SIZES
-from locant.tasks.kind import AUGMENTED, Recipe
+from locant.tasks.kind import AUGMENTED, Kind, Recipe
 from locant.tasks.kinds import KINDS
-from locant.tasks.task import Refusal
+from locant.tasks.task import Refusal, Task
+
+# given anew, they are other data than a config file was written for
+OF_DATA = {"data", "axes", "task", "size", "frames"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run, resolved. `recipes` has one entry per task; None in positions means the task's default."""
+    """A whole run, resolved. `recipes` has one entry per task.
+
+    `positions` are names for all tasks, or names by task; a task that has none takes its kind's. `fingerprints`, by
+    task, are those of the data that the settings were written for.
+    """
 
     task: tuple[str, ...]
     recipes: dict[str, Recipe]
     seeds: tuple[int, ...]
-    positions: tuple[str, ...] | None = None
+    positions: tuple[str, ...] | dict[str, tuple[str, ...]] | None = None
     data: str | None = None
+    axes: str | None = None
     device: str = "cpu"
     threads: int = 1
     quick: bool = False
     strict: bool = False
     prefer: str = "reach"
+    fingerprints: dict[str, str] | None = None
     sensitivity: bool = False
     minutes: float | None = None
     left: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # what the model's size is to say
     cut: bool = field(default=False, compare=False)  # whether the recipes' steps are cut to `minutes` already
+
+    def asked(self, kind: str) -> tuple[str, ...] | None:
+        """The schemes that were asked for on a task."""
+        return self.positions.get(kind) if isinstance(self.positions, dict) else self.positions
 
     def flags(self) -> dict[str, Any]:
         """The settings under the names of the flags; what differs by task stands in a table of its own."""
@@ -66,8 +79,7 @@ class Settings:
     @staticmethod
     def of_flags(flags: dict[str, Any]) -> Settings:
         """What `flags` gave, read back from JSON."""
-        values: dict[str, Any]
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if name not in KINDS}
+        values = {name: _without_lists(value) for name, value in flags.items() if name not in KINDS}
         return Settings(**values, cut=True, recipes={kind: Recipe.of(flags[kind]) for kind in KINDS if kind in flags})
 
 
@@ -102,15 +114,16 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         left[kind] = tuple(name for name in sizes.FITTED if not any(name in level for level in levels))
         recipes[kind] = _recipe(kind, start, levels, alone=len(tasks) == 1)
     # 3 the rest
-    positions, minutes = values.pop("positions", None), values.pop("minutes", None)
-    seeds = _seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT))
+    positions, minutes, marks = (values.pop(name, None) for name in ("positions", "minutes", "fingerprints"))
+    seeds = read_seeds(values.pop("seeds", 1 if quick else flags.SEED_COUNT))
     sensitivity = values.pop("sensitivity", len(seeds) >= flags.SENSITIVE_FROM)
     return Settings(
         task=tasks,
         recipes=recipes,
         seeds=seeds,
-        positions=None if positions is None else _texts("positions", positions, None),
+        positions=_positions(positions),
         data=_data(values.pop("data", None)),
+        axes=values.pop("axes", None),
         device=device,
         left=left,
         threads=_count("threads", values.pop("threads", os.cpu_count() or 1)),
@@ -121,6 +134,35 @@ def resolve(given: dict[str, Any], config: str | Path | None) -> Settings:
         # a file with minutes and steps is one whose steps were cut: settings.toml gives the same steps again
         cut=given.get("minutes") is None and any("steps" in table for table in (filed, *tables.values())),
         prefer=_preference(values.pop("prefer", "reach")),
+        fingerprints=None if OF_DATA & {name for name, value in given.items() if value is not None} else marks,
+    )
+
+
+def complete(chosen: Settings, tasks: dict[str, Task], schemes: dict[str, tuple[str, ...]]) -> Settings:
+    """The settings with all that was decided by the data and by kinds: a run from these decides nothing anew.
+
+    Args:
+        chosen: what `resolve` gave.
+        tasks: the tasks that were opened with it, by kind.
+        schemes: the names of their schemes, by kind.
+    """
+    recipes = {
+        kind: _of_data(chosen.recipes[kind], KINDS[kind], tuple(task.train.shape)) for kind, task in tasks.items()
+    }
+    marks = {kind: task.fingerprint for kind, task in tasks.items()}
+    return replace(chosen, task=tuple(tasks), positions=dict(schemes), recipes=recipes, fingerprints=marks)
+
+
+def _of_data(recipe: Recipe, kind: Kind, item: tuple[int, ...]) -> Recipe:
+    """The recipe with the sizes of an example and its patch."""
+
+    def one(values: tuple[int, ...]) -> int | tuple[int, ...]:
+        return values[0] if len(set(values)) == 1 else values
+
+    sizes = kind.sizes(item)
+    frames = sizes[0] if kind.timed else None
+    return replace(
+        recipe, size=one(sizes[kind.timed :][-2:]), patch=one(kind.patch(item, recipe.patch)[-2:]), frames=frames
     )
 
 
@@ -129,9 +171,10 @@ def toml(settings: Settings) -> str:
     lines, tables = [], []
     for name, value in settings.flags().items():
         if isinstance(value, dict):
-            tables += ["", f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None)]
+            rows = (f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in value.items() if v is not None)
+            tables += ["", f"[{name}]", *rows]
         elif value is not None:
-            lines.append(f"{name} = {json.dumps(value)}")
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join([*lines, *tables, ""])
 
 
@@ -144,8 +187,10 @@ def _read(config: str | Path) -> dict[str, Any]:
             f"--config needs a readable TOML file; {str(path)!r} is not: {error}. Write lines such as steps = 600."
         ) from None
     known = flags.KEPT | set(KINDS)
-    strange = [name for name in values if name not in known]
+    strange = [name for name in values if name not in known | {"fingerprints"}]
     strange += [f"{k}.{n}" for k in KINDS for n in values.get(k, {}) if n not in flags.RECIPE]
+    by_task = {name: values[name] for name in ("positions", "fingerprints") if isinstance(values.get(name), dict)}
+    strange += [f"{name}.{kind}" for name, table in by_task.items() for kind in table if kind not in KINDS]
     if strange:
         raise Refusal(
             f"the config file may name {', '.join(sorted(known))}; {str(path)!r} names {', '.join(strange)}. "
@@ -185,7 +230,10 @@ def _recipe(kind: str, base: Recipe, levels: tuple[dict[str, Any], ...], alone: 
 
 def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refusal(f"{name} needs a whole number of at least 1; got {value!r}. Write --{name} 4, for example.")
+        raise Refusal(
+            f"{name} needs a whole number of at least 1; got {value!r}. "
+            f"Write --{name.replace('_', '-')} 4, for example."
+        )
     return value
 
 
@@ -229,8 +277,10 @@ def _sides(name: str, value: Any) -> int | tuple[int, ...]:
 
 
 def _data(value: Any) -> str | None:
-    """A path, or the name of what was given from Python (`datasets.py`)."""
-    return value if value is None else str(value) if isinstance(value, (str, Path)) else source.keep("data", value)
+    """A whole path, or the name of what was given from Python (`datasets.py`)."""
+    if value is None or (isinstance(value, str) and source.is_live(value)):
+        return value
+    return os.path.abspath(value) if isinstance(value, (str, Path)) else source.keep("data", value)
 
 
 def _autocast(name: str, value: Any) -> str:
@@ -275,13 +325,14 @@ CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe hol
 }  # fmt: skip
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    """A count (3 = seeds 0, 1, 2) or the seeds themselves."""
-    seeds = tuple(range(_count("seeds", value))) if isinstance(value, int) else tuple(value)
+def read_seeds(value: Any, name: str = "seeds") -> tuple[int, ...]:
+    """A count (3 = seeds 0, 1, 2) or the seeds themselves. Raises Refusal."""
+    seeds = tuple(range(_count(name, value))) if isinstance(value, int) else tuple(value)
     if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds):
+        option = "--" + name.replace("_", "-")
         raise Refusal(
-            f"seeds needs a count, or different whole numbers from 0 to 2³¹ - 1; got {value!r}. "
-            "Write --seeds 3 or --seeds 0,1,2."
+            f"{name} needs a count, or different whole numbers from 0 to 2³¹ - 1; got {value!r}. "
+            f"Write {option} 3 or {option} 0,1,2."
         )
     return seeds
 
@@ -290,6 +341,20 @@ def _preference(value: Any) -> str:
     if value not in PREFERENCES:
         raise Refusal(f"prefer must be one of {', '.join(PREFERENCES)}; got {value!r}. Write --prefer reach.")
     return str(value)
+
+
+def _positions(value: Any) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    """Names for all tasks, or a table of names by task."""
+    if isinstance(value, dict):
+        return {kind: _texts("positions", names, None) for kind, names in value.items()}
+    return None if value is None else _texts("positions", value, None)
+
+
+def _without_lists(value: Any) -> Any:
+    """As it was before JSON, which knows no tuples."""
+    if isinstance(value, dict):
+        return {name: _without_lists(one) for name, one in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _texts(name: str, value: Any, known: tuple[str, ...] | None) -> tuple[str, ...]:

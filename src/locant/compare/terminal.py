@@ -33,7 +33,7 @@ class Progress:
         self.live.stop()
 
     def announce(self, sentence: str) -> None:
-        self.console.print(sentence)
+        self.console.print(sentence, soft_wrap=True)  # a path stays one word, to be copied
 
     def say(self, sentence: str) -> None:
         if self.lines:

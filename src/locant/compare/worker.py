@@ -94,7 +94,7 @@ class _Worker:
         last = "\n".join(self.errors.read().splitlines()[-20:])
         return RuntimeError(
             f"a worker ended with status {self.process.returncode} (out of memory, or killed?); what was saved is "
-            f"whole, and --resume goes on from it. It last said:\n{last}"
+            f"whole, and --resume with the folder of the run goes on from it. It last said:\n{last}"
         )
 
     def _listen(self, heard: Queue[Any]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ PAUSE = 0.002  # seconds between two probes while waiting for a quiet moment
 LONG = 0.15  # seconds: over longer calls something always happens, and only the probe before counts
 SHORT = 0.0005  # seconds: shorter calls are repeated within a sample
 ROUNDS = 5  # at least
+QUIET = 3  # quiet samples, from which on they alone count
 SIDE = 256  # of the probe's matrices: a third of a millisecond, within a level 2 cache
 
 
@@ -88,18 +90,38 @@ class Gate:
         return seconds
 
 
-def product() -> Callable[[], float]:
-    """The probe: seconds of two small matrix products."""
-    a, b = torch.rand(2, SIDE, SIDE).unbind(0)
-    out = torch.empty(SIDE, SIDE)
+def product(device: str = "cpu") -> Callable[[], float]:
+    """The probe: seconds of two small matrix products on a device, by the threads that torch has."""
+    a, b = torch.rand(2, SIDE, SIDE, device=device).unbind(0)
+    out = torch.empty(SIDE, SIDE, device=device)
 
     def probe() -> float:
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         torch.mm(a, b, out=out)
+        synchronize(device)
         return time.perf_counter() - start
 
     return probe
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device has done what it was given; a CPU has when the call returns."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """So many threads of torch, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -127,14 +149,18 @@ class Times:
         """Time of `over` / time of `under`. Only rounds that were quiet for both count, if there are at least three."""
         pairs = list(zip(self.samples[over], self.samples[under], strict=True))
         quiet = [pair for pair in pairs if all(self.gate.accepts(s) for s in pair)]
-        kept = quiet if len(quiet) >= 3 else pairs
+        kept = quiet if len(quiet) >= QUIET else pairs
         low, median, high = quartiles([a.seconds / b.seconds for a, b in kept])
         return Ratio(median, low, high, len(kept), kept is quiet)
 
     def seconds(self, name: str) -> float:
-        """The median, over quiet samples if there are three."""
+        """The median of what counts."""
+        return statistics.median(self.counted(name))
+
+    def counted(self, name: str) -> list[float]:
+        """The samples that count: the quiet ones if there are three, else all."""
         quiet = [s.seconds for s in self.samples[name] if self.gate.accepts(s)]
-        return statistics.median(quiet if len(quiet) >= 3 else [s.seconds for s in self.samples[name]])
+        return quiet if len(quiet) >= QUIET else [s.seconds for s in self.samples[name]]
 
     def least(self, name: str) -> float:
         """The shortest sample: of a time by itself, what comes closest to a quiet machine's."""
@@ -148,15 +174,26 @@ class Times:
         return min(names, key=self.seconds)
 
 
-def time_in_turn(calls: Mapping[str, Callable[[], object]], seconds: float, gate: Gate, rounds: int = ROUNDS) -> Times:
-    """Time all calls in turn until `seconds` are spent, waiting for quiet included, but `rounds` times at least."""
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    gate: Gate,
+    rounds: int = ROUNDS,
+    patience: float | None = None,
+) -> Times:
+    """Time all calls in turn until `seconds` are spent, waiting for quiet included, but `rounds` times at least.
+
+    With `patience`, so many seconds may be spent waiting and repeating, though `seconds` are fewer: on a quiet machine
+    it ends after `rounds`.
+    """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     names, samples = list(calls), {name: list[Sample]() for name in calls}
-    end, turn = time.perf_counter() + seconds, 0
+    start, turn = time.perf_counter(), 0
+    end, until = start + seconds, start + (seconds if patience is None else patience)
     while turn < rounds or time.perf_counter() < end:
         first = turn % len(names)
         for name in (*names[first:], *names[:first]):
-            samples[name].append(gate.sample(calls[name], repeats[name], end))
+            samples[name].append(gate.sample(calls[name], repeats[name], until))
         turn += 1
     return Times(samples, gate)
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped
 
 from locant.tasks.kind import AxisOrder, Kind
-from locant.tasks.task import Examples, Refusal
+from locant.tasks.task import Doubt, Examples, Reading, Refusal
 
 CHUNK = 16 << 20  # bytes of x looked at together
 
@@ -139,18 +139,60 @@ def _unpack_member(
         return np.memmap(file, dtype, "r", 0, shape, order)
 
 
-def read_order(shape: tuple[int, ...], asked: str | None, known: Mapping[str, Kind]) -> tuple[Kind, AxisOrder]:
-    """The kind of x, as asked or as what its axes say, and how x of this shape is read. Raises Refusal if it can't."""
+def read_order(
+    shape: tuple[int, ...], asked: str | None, axes: str | None, known: Mapping[str, Kind]
+) -> tuple[Kind, AxisOrder]:
+    """The kind of x and how it is read: by the letters of its axes, or by its sizes where these leave one way.
+
+    Raises:
+        Doubt: sizes that several layouts would explain.
+        Refusal: sizes that none does, letters that do not fit.
+    """
     item = shape[1:]
-    kind = next(k for k in known.values() if k.claims(item)) if asked is None else known[asked]
-    order = kind.order(item)
-    if order is None:
-        *first, last = (f"{k.name} {k.shapes}" for k in known.values())
-        raise Refusal(
-            f"x needs to be {', '.join(first)}, or {last}; read as {kind.name}, its shape {shape} is none of those. "
-            "Reshape it, or say another --task."
+    if axes is not None:
+        kind = _kind_of_letters(axes, item, asked, known)
+        return kind, AxisOrder.of_letters(axes, kind)
+    kinds = [kind for kind in known.values() if asked in (None, kind.name)]
+    found = [(kind, stored) for kind in kinds for stored in kind.layouts(item, asked is not None)]
+    if len(found) == 1:
+        ((kind, stored),) = found
+        return kind, AxisOrder.of_letters(stored, kind)
+    if found:
+        raise Doubt(
+            f"x is [n, {', '.join(map(str, item))}]",
+            *(Reading(_spell(item, stored, kind), {"axes": stored}) for kind, stored in found),
         )
-    return kind, order
+    *first, last = (f"{k.name} {k.shapes}" for k in known.values())
+    raise Refusal(
+        f"x needs to be {', '.join(first)}, or {last}, with sides and lengths of 2 or more; "
+        f"{'' if asked is None else f'read as {asked}, '}its shape {shape} is none of those. "
+        "Reshape it, say another --task, or what its axes are: --axes LC."
+    )
+
+
+def _kind_of_letters(axes: str, item: tuple[int, ...], asked: str | None, known: Mapping[str, Kind]) -> Kind:
+    """The kind whose axes these are. Raises Refusal if they are none's, or not those of x."""
+    for kind in known.values():
+        needed = set(kind.letters) - {"C"}
+        if asked in (None, kind.name) and needed <= set(axes) <= set(kind.letters) and len(set(axes)) == len(axes):
+            if len(axes) == len(item):
+                return kind
+            break
+    letters = ", ".join(f"{kind.letters} of {kind.name}" for kind in known.values() if asked in (None, kind.name))
+    raise Refusal(
+        f"--axes needs one letter for each axis of x after the first: {letters}, in the order in which they lie, "
+        f"C left out where there is none; got {axes!r} for x of {len(item) + 1} axes. Write --axes HWC, for example."
+    )
+
+
+def _spell(item: tuple[int, ...], stored: str, kind: Kind) -> str:
+    """'clips of 3 frames of 8 × 8 with 16 channels, [n, C, T, H, W]'."""
+    size = dict(zip(stored, item, strict=True))
+    sides = f"{size['H']} × {size['W']}" if "H" in size else ""
+    length = f"{size['L']} steps" if "L" in size else ""
+    frames = f"{size['T']} frames of " if "T" in size else ""
+    count = size.get("C", 1)
+    return f"{kind.name} of {frames}{length}{sides} with {count} channel{'s' * (count > 1)}, [n, {', '.join(stored)}]"
 
 
 def survey(x: Shaped[np.ndarray, "count *item"], name: str) -> Survey:
@@ -180,11 +222,13 @@ def survey(x: Shaped[np.ndarray, "count *item"], name: str) -> Survey:
 def read_labels(
     y: Shaped[np.ndarray, "..."], count: int, name: str
 ) -> tuple[Int64[np.ndarray, " count"], tuple[str, ...]]:
-    """Labels as indices, and the names of the classes in order. Raises Refusal."""
+    """Labels as indices, and the names of the classes in order. One column [n, 1] is n labels. Raises Refusal."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "biuUS":
         raise Refusal(
             f"y in {name!r} needs one whole number or string for each example; it is {y.dtype} of shape {y.shape}. "
-            "Save y.astype(int), or y.argmax(1) if each row marks its class."
+            f"Save {'y.argmax(1), if each row marks its class' if y.ndim == 2 else 'y.astype(int)'}."
         )
     if len(y) != count:
         raise Refusal(f"y in {name!r} needs one label for each of {count} examples; it has {len(y)}. Cut both alike.")

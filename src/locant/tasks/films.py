@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from locant.tasks import stills
-from locant.tasks.stills import PIXEL_LIMIT, Decoded, Unusable, crop, read_still, reason_of, require_file
+from locant.tasks.stills import PIXEL_LIMIT, WHITE, Decoded, Unusable, crop, read_still, reason_of, require_file
 
 if TYPE_CHECKING:
     import av
 
+UPRIGHT = (1, 0, 0, 1)  # shown as stored
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .3gp .ts .gif".split())
 
 
@@ -40,16 +41,16 @@ def frame_files(folder: str | Path) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(pictures, key=natural_key)]
 
 
-def read_clip(path: str | Path, size: tuple[int, int], frames: int) -> Decoded:
-    """`uint8 [frames, rows, columns, 1 or 3]` from a folder of frames or a video file.
+def read_clip(path: str | Path, size: tuple[int, int], frames: int, white: int = WHITE) -> Decoded:
+    """`uint8 [frames, rows, columns, 1 or 3]` from a folder of frames or a video file; `white` is that of stills.
 
     Raises:
         Unusable: with the reason.
     """
-    return _from_folder(path, size, frames) if os.path.isdir(path) else _from_video(path, size, frames)
+    return _from_folder(path, size, frames, white) if os.path.isdir(path) else _from_video(path, size, frames)
 
 
-def _from_folder(folder: str | Path, size: tuple[int, int], frames: int) -> Decoded:
+def _from_folder(folder: str | Path, size: tuple[int, int], frames: int, white: int) -> Decoded:
     try:
         files = frame_files(folder)
     except OSError as error:
@@ -58,16 +59,18 @@ def _from_folder(folder: str | Path, size: tuple[int, int], frames: int) -> Deco
         raise Unusable("a folder without frames")
     remarks: set[str] = {"short"} if len(files) < frames else set()
     pixels: list[np.ndarray] = []
+    peak = 0
     for place in spread_frames(len(files), frames):
         try:
-            still = read_still(files[place], size)
+            still = read_still(files[place], size, white)
         except Unusable as error:
             raise Unusable(f"frame {place + 1} of {len(files)}: {error}") from None
         remarks |= still.remarks
+        peak = max(peak, still.peak)
         pixels.append(still.pixels)
     channels = max(p.shape[-1] for p in pixels)
     same = [np.broadcast_to(p, (*size, channels)) for p in pixels]
-    return Decoded(np.stack(same), frozenset(remarks))
+    return Decoded(np.stack(same), frozenset(remarks), peak)
 
 
 def _from_video(path: str | Path, size: tuple[int, int], frames: int) -> Decoded:
@@ -76,10 +79,10 @@ def _from_video(path: str | Path, size: tuple[int, int], frames: int) -> Decoded
 
     try:
         count = _count(path)
-        taken, seen = _take(path, size, spread_frames(max(1, count), frames))
+        taken, seen, changed = _take(path, size, spread_frames(max(1, count), frames))
         if 0 < seen < count:  # the container promised more than it holds
             count = seen
-            taken, seen = _take(path, size, spread_frames(count, frames))
+            taken, seen, changed = _take(path, size, spread_frames(count, frames))
     except Unusable:
         raise
     except av.error.FFmpegError as error:
@@ -88,7 +91,8 @@ def _from_video(path: str | Path, size: tuple[int, int], frames: int) -> Decoded
         raise Unusable(f"broken video: {reason_of(error)}") from None
     if not taken:
         raise Unusable("a video without frames")
-    return Decoded(np.stack(taken), frozenset({"short"} if count < frames else ()))
+    remarks = {"short"} if count < frames else set()
+    return Decoded(np.stack(taken), frozenset(remarks | ({"shown"} if changed else set())))
 
 
 def _count(path: str | Path) -> int:
@@ -106,25 +110,48 @@ def _count(path: str | Path) -> int:
 
 def _take(
     path: str | Path, size: tuple[int, int], places: Int64[np.ndarray, " frames"]
-) -> tuple[list[UInt8[np.ndarray, "rows columns channels"]], int]:
-    """The frames at these rising places, and how many there were up to the last that was looked at."""
+) -> tuple[list[UInt8[np.ndarray, "rows columns channels"]], int, bool]:
+    """The frames at these rising places, how many there were up to the last that was looked at, and whether the film
+    is shown otherwise than it is stored."""
     import av
 
     wanted, seen = places.tolist(), 0
     taken: list[np.ndarray] = []
+    changed = False
     with av.open(str(path)) as video:
+        wide = float(video.streams.video[0].sample_aspect_ratio or 1)
         for seen, frame in enumerate(video.decode(video=0), start=1):
             if here := wanted.count(seen - 1):
-                taken += [_upright(frame, size)] * here
+                matrix = _display_matrix(frame)
+                changed |= wide != 1 or matrix != UPRIGHT
+                taken += [_show(frame, size, matrix, wide)] * here
             if len(taken) == len(wanted):
                 break
-    return taken, seen
+    return taken, seen, changed
 
 
-def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
-    """A frame, turned as it asks to be shown."""
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """a, b, c, d of the quarter turn or mirroring that the film asks for: a stored pixel (x, y), x to the right and y
+    down, is shown at (a x + c y, b x + d y), but for where the picture begins."""
+    held: Any = frame.side_data.get("DISPLAYMATRIX")
+    if held is None:
+        return UPRIGHT
+    a, b, _, c, d, *_ = np.frombuffer(held, np.int32)[:9].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return (-1 if a < 0 else 1), 0, 0, (-1 if d < 0 else 1)
+    return 0, (-1 if b < 0 else 1), (-1 if c < 0 else 1), 0
+
+
+def _show(
+    frame: av.VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int], wide: float
+) -> UInt8[np.ndarray, "rows columns channels"]:
+    """A frame as it is shown: turned, mirrored, with pixels that are `wide` times as wide as high."""
     from PIL import Image
 
+    a, b, c, d = matrix
     grey = frame.format.name.startswith("gray")
-    pixels = np.rot90(frame.to_ndarray(format="gray" if grey else "rgb24"), round(frame.rotation / 90))
-    return crop(Image.fromarray(np.ascontiguousarray(pixels)), size)
+    pixels = frame.to_ndarray(format="gray" if grey else "rgb24")
+    if b or c:
+        pixels, wide = pixels.swapaxes(0, 1), 1 / wide  # rows are x now, columns y
+    pixels = pixels[:: b or d, :: a or c]
+    return crop(Image.fromarray(np.ascontiguousarray(pixels)), size, wide)

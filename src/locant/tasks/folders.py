@@ -1,7 +1,7 @@
 """What lies in a folder of class folders: which file or clip belongs to which class, and to which split if any.
 
     root/class/picture        root/class/clip/frame       root/class/video
-    root/split/class/...      with splits train, val | valid | validation, test
+    root/split/class/...      with splits train | training, val | valid | validation | dev, test | testing | eval ...
 
 Names are taken as the file system gives them and escaped only to be shown. Symbolic links are followed, but never
 into a folder that is already open above them. Hidden files and the litter of file managers are counted and left out.
@@ -10,15 +10,21 @@ into a folder that is already open above them. Hidden files and the litter of fi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from locant.tasks import films, stills
 from locant.tasks.films import natural_key
-from locant.tasks.task import Refusal, Skipped
+from locant.tasks.task import Doubt, Reading, Refusal, Skipped
 
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+CLIP_WORDS = frozenset({"clip", "video", "vid", "movie", "film", "seq", "sequence", "shot", "take", "scene"})
 LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "icon\r"})
 
 
@@ -62,16 +68,15 @@ def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) 
     `items` finds, by kind, the items in one class folder.
 
     Raises:
+        Doubt: folders that may be splits or classes.
         Refusal: no class folders, no train split, or no telling pictures from clips.
     """
+    # 1 classes, below splits if there are any
     listing = Listing(os.fspath(root), "")
     folders = _subfolders(listing, listing.root)
-    splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-    split = "train" in splits.values() or (bool(splits) and len(splits) == len(folders))
-    groups: dict[str | None, str] = {s: os.path.join(listing.root, name) for name, s in splits.items()} if split else {}
+    splits = _find_splits(listing, folders, kind)
+    groups: dict[str | None, str] = {s: os.path.join(listing.root, name) for name, s in splits.items()}
     groups = groups or {None: listing.root}
-    if split:
-        _check_splits(listing, folders, splits)
     classes = {s: folders if s is None else _subfolders(listing, folder) for s, folder in groups.items()}
     homes = [(s, c, os.path.join(groups[s], c)) for s in groups for c in classes[s]]
     if not homes:
@@ -79,6 +84,7 @@ def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) 
             f"DATA needs a folder for each class; {printable(listing.root)!r} has no folders with data in them. "
             "Lay it out as class/picture.png, class/clip/frame.png, class/video.mp4 or train/class/..."
         )
+    # 2 what lies in them
     listing.kind = _guess_kind([home for *_, home in homes]) if kind is None else kind
     listing.classes = tuple(sorted({c for _, c, _ in homes}, key=natural_key))
     for s, label, home in sorted(homes, key=lambda h: (str(h[0]), natural_key(h[1]))):
@@ -88,18 +94,106 @@ def list_folder(root: str | Path, kind: str | None, items: Mapping[str, Items]) 
     return listing
 
 
-def _check_splits(listing: Listing, folders: list[str], splits: dict[str, str]) -> None:
+# --- splits ------------------------------------------------------------------------------------------------------
+
+
+def _find_splits(listing: Listing, folders: list[str], kind: str | None) -> dict[str, str]:
+    """Which of the folders are which splits; none of them where they are classes.
+
+    A name alone says it only of a folder that holds folders: a class of trains is called "train" too. Other names
+    than those of `SPLITS` are splits if they contain one of them and all folders hold the same ones; if these are
+    the same and no name helps, they may be splits or classes.
+
+    Raises:
+        Doubt: folders that may be either.
+        Refusal: two folders for one split, or no train.
+    """
+    # 1 by name
+    inside = {name: _peek(os.path.join(listing.root, name)) for name in folders}
+    named = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
+    if len(named) == 1 < len(folders) and not inside[next(iter(named))]:
+        named = {}  # a class, as the others
+    if named and ("train" in named.values() or len(named) == len(folders)):
+        _check_splits(listing, folders, named, inside)
+        return named
+    # 2 by what they hold, and what their names contain
+    least = min(inside.values(), key=len, default=frozenset())
+    if len(folders) < 2 or len(least) < 2 or not all(least <= held for held in inside.values()):
+        return {}
+    contained = {name: _contained(name) for name in folders}
+    if "train" in contained.values() and None not in contained.values():
+        found = {name: split for name, split in contained.items() if split is not None}
+        _check_splits(listing, folders, found, inside)
+        return found
+    if kind == "clips" or all(_is_clip_name(name) for name in least):
+        return {}
+    raise _doubt_of_splits(folders, least, kind)
+
+
+def _peek(folder: str) -> frozenset[str]:
+    """The names of the folders inside it."""
+    return frozenset(entry.name for entry in _entries(Listing(folder, ""), folder) if _is_folder(entry))
+
+
+def _contained(name: str) -> str | None:
+    """The one split that a name speaks of: 'train2017', 'test_set'."""
+    found = {SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_like(train: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether a folder beside train holds the same classes; numbers alone may count clips as well."""
+    return any(not name.isdecimal() and not _is_clip_name(name) for name in train & other)
+
+
+def _is_clip_name(name: str) -> bool:
+    """Whether it is a word for a clip with a running number: 'clip 7', 'video_003'."""
+    words = re.findall("[a-z]+", name.lower())
+    return bool(re.search("[0-9]", name)) and len(words) == 1 and words[0] in CLIP_WORDS
+
+
+def _doubt_of_splits(folders: list[str], least: frozenset[str], kind: str | None) -> Doubt:
+    first = sorted(least, key=natural_key)
+    held = ", ".join(repr(printable(name)) for name in first[:3]) + (", ..." if len(first) > 3 else "")
+    named = " and ".join(repr(printable(name)) for name in folders[:2]) + (" and others" if len(folders) > 2 else "")
+    splits = Reading(
+        f"splits with the {len(least)} classes {held}", {}, "rename them to train, val and test, or name one as DATA"
+    )
+    if kind is None:
+        classes = Reading(f"{len(folders)} classes of clips, a folder each", {"task": "clips"})
+    else:
+        classes = Reading(f"{len(folders)} classes of {kind}", {}, "move the files of each up into its folder")
+    return Doubt(f"its folders {named} hold folders of the same names, {held}", splits, classes)
+
+
+def _check_splits(
+    listing: Listing, folders: list[str], splits: dict[str, str], inside: dict[str, frozenset[str]]
+) -> None:
+    """Refuse splits that are not one of each, with train; list what lies beside them."""
     root = printable(listing.root)
     if "train" not in splits.values():
         raise Refusal(f"a folder with splits needs train; {root!r} has {', '.join(splits)} only. Add train.")
-    if len(set(splits.values())) < len(splits):
-        raise Refusal(
-            f"each split needs one folder; {root!r} has {', '.join(splits)}, where val, valid and validation "
-            "are one and the same. Put them into one."
+    for split in set(splits.values()):
+        same = [name for name, one in splits.items() if one == split]
+        if len(same) > 1:
+            raise Refusal(
+                f"each split needs one folder; {root!r} has {', '.join(same)}, which are one and the same: {split}. "
+                "Put them into one, or take one away."
+            )
+    beside = [name for name in folders if name not in splits]
+    (train,) = (name for name, split in splits.items() if split == "train")
+    unlike = [name for name in beside if inside[name] and not _is_like(inside[train], inside[name])]
+    if len(splits) == 1 and unlike:
+        raise Doubt(
+            f"{root!r} has the folder {train!r} beside {', '.join(repr(printable(name)) for name in beside[:3])}",
+            Reading(f"the split {train} alone", {"data": os.path.join(listing.root, train)}),
+            Reading(f"{len(folders)} classes of clips, one of them called {train}", {}, f"give {train} another name"),
         )
-    for name in folders:
-        if name not in splits:
-            listing.skip(os.path.join(listing.root, name), "lies beside the splits train, val, test: not one of them")
+    for name in beside:
+        listing.skip(os.path.join(listing.root, name), "lies beside the splits train, val, test: not one of them")
+
+
+# --- files -------------------------------------------------------------------------------------------------------
 
 
 def _entries(listing: Listing, folder: str) -> Iterator[os.DirEntry[str]]:

@@ -80,6 +80,7 @@ class Seen:
     content: str
     grey: bool
     remarks: frozenset[str]
+    peak: int
 
 
 def inspect(listing: Listing, store: Store, progress: Callable[[int, int], None] | None = None) -> list[Seen]:
@@ -101,7 +102,7 @@ def _look(item: Item, store: Store) -> Seen:
     colour = np.broadcast_to(decoded.pixels, (*decoded.pixels.shape[:-1], 3))
     digest = hashlib.sha256(np.ascontiguousarray(colour).data).digest()
     grey = decoded.pixels.shape[-1] == 1
-    return Seen(item, digest, _content(item.path), grey, decoded.remarks | odd)
+    return Seen(item, digest, _content(item.path), grey, decoded.remarks | odd, decoded.peak)
 
 
 def _content(path: str) -> str:

@@ -67,6 +67,15 @@ class AxisOrder:
     sentence: str
     channel: int | None = None  # where an axis of one channel has to be added
 
+    @staticmethod
+    def of_letters(stored: str, kind: Kind) -> AxisOrder:
+        """From what each stored axis is, such as "THW", to the order that the kind has them in."""
+        axes = tuple(stored.index(letter) for letter in kind.letters if letter in stored)
+        missing = "C" not in stored
+        grey = "grey " if missing and "W" in stored else ""
+        sentence = f"x is read as {grey}{kind.name} [n, {', '.join(stored)}]"
+        return AxisOrder(axes, sentence, kind.letters.index("C") if missing else None)
+
     def shape(self, item: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an example that is stored with the shape `item`."""
         moved = tuple(item[axis] for axis in self.axes)
@@ -79,13 +88,13 @@ class Files:
 
     Attributes:
         items: the paths of the examples in one class folder; what can't be one is skipped by name.
-        decoder: from (rows, columns) and frames to the function that reads one path.
+        decoder: from (rows, columns), frames and the white of 16 bits to the function that reads one path.
         shape: of an example, from its channels, (rows, columns) and frames.
         videos: whether a path may be a video file, which needs PyAV.
     """
 
     items: Callable[[Listing, str], Iterator[str]]
-    decoder: Callable[[tuple[int, int], int], Callable[[str], Decoded]]
+    decoder: Callable[[tuple[int, int], int, int], Callable[[str], Decoded]]
     shape: Callable[[int, tuple[int, int], int], tuple[int, ...]]
     videos: bool = False
 
@@ -104,8 +113,10 @@ class Kind:
         shifts: data that was not trained for, made of test examples as a model with this patch cuts them.
         question: asked of a user's data; {} is the number of classes.
         shapes: of `x` in an .npz, in words.
-        order: how a stored example of this shape is read, or None if it can't be.
-        claims: whether an array is of this kind when nobody says so, by the shape of a stored example.
+        letters: what the axes of an example are: T, C, H, W, or L of a sequence.
+        layouts: what the axes of a stored example of this shape may be, in such letters, C left out where it has none;
+            the second argument says whether the kind was asked for. Unasked, only what nothing else would explain
+            better; more than one is a doubt, none is no array of this kind.
         files: how its examples lie in class folders; None: they come in an .npz alone.
         built_in: the task that needs no data of the user's; None: there is none.
         usual: whether a run without DATA and without `--task` has it.
@@ -124,8 +135,8 @@ class Kind:
     shifts: Callable[[Examples, tuple[int, ...]], tuple[Shift, ...]]
     question: str
     shapes: str
-    order: Callable[[tuple[int, ...]], AxisOrder | None]
-    claims: Callable[[tuple[int, ...]], bool] = lambda item: False
+    letters: str
+    layouts: Callable[[tuple[int, ...], bool], tuple[str, ...]]
     files: Files | None = None
     built_in: Callable[[Recipe], Task] | None = None
     usual: bool = False

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from locant.tasks.kind import AUGMENTED, AxisOrder, Files, Kind, Recipe, Sides
+from locant.tasks.kind import AUGMENTED, Files, Kind, Recipe, Sides
 
 if TYPE_CHECKING:
     from locant.tasks.folders import Listing
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from locant.tasks.task import Examples, Shift, Task
 
 COLOURS = (1, 3, 4)  # what an axis of channels may count
+THIN = 8  # fewer than this, and a quarter of the other side at most, may be the channels of a sequence
 
 Item = tuple[int, ...]
 
@@ -23,6 +24,10 @@ def _sides(name: str, given: Sides) -> tuple[int, int]:
     from locant.tasks.task import two_sides
 
     return two_sides(name, given)
+
+
+def _is_thin(rows: int, columns: int) -> bool:
+    return min(rows, columns) < THIN and max(rows, columns) >= 4 * min(rows, columns)
 
 
 def _picture_patch(item: Item, given: Sides | None) -> tuple[int, int]:
@@ -36,14 +41,21 @@ def _picture_patch(item: Item, given: Sides | None) -> tuple[int, int]:
 # --- images: (C, H, W) -------------------------------------------------------------------------------------------
 
 
-def _image_order(item: Item) -> AxisOrder | None:
+def _image_layouts(item: Item, asked: bool) -> tuple[str, ...]:
+    """A side of 1 is none. Channels are few, or the sides are alike and they are not. A strip is nobody's picture."""
+
+    def sides(rows: int, columns: int) -> bool:
+        return min(rows, columns) > 1 and (asked or not _is_thin(rows, columns))
+
     if len(item) == 2:
-        return AxisOrder((0, 1), "x is read as grey images [n, H, W]", channel=0)
+        return ("HW",) if min(item) > 1 else ()
     if len(item) != 3:
-        return None
-    if item[0] not in COLOURS and item[2] in COLOURS:
-        return AxisOrder((2, 0, 1), "x is read as images [n, H, W, C]")
-    return AxisOrder((0, 1, 2), "x is read as images [n, C, H, W]")
+        return ()
+    first, last = item[0] in (1, 3), item[2] in COLOURS
+    if not first and not last:
+        first = not item[0] == item[1] != item[2]
+        last = not first
+    return ("CHW",) * (first and sides(*item[1:])) + ("HWC",) * (last and sides(*item[:2]))
 
 
 def _image_items(listing: Listing, folder: str) -> Iterator[str]:
@@ -52,10 +64,10 @@ def _image_items(listing: Listing, folder: str) -> Iterator[str]:
     return folders.pictures(listing, folder)
 
 
-def _image_decoder(size: tuple[int, int], frames: int) -> Callable[[str], Decoded]:
+def _image_decoder(size: tuple[int, int], frames: int, white: int) -> Callable[[str], Decoded]:
     from locant.tasks import stills
 
-    return partial(stills.read_still, size=size)
+    return partial(stills.read_still, size=size, white=white)
 
 
 def _image_shifts(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
@@ -82,9 +94,9 @@ IMAGES = Kind(
     patch=_picture_patch,
     shifts=_image_shifts,
     question="Which of {} classes does the picture belong to?",
-    shapes="[n, H, W] or [n, C, H, W]",
-    order=_image_order,
-    claims=lambda item: len(item) == 2 or (len(item) == 3 and (item[0] in (1, 3) or item[2] in COLOURS)),
+    shapes="[n, H, W], [n, C, H, W] or [n, H, W, C]",
+    letters="CHW",
+    layouts=_image_layouts,
     files=Files(_image_items, _image_decoder, lambda channels, size, frames: (channels, *size)),
     built_in=_image_digits,
     usual=True,
@@ -95,14 +107,24 @@ IMAGES = Kind(
 # --- clips: (T, C, H, W) -----------------------------------------------------------------------------------------
 
 
-def _clip_order(item: Item) -> AxisOrder | None:
+def _clip_layouts(item: Item, asked: bool) -> tuple[str, ...]:
+    """One frame is no clip, and a side of 1 is none. The likeliest number of channels decides, if there is one."""
     if len(item) == 3:
-        return AxisOrder((0, 1, 2), "x is read as grey clips [n, T, H, W]", channel=1)
+        picture = item[0] in (1, 3) or item[2] in COLOURS or item[0] == item[1] != item[2]
+        return ("THW",) if min(item) > 1 and (asked or not picture) else ()
     if len(item) != 4:
-        return None
-    if item[1] not in COLOURS and item[3] in COLOURS:
-        return AxisOrder((0, 3, 1, 2), "x is read as clips [n, T, H, W, C]")
-    return AxisOrder((0, 1, 2, 3), "x is read as clips [n, T, C, H, W]")
+        return ()
+    likely = {1: 3, 3: 3, 4: 2, 2: 1}
+    found = {
+        stored: likely.get(item[stored.index("C")], 0)
+        for stored in ("TCHW", "CTHW", "THWC")
+        if min(size for letter, size in zip(stored, item, strict=True) if letter != "C") > 1
+    }
+    best = [stored for stored, score in found.items() if score == max(found.values())]
+    if any(found.values()):
+        return tuple(best)
+    last = item[1] == item[2] != item[3]  # frames are mostly square
+    return tuple(stored for stored in best if (stored == "THWC") == last)
 
 
 def _clip_items(listing: Listing, folder: str) -> Iterator[str]:
@@ -111,10 +133,10 @@ def _clip_items(listing: Listing, folder: str) -> Iterator[str]:
     return folders.clips(listing, folder)
 
 
-def _clip_decoder(size: tuple[int, int], frames: int) -> Callable[[str], Decoded]:
+def _clip_decoder(size: tuple[int, int], frames: int, white: int) -> Callable[[str], Decoded]:
     from locant.tasks import films
 
-    return partial(films.read_clip, size=size, frames=frames)
+    return partial(films.read_clip, size=size, frames=frames, white=white)
 
 
 def _clip_shifts(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
@@ -141,9 +163,9 @@ CLIPS = Kind(
     patch=lambda item, given: (1, *_picture_patch(item, given)),  # one frame deep
     shifts=_clip_shifts,
     question="Which of {} classes does the clip belong to?",
-    shapes="[n, T, C, H, W] or [n, T, H, W]",
-    order=_clip_order,
-    claims=lambda item: len(item) not in (1, 2),  # what images did not claim before
+    shapes="[n, T, H, W], [n, T, C, H, W] or [n, C, T, H, W]",
+    letters="TCHW",
+    layouts=_clip_layouts,
     files=Files(_clip_items, _clip_decoder, lambda channels, size, frames: (frames, channels, *size), videos=True),
     built_in=_moving_digits,
     usual=True,
@@ -155,11 +177,19 @@ CLIPS = Kind(
 # --- sequences: (L, C) -------------------------------------------------------------------------------------------
 
 
-def _sequence_order(item: Item) -> AxisOrder | None:
-    if len(item) not in (1, 2):
-        return None
-    what = "[n, length, channels]" if len(item) == 2 else "[n, length] with one channel"
-    return AxisOrder(tuple(range(len(item))), f"x is read as sequences {what}", channel=1 if len(item) == 1 else None)
+def _sequence_layouts(item: Item, asked: bool) -> tuple[str, ...]:
+    """Long in one way and thin in the other: the thin one counts the channels."""
+    if len(item) == 1:
+        return ("L",)
+    if len(item) != 2 or max(item) == 1:
+        return ()
+    rows, columns = item
+    if min(item) == 1:
+        return ("LC",) if columns == 1 else ("CL",)
+    thin = _is_thin(rows, columns)
+    if thin and rows < columns:
+        return ("LC", "CL") if asked else ("CL",)
+    return ("LC",) if asked or thin else ()
 
 
 def _sequence_shifts(test: Examples, patch: tuple[int, ...]) -> tuple[Shift, ...]:
@@ -186,9 +216,9 @@ SEQUENCES = Kind(
     patch=lambda item, given: (1 if given is None else _sides("patch", given)[0],),
     shifts=_sequence_shifts,
     question="Which of {} classes does the sequence belong to?",
-    shapes="[n, length, channels]",
-    order=_sequence_order,
-    claims=lambda item: len(item) == 1,
+    shapes="[n, L] or [n, L, C]",
+    letters="LC",
+    layouts=_sequence_layouts,
     built_in=_scan_lines,
 )
 

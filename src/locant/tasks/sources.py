@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from locant.tasks import arrays, films, folders, splits
+from locant.tasks import arrays, films, folders, neighbours, splits, stills
 from locant.tasks.folders import Listing, printable
 from locant.tasks.inspection import FileExamples, Seen, Store, changes, inspect, refuse_strictly
-from locant.tasks.kind import Files
+from locant.tasks.kind import Files, Kind
 from locant.tasks.kinds import KINDS
 from locant.tasks.splits import NAMES
 from locant.tasks.task import Refusal, Task, two_sides
@@ -31,6 +31,7 @@ def open_task(
     *,
     size: int | tuple[int, ...] | None = None,
     frames: int | None = None,
+    axes: str | None = None,
     strict: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -44,11 +45,13 @@ def open_task(
         size: side of the pictures, or rows and columns: the largest middle part of that shape, resized. Default 32.
             Arrays stay as they are.
         frames: frames of a clip, evenly spaced. Default 8. Arrays stay as they are.
+        axes: what the axes of x are, after the first: "CTHW", "HWC", "LC". Default by its sizes.
         strict: refuse if a file was skipped or had to be changed, or if an example stands in two splits.
         seed: of the split, where there is none.
         progress: called with (files looked at, files in all).
 
     Raises:
+        Doubt: data that may be taken in two ways, with both of them.
         Refusal: with a sentence that says what was needed, what came and what to do.
     """
     path = Path(path)
@@ -59,6 +62,8 @@ def open_task(
     if frames_taken < 1:
         raise Refusal(f"frames needs a whole number of at least 1; it is {frames}. Write --frames {FRAMES}.")
     if path.is_dir():
+        if axes is not None:
+            raise Refusal("--axes is for the arrays of an .npz; DATA is a folder. Leave it out.")
         items = {name: one.files.items for name, one in KINDS.items() if one.files is not None}
         if kind is not None and kind not in items:
             raise Refusal(f"{kind} need an .npz file; DATA is a folder. Save x {KINDS[kind].shapes} and y.")
@@ -71,8 +76,7 @@ def open_task(
             f"DATA needs a folder of class folders or an .npz file; {printable(path.name)!r} is neither. "
             "Save arrays with numpy.savez(path, x=x, y=y)."
         )
-    ignored = [name for name, value in (("size", size), ("frames", frames)) if value is not None]
-    return _of_arrays(path, kind, ignored, strict, seed)
+    return _of_arrays(path, kind, axes, None if size is None else sides, frames, strict, seed)
 
 
 def _of_folder(
@@ -89,15 +93,18 @@ def _of_folder(
     files = kind.files
     assert files is not None, f"{kind.name} do not lie in folders"
     _require_libraries(listing, files)
-    store = Store(files.decoder(size, frames))
-    seen = inspect(listing, store, progress)
-    altered = changes(seen)
+    seen, store, stretched = _open_all(listing, files, size, frames, progress)
+    altered = changes(seen) + stretched
+    if asked is None and not kind.timed:
+        neighbours.refuse_frames(listing, [one.item for one in seen], store.pixels)
     if strict:
         refuse_strictly(listing, altered)
     if not seen:
+        above = printable(os.path.dirname(os.path.abspath(listing.root)))
+        deep = f" If these are the clips of one class, name the folder above: {above}." if kind.timed else ""
         raise Refusal(
             f"DATA needs usable files in its class folders; {printable(listing.root)!r} has none "
-            f"({_reasons(listing)}). Add some, or say another --task."
+            f"({_reasons(listing)}). Add some, or say another --task.{deep}"
         )
     # 2 labels and splits, with notes on what was found
     names = tuple(printable(name) for name in listing.classes)
@@ -106,8 +113,7 @@ def _of_folder(
     digests = [one.pixels for one in seen]
     parts, notes = _parts(seen, labels, digests, names, seed)
     notes += _overlap(parts, digests, labels, strict) + splits.balance(labels, names) + altered
-    if asked is None:
-        notes.append(f"the data is taken for {kind.name}, by what lies in the class folders")
+    notes.append(f"the data is taken for {kind.name}")
     if listing.hidden:
         notes.append(f"{listing.hidden} hidden files and litter of file managers were left out")
     # 3 examples that are read when asked for, and the fingerprint of data and split
@@ -127,6 +133,30 @@ def _of_folder(
         kind.name, source, question, names, train, validation, test, (), tuple(notes), tuple(listing.skipped), mark,
         augments=("shift", "brightness"),  # numbers in an .npz may mean more than a brightness, and a place a class
     )  # fmt: skip
+
+
+def _open_all(
+    listing: Listing,
+    files: Files,
+    size: tuple[int, int],
+    frames: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Seen], Store, list[str]]:
+    """Every file, opened once; a second time where 16 bits hold fewer, whose largest number is white then.
+
+    A scanner of 12 bits writes 0 to 4,095: taken for 16 bits that is nearly black, and 16 of 256 levels are left.
+    """
+    store = Store(files.decoder(size, frames, stills.WHITE))
+    seen = inspect(listing, store, progress)
+    bits = max((one.peak for one in seen), default=0).bit_length()
+    if not 0 < bits < 16:
+        return seen, store, []
+    white = 2**bits - 1
+    store = Store(files.decoder(size, frames, white))
+    again = Listing(listing.root, listing.kind, listing.classes, [one.item for one in seen])
+    seen = inspect(again, store, progress)
+    listing.skipped += again.skipped
+    return seen, store, [f"the files of 16 bits use {bits} of them: {white:,} is white, for all alike"]
 
 
 def _require_libraries(listing: Listing, files: Files) -> None:
@@ -205,22 +235,30 @@ def _fingerprint(settings: dict[str, object], parts: dict[str, list[bytes]]) -> 
     return whole.hexdigest()
 
 
-def _of_arrays(path: Path, asked: str | None, ignored: Sequence[str], strict: bool, seed: int) -> Task:
+def _of_arrays(
+    path: Path,
+    asked: str | None,
+    axes: str | None,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    strict: bool,
+    seed: int,
+) -> Task:
     x, y = arrays.open_member(path, "x"), arrays.open_member(path, "y")
-    kind, order = arrays.read_order(x.shape, asked, KINDS)
+    kind, order = arrays.read_order(x.shape, asked, axes, KINDS)
     labels, names = arrays.read_labels(y, len(x), printable(path.name))
     survey = arrays.survey(x, printable(path.name))
     names = tuple(printable(name) for name in names)
     parts = splits.divide(labels, names, seed, survey.digests)
     notes = [
         f"split 60/20/20 into train, validation and test, each class alike (seed {seed})",
-        order.sentence + (", by its shape" if asked is None else ", as asked"),
+        order.sentence,
         *_overlap(parts, survey.digests, labels, strict),
         *splits.balance(labels, names),
     ]
     if (survey.low, survey.high) != (0.0, 1.0):
         notes.append(f"values from {survey.low:g} to {survey.high:g} are mapped linearly to 0 to 1")
-    notes += [f"{name} is for files; arrays are used as they are" for name in ignored]
+    notes += _ignored(kind, order.shape(x.shape[1:]), size, frames)
     train, validation, test = (
         arrays.StoredExamples(x, parts[n], labels[parts[n]], order, survey.low, survey.high) for n in NAMES
     )
@@ -230,3 +268,14 @@ def _of_arrays(path: Path, asked: str | None, ignored: Sequence[str], strict: bo
     )
     question = kind.question.format(len(names))
     return Task(kind.name, printable(str(path)), question, names, train, validation, test, (), tuple(notes), (), mark)
+
+
+def _ignored(kind: Kind, item: tuple[int, ...], size: tuple[int, int] | None, frames: int | None) -> list[str]:
+    """Notes on sizes that were asked for and are not those of the arrays, which stay as they are."""
+    sizes = kind.sizes(item)
+    sides = two_sides("size", sizes[kind.timed :][-2:])
+    different = {
+        "size": size not in (None, sides),
+        "frames": frames is not None and not (kind.timed and frames == sizes[0]),
+    }
+    return [f"{name} is for files; arrays are used as they are" for name, other in different.items() if other]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PIXEL_LIMIT = 64_000_000
+WHITE = 65_535  # of 16 bits
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "ICO")
 SUFFIXES = frozenset(".bmp .gif .jpg .jpeg .jpe .jp2 .png .pbm .pgm .ppm .pnm .tga .tif .tiff .webp .avif .ico".split())
 # what is said of usable files that had to be changed
@@ -30,7 +31,9 @@ REMARKS = {
     "animated": "are animated or have several pages: the first is used",
     "CMYK": "are CMYK: converted to RGB",
     "16-bit": "have 16 bits a channel: rounded to 8",
+    "few levels": "have 16 bits a colour and use few of the upper 8, which alone are read: save them with 8 bits",
     "rotated": "are turned upright as their EXIF data says",
+    "shown": "are turned, mirrored or stretched as the film says that it is to be shown",
     "transparent": "are transparent: laid on white",
     "short": "have fewer frames than asked for: some are repeated",
     "odd name": "have control characters or undecodable bytes in their names: shown escaped",
@@ -43,14 +46,20 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels (one channel if grey, else three) and what had to be done to get them, as keys of `REMARKS`."""
+    """Pixels (one channel if grey, else three) and what had to be done to get them, as keys of `REMARKS`.
+
+    `peak` is the largest value of pixels that had 16 bits, 0 if they had fewer.
+    """
 
     pixels: UInt8[np.ndarray, "*frames height width channels"]
     remarks: frozenset[str]
+    peak: int = 0
 
 
-def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
+def read_still(path: str | Path, size: tuple[int, int], white: int = WHITE) -> Decoded:
     """The middle of a picture at `size` (rows, columns), `uint8 [rows, columns, 1 or 3]`.
+
+    `white` is the value of 16 bits that becomes 255: less than 65,535 where a scanner used fewer bits.
 
     Raises:
         Unusable: with the reason, for whatever cannot be decoded whole.
@@ -60,7 +69,7 @@ def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
 
     try:
         with _pixel_limit(), open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
-            plain, remarks = _decode(image)
+            plain, remarks, peak = _decode(image, white)
     except Unusable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -69,7 +78,7 @@ def read_still(path: str | Path, size: tuple[int, int]) -> Decoded:
         raise Unusable("not an image that can be read") from None
     except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, EOFError, ...
         raise Unusable(f"broken image: {reason_of(error)}") from None
-    return Decoded(crop(plain, size), remarks)
+    return Decoded(crop(plain, size), remarks, peak)
 
 
 def require_file(path: str | Path) -> None:
@@ -120,8 +129,8 @@ def _pixel_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
-    """The picture decoded, upright, in mode L or RGB, and what had to be done for that."""
+def _decode(image: Image.Image, white: int) -> tuple[Image.Image, frozenset[str], int]:
+    """The picture decoded, upright, in mode L or RGB, what had to be done for that, and its peak if it had 16 bits."""
     from PIL import ImageOps
 
     remarks: set[str] = set()
@@ -135,28 +144,41 @@ def _decode(image: Image.Image) -> tuple[Image.Image, frozenset[str]]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
         remarks.add("transparent")
-    return _to_grey_or_rgb(upright), frozenset(remarks)
+    if not deep:
+        return _to_grey_or_rgb(upright, WHITE), frozenset(remarks), 0
+    if upright.mode.startswith("I;16"):
+        return _to_grey_or_rgb(upright, white), frozenset(remarks), int(np.asarray(upright).max())
+    upper = _to_grey_or_rgb(upright, WHITE)  # the upper 8 bits of each channel
+    most = int(np.asarray(upper).max())
+    remarks |= {"few levels"} if most < 128 else set()
+    if most and white < WHITE:
+        upper = upper.point([min(255, round(255 * value / (white >> 8))) for value in range(256)] * len(upper.mode))
+    return upper, frozenset(remarks), 256 * most + 255 if most else 0
 
 
-def crop(image: Image.Image, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns channels"]:
-    """A picture in mode L or RGB at rows × columns: the largest middle part of that shape, resized (bilinear)."""
+def crop(image: Image.Image, size: tuple[int, int], wide: float = 1.0) -> UInt8[np.ndarray, "rows columns channels"]:
+    """A picture in mode L or RGB at rows × columns: the largest middle part of that shape, resized (bilinear).
+
+    Its pixels are shown `wide` times as wide as high.
+    """
     from PIL import Image
 
     rows, columns = size
-    scale = min(image.width / columns, image.height / rows)
-    left, top = (image.width - columns * scale) / 2, (image.height - rows * scale) / 2
-    box = (left, top, min(left + columns * scale, image.width), min(top + rows * scale, image.height))
+    scale = min(image.width * wide / columns, image.height / rows)
+    across = columns * scale / wide
+    left, top = (image.width - across) / 2, (image.height - rows * scale) / 2
+    box = (left, top, min(left + across, image.width), min(top + rows * scale, image.height))
     small = image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
     return np.asarray(small, np.uint8).reshape(rows, columns, -1)
 
 
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """The picture in mode L or RGB."""
+def _to_grey_or_rgb(image: Image.Image, white: int) -> Image.Image:
+    """The picture in mode L or RGB, the value `white` of 16 bits at 255."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(np.minimum((values * 255 + white // 2) // white, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unusable("32-bit pixels have no fixed range: save it with 8 or 16 bits")
     grey = image.mode in ("1", "L", "LA", "La")

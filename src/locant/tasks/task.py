@@ -20,6 +20,41 @@ class Refusal(ValueError):
     """Data or settings that cannot be compared: what was needed, what came, what to do."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One way to take data.
+
+    Args:
+        words: what the data then are.
+        settings: the settings that say so; without any the data themselves have to say it.
+        advice: what to do, where no setting does.
+    """
+
+    words: str
+    settings: Mapping[str, str]
+    advice: str = ""
+
+    @property
+    def way(self) -> str:
+        """How to ask for it."""
+        flags = (value if name == "data" else f"--{name} {value}" for name, value in self.settings.items())
+        return self.advice or f"say {' '.join(flags)}"
+
+
+class Doubt(Refusal):
+    """Data that can be taken in two ways, of which one would answer another question: nothing is guessed.
+
+    Attributes:
+        what: what lies there.
+        readings: the ways to take it.
+    """
+
+    def __init__(self, what: str, *readings: Reading) -> None:
+        ways = ", or ".join(f"{reading.words} ({reading.way})" for reading in readings)
+        super().__init__(f"DATA can be taken in {len(readings)} ways: {what}. They are {ways}.")
+        self.what, self.readings = what, readings
+
+
 class Examples(ABC):
     """Labelled examples of one shape, read when they are asked for.
 
