@@ -1,4 +1,4 @@
-"""transformers' encoders of text, accelerated: T5's shared table, padding, and the calls that stay with the library."""
+"""transformers' encoders of text, accelerated: a shared table, padding, and the calls that stay with the library."""
 
 from __future__ import annotations
 
@@ -37,6 +37,32 @@ def test_t5(transformers, mask: torch.Tensor | None, feed_forward: str) -> None:
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_umt5(transformers, mask: torch.Tensor | None) -> None:
     accelerated.check(_encoder(transformers, "UMT5"), {"input_ids": IDS, "attention_mask": mask}, count=3)
+
+
+def _mpnet(transformers: ModuleType) -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.MPNetConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=160,
+    )  # fmt: skip
+    return accelerated.randomised(transformers.MPNetModel(config))
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_mpnet(transformers, mask: torch.Tensor | None) -> None:
+    """Under padding, which comes as numbers for every pair, with its class's own attention."""
+    report = accelerated.check(_mpnet(transformers), {"input_ids": IDS, "attention_mask": mask}, count=1)
+    assert report.rows[0].what == "32 buckets of offsets, 2 layers"
+
+
+def test_mpnet_hands_out_its_weights(transformers) -> None:
+    model = _mpnet(transformers)
+    with torch.no_grad():
+        wanted = model(IDS, output_attentions=True).attentions
+        locant.accelerate(model, strict=True)
+        found = model(IDS, output_attentions=True).attentions
+    assert len(found) == 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("name", ["T5", "UMT5"])
@@ -88,9 +114,10 @@ def test_graphs(transformers) -> None:
     accelerated.check_graphs(_encoder(transformers, "T5"), [IDS])
 
 
-@pytest.mark.parametrize("name", ["T5", "UMT5"])
+@pytest.mark.parametrize("name", ["T5", "UMT5", "MPNet"])
 def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None:
-    accelerated.check_tried(_encoder(transformers, name), monkeypatch)
+    model = _mpnet(transformers) if name == "MPNet" else _encoder(transformers, name)
+    accelerated.check_tried(model, monkeypatch)
 
 
 def test_the_classes_are_known_by_source(transformers) -> None:

@@ -1,20 +1,21 @@
-"""transformers' models of text: the encoders of T5 and UMT5. Nothing of transformers is imported.
+"""transformers' models of text: the encoders of T5, UMT5 and MPNet. Nothing of transformers is imported.
 
-T5's layers share the first one's table, which comes to the others written out for every pair of tokens. Replaced is the
-stack, which tells its layers where the table is; a layer that is told nothing runs its class's own forward, as do
-decoders, whose keys come from a cache.
+Layers share one table, which comes to them written out for every pair of tokens. Replaced is the stack, which tells its
+layers where the table is; a layer that is told nothing runs its class's own forward, as do decoders, whose keys come
+from a cache.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedBuckets
-from locant.integrations.family import Attended, Family, Offer
+from locant.integrations.family import Attended, Family, Offer, dropout_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import attend_projected
 from locant.masks import Mask, Padding
@@ -48,7 +49,38 @@ def _own_forward(
     return self.o(_attend(self, hidden_states, self._locant.position, None)), None
 
 
-for _method in (_stack_forward, _shared_forward, _own_forward):
+def compute_position_bias(self: Any, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = 32) -> Any:
+    """MPNet's layers get the table in place of the bias of every pair, which is made where one needs it."""
+    if position_ids is not None or num_buckets != 32:
+        return type(self).compute_position_bias(self, x, position_ids, num_buckets)
+    return _Lent(self._locant.position, lambda: type(self).compute_position_bias(self, x))
+
+
+class _Lent:
+    """A table, and the bias of every pair that it stands for, made once for all layers of a call."""
+
+    def __init__(self, position: BorrowedBuckets, dense: Callable[[], Tensor]) -> None:
+        self.position, self._dense, self._made = position, dense, cast(Tensor | None, None)
+
+    def dense(self) -> Tensor:
+        if self._made is None:
+            self._made = self._dense()
+        return self._made
+
+
+def _lent_forward(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None,
+    output_attentions: bool = False, **named: Any,
+) -> Any:  # fmt: skip
+    if not isinstance(position_bias, _Lent) or attention_mask is not None or output_attentions:
+        bias = position_bias.dense() if isinstance(position_bias, _Lent) else position_bias
+        return type(self).forward(self, hidden_states, attention_mask, bias, output_attentions, **named)
+    projected = self.q(hidden_states), self.k(hidden_states), self.v(hidden_states)
+    grid, heads, dropout = Grid(hidden_states.shape[1]), self.num_attention_heads, dropout_of(self.dropout)
+    return (self.o(attend_projected(projected, grid, None, position_bias.position, heads, None, dropout)),)
+
+
+for _method in (_stack_forward, _shared_forward, _own_forward, _lent_forward):
     _method.__name__ = "forward"
 
 
@@ -78,6 +110,23 @@ def _alone(attn: nn.Module) -> Offer | str:
     return _offer(module, [], module, _umt5_bucket)
 
 
+def _mpnet(encoder: nn.Module) -> Offer | str:
+    module: Any = encoder
+    paths = [f"layer.{i}.attention.attn" for i in range(len(module.layer))]
+    if not paths or any("forward" in vars(module.get_submodule(path)) for path in paths):
+        return "it has no layers, or the forward of one was replaced by others"
+    attn = module.get_submodule(paths[0])
+    position = BorrowedBuckets(module, module.n_heads, _mpnet_bucket)
+    methods = {"compute_position_bias": compute_position_bias, **{f"{path}.forward": _lent_forward for path in paths}}
+    attended = Attended(module.n_heads, attn.attention_head_size, position)
+
+    def trial(_: nn.Module) -> tuple[Any, ...]:
+        return (torch.randn(2, 40, attn.q.in_features, dtype=torch.float64),)
+
+    what = f"{module.relative_attention_bias.num_embeddings} buckets of offsets, {len(paths)} layers"
+    return Offer(Replacement(methods, State(position=position)), what, trial, attended, tuple(paths))
+
+
 def _offer(module: Any, paths: list[str], first: Any, bucket: Any) -> Offer | str:
     if first.config._attn_implementation != "sdpa":
         return 'its attention hands out weights; call model.set_attn_implementation("sdpa") first'
@@ -105,7 +154,12 @@ def _umt5_bucket(owner: Any, apart: Tensor) -> Tensor:
     return owner._relative_position_bucket(apart)
 
 
+def _mpnet_bucket(owner: Any, apart: Tensor) -> Tensor:
+    return owner.relative_position_bucket(apart, num_buckets=32)
+
+
 _T5, _UMT5 = "transformers.models.t5.modeling_t5", "transformers.models.umt5.modeling_umt5"
+_MPNET = "transformers.models.mpnet.modeling_mpnet"
 
 FAMILIES = (
     Family(
@@ -121,5 +175,12 @@ FAMILIES = (
         ("forward", "_relative_position_bucket", "compute_bias"),
         _alone,
         frozenset({"03727ed3c29f6bae"}),
+    ),
+    Family(
+        "attention",
+        (f"{_MPNET}.MPNetEncoder",),
+        ("forward", "compute_position_bias", "relative_position_bucket", "MPNetSelfAttention", "MPNetAttention"),
+        _mpnet,
+        frozenset({"74bc30bf2dba9db5"}),
     ),
 )  # 5.24.0
