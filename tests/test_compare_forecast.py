@@ -61,12 +61,14 @@ def test_the_forecast_counts_every_trial_and_grows_with_the_steps() -> None:
         assert [one.trials for one in found] == [trials, trials]
         assert [one.workers for one in found] == [2, 2]
         assert found[0].training < found[1].training
+        two = forecast.predict(tasks, {"images": _schemes("images", chosen, several=False)}, chosen, 2)
+        assert (two.trials, two.workers) == (trials, 1)  # under torchrun both train one trial
         assert found[0].sentence.startswith(f"{trials} trials on 2 workers: about ")
 
 
 def test_a_busy_machine_is_told_and_does_not_stretch_the_forecast(monkeypatch) -> None:
     now = [0.0, 0.0]  # processor, wall
-    monkeypatch.setattr(forecast.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(forecast.time, "thread_time", lambda: now[0])
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: now[1])
     clock = forecast.Clock("cpu")
 

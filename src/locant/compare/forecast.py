@@ -52,17 +52,22 @@ class Forecast:
         return told if self.busy < BUSY else f"{told}; up to {self.busy:.0f} times as long while others use the machine"
 
 
-def predict(tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], chosen: Settings) -> Forecast:
-    """Time a few steps and looks at validation of every scheme."""
+def predict(
+    tasks: dict[str, Task], schemes: dict[str, tuple[Scheme, ...]], chosen: Settings, processes: int = 1
+) -> Forecast:
+    """Time a few steps and looks at validation of every scheme. `processes` train each trial together."""
     seconds, trials, clock = 0.0, 0, Clock(chosen.device)
     for kind, task in tasks.items():
         for scheme in schemes[kind]:
             count = search.count(scheme, chosen.recipes[kind], chosen)
             seconds += count * _seconds_of_trial(kind, scheme, task, chosen, clock)
             trials += count
-    workers = min(chosen.threads, trials) if chosen.device == "cpu" and not chosen.lives_here else 1
-    beside = BESIDE if workers > 1 else 1.0
-    return Forecast(beside * seconds / workers, STARTING + MEASURING * len(tasks), trials, workers, clock.busy)
+    in_turn = processes > 1 or chosen.device != "cpu" or chosen.lives_here
+    workers = 1 if in_turn else min(chosen.threads, trials)
+    beside = BESIDE if workers * processes > 1 else 1.0
+    return Forecast(
+        beside * seconds / (workers * processes), STARTING + MEASURING * len(tasks), trials, workers, clock.busy
+    )
 
 
 def cut(chosen: Settings, forecast: Forecast) -> Settings:
@@ -120,7 +125,7 @@ class Clock:
     """Times calls, and knows how much of the time the processor was there for them."""
 
     def __init__(self, device: str) -> None:
-        self.now = time.process_time if device == "cpu" else time.perf_counter
+        self.now = time.thread_time if device == "cpu" else time.perf_counter
         self.counted, self.passed = 0.0, 0.0
 
     def fastest(self, call: Callable[[], None]) -> float:

@@ -171,7 +171,7 @@ def _compare(
         for scheme in schemes[kind]:
             check(build(Job(kind, scheme.name, 0, 0.0), opened, chosen.recipes[kind]))
     if chosen.minutes and not chosen.cut:
-        chosen = _cut(chosen, forecast.predict(tasks, schemes, chosen) if world.leads else None, world)
+        chosen = _cut(chosen, forecast.predict(tasks, schemes, chosen, world.size) if world.leads else None, world)
     chosen = settings.complete(chosen, tasks, {kind: tuple(s.name for s in some) for kind, some in schemes.items()})
     # 2 the folder, new or gone on with
     if world.leads:
@@ -182,7 +182,7 @@ def _compare(
         with Progress(quiet or not world.leads, progress) as shown:
             if world.leads and not quiet:
                 shown.announce(f"{folder}: the folder of this run")
-                shown.announce(forecast.predict(tasks, schemes, chosen).sentence)
+                shown.announce(forecast.predict(tasks, schemes, chosen, world.size).sentence)
             return _run(tasks, schemes, chosen, folder, world, shown, started)
     except KeyboardInterrupt as stop:
         stop.add_note(f"go on with: {home.command(folder)}")
