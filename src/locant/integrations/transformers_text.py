@@ -117,7 +117,8 @@ def _mpnet(encoder: nn.Module) -> Offer | str:
         return "it has no layers, or the forward of one was replaced by others"
     attn = module.get_submodule(paths[0])
     position = BorrowedBuckets(module, module.n_heads, _mpnet_bucket)
-    methods = {"compute_position_bias": compute_position_bias, **{f"{path}.forward": _lent_forward for path in paths}}
+    methods: dict[str, Callable[..., Any]] = {f"{path}.forward": _lent_forward for path in paths}
+    methods["compute_position_bias"] = compute_position_bias
     attended = Attended(module.n_heads, attn.attention_head_size, position)
 
     def trial(_: nn.Module) -> tuple[Any, ...]:
