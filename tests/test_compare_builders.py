@@ -100,6 +100,15 @@ def test_a_seed_gives_every_scheme_the_same_weights_beside_position(kind) -> Non
     assert not torch.equal(other["embed.weight"], starts[0]["embed.weight"])
 
 
+def test_a_builder_may_draw_from_any_stream(tmp_path) -> None:
+    text = "import random, numpy\nfrom torch import nn\ndef build(position):\n    net = nn.Linear(2, 2)\n"
+    path = written(tmp_path, text + "    net.drawn = (random.random(), numpy.random.rand())\n    return net\n")
+    make = OwnBuilder(source.reference("model", str(path), "build"))
+    nets = [candidate("images", "none", build=make, seed=seed).net for seed in (3, 3, 4)]
+    assert nets[0].drawn == nets[1].drawn
+    assert len({*nets[0].drawn, *nets[2].drawn}) == 4
+
+
 def test_a_layer_hands_out_the_keywords_of_attention() -> None:
     model = candidate("clips", "shared")
     time, space = model.blocks()[1](Grid(5, 3, 3))

@@ -7,10 +7,12 @@ differ.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,8 @@ class OwnBuilder:
                 f"a builder of your own needs schemes that differ in position alone; {scheme.name!r} is a whole "
                 f"design: {scheme.beside.rstrip('.')}. Leave {scheme.name!r} out of --positions."
             )
+        random.seed(position.seed)
+        np.random.seed(position.seed % 2**32)  # a builder may draw from any of the three
         net = source.call(self.function, f"--model needs a builder that works with {scheme.name!r}", position)
         if not isinstance(net, nn.Module):
             raise Refusal(
@@ -138,9 +142,14 @@ def _matters(candidate: Candidate, x: Tensor, modules: list[Any]) -> bool:
             for weight in candidate.net.parameters():
                 weight.add_(torch.randn_like(weight), alpha=NOISE)
         answers = []
-        for silent in ([], modules):
-            torch.manual_seed(2)  # for a model that draws
-            with candidate.placement.handed.silenced(silent):
+        try:
+            for silent in (False, True):
+                torch.manual_seed(2)  # for a model that draws
+                for module in modules:
+                    module.silent = silent
                 answers.append(_answer(candidate, x))
+        finally:
+            for module in modules:
+                module.silent = False
     candidate.net.load_state_dict(kept)
     return not torch.equal(*answers)

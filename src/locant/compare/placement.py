@@ -14,8 +14,7 @@ What is handed out is drawn from a stream of its own, so that a seed gives every
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -105,17 +104,6 @@ class Handed:
 
     tokens: list[TokenPosition]
     layers: list[LayerPosition]
-
-    @contextmanager
-    def silenced(self, modules: list[Any]) -> Iterator[None]:
-        """As if these modules said nothing: to see whether they matter."""
-        for module in modules:
-            module.silent = True
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.silent = False
 
 
 class Placement:
