@@ -45,6 +45,7 @@ def test_page_table_and_notebook_say_so_and_name_none(noise) -> None:
     assert "no scheme is shown to be above chance" in box
     assert page.index('<div class="warn">') < page.index("<nav")
     printed = str(noise)
+    assert " ".join(printed.split()).startswith(" ".join(noise.data["finding"][0].split()))
     for shown in (page, printed, noise._repr_html_()):
         assert "nothing can be said of position here" in " ".join(shown.replace("\u00a0", " ").split())
         assert "Take " not in shown

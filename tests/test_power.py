@@ -74,6 +74,15 @@ def test_variances_are_those_that_were_put_in() -> None:
     assert means == pytest.approx([2 * 0.01, 2 * 0.09, 2 * 0.25], rel=0.15)
 
 
+def test_scores_between_right_and_wrong_have_a_price_as_well() -> None:
+    """Half of every answer: differences are half as large, so 3 points of them cost what 6 points of answers do."""
+    tables = answers(np.random.default_rng(6), (0.9, 0.87, 0.88), 4, 360, 0.1, 0.1)
+    whole, half = power(named(tables), 3), power(named(tables / 2), 3)
+    assert whole is not None
+    assert half is not None
+    assert half.shown == pytest.approx(whole.shown / 2, rel=1e-12)
+
+
 def test_the_formula_by_hand() -> None:
     """z(0.975) = 1.959964, z(0.8) = 0.841621; believed² = 0.0002/4 + 0.1/400 + 3 · 0.08/1600, true² without the 3."""
     spread = Spread(0.0002, 0.1, 0.08)

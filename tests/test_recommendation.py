@@ -204,6 +204,15 @@ def test_13_a_scheme_that_cannot_go_there_has_no_reach() -> None:
     assert (chosen["scheme"], chosen["decided_by"]) == ("relative", ["reach"])
 
 
+def test_14_weights_that_not_all_could_start_with_are_no_fair_fight_and_it_says_so() -> None:
+    task = task_of({"none": right(200), "learned": right(285)})
+    start = "Take learned embedding with these weights, which are no fair start for all: 95.0\u00a0%"
+    assert recommend({**task, "weights": {"fair": False}})["recommendation"]["sentences"][0].startswith(start)
+    assert recommend({**task, "weights": {"fair": True}})["recommendation"]["sentences"][0].startswith(
+        "Take learned embedding: 95.0\u00a0%"
+    )
+
+
 @pytest.mark.parametrize("prefer", list(PREFERENCES))
 def test_equals_are_never_ranked_by_their_means(prefer: str) -> None:
     """Whoever of three equals has the luckiest test set, the same one is taken: the cheapest."""
@@ -222,7 +231,7 @@ def test_the_price_is_that_of_the_size_nearest_to_196_tokens_and_says_where_the_
         for name, more in (("none", 1.0), ("relative", 1.04))
     }
     assert recommendation.price(task, grown) == "+4\u00a0% of a training step at 256 tokens"
-    grown["none"]["quiet"] = False
+    grown["none"]["growth"][2]["quiet"] = False
     assert recommendation.price(task, grown).endswith("at 256 tokens, on a machine that was not quiet")
     assert recommendation.price(task, {}) is None
 

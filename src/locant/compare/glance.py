@@ -67,6 +67,8 @@ def decision_chart(task: Json, measured: Json, styles: Mapping[str, str]) -> str
         "Ringed: recommended. Hollow: ruled out. Lines: "
     )
     words += "95 % intervals; of times, the lowest to the highest." if task.get("comparisons") else "lowest to highest."
+    if timed and not all(measured[s["name"]]["step_ms"].get("quiet", True) for s in task["schemes"]):
+        words += " The machine was not quiet while these times were taken."
     return charts.figure(charts.side_by_side(panels), words)
 
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 
-from locant.compare.statistics import ALPHA
+from locant.compare.statistics import ALPHA, Table
 
 APART = 0.03  # the difference whose price is named
 SHOWN_IN = 0.8  # of runs
@@ -60,7 +60,7 @@ class Spread:
         return tail * math.sqrt(common + 3 * both) + normal.inv_cdf(SHOWN_IN) * math.sqrt(common + both)
 
 
-def power(correct: Mapping[str, Bool[np.ndarray, "seeds examples"]], comparisons: int) -> Power | None:
+def power(correct: Mapping[str, Table], comparisons: int) -> Power | None:
     """What these answers could have shown; None with one seed, or one scheme, of which no difference is known.
 
     Args:

@@ -80,7 +80,7 @@ def price(task: Json, costs: Json) -> str | None:
         return None
     tokens = min(sizes, key=lambda t: abs(math.log(t / NEAR)))
     more = round(100 * mine[tokens]["step_ms"] / bare[tokens]["step_ms"]) - 100
-    unquiet = any(costs[n].get("quiet") is False for n in (name, "none"))
+    unquiet = any(of[tokens].get("quiet") is False for of in (mine, bare))
     star = ", on a machine that was not quiet" if unquiet else ""
     return f"{'+' if more >= 0 else '−'}{abs(more)}\u00a0% of a training step at {tokens:,} tokens{star}"
 
@@ -214,7 +214,13 @@ def _take(task: Json, chosen: Json, costs: Json) -> str:
         _parameters_clause(row),
     ]
     beside = " (a design that differs by more than position)" if row.get("beside") else ""
-    return f"Take {row['label']}{beside}: {', '.join(clause for clause in clauses if clause)}."
+    unfair = " with these weights, which are no fair start for all" if _unfair(task) else ""
+    return f"Take {row['label']}{beside}{unfair}: {', '.join(clause for clause in clauses if clause)}."
+
+
+def _unfair(task: Json) -> bool:
+    """Whether schemes start from a file that holds what some of them learned and not what others would need."""
+    return (task.get("weights") or {}).get("fair") is False
 
 
 def _accuracy_clause(task: Json, row: Json, best: Json) -> str:

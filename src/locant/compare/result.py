@@ -41,12 +41,13 @@ class Result:
         parts: list[Any] = []
         for task in self.data["tasks"]:
             costs = self.data["measured"]["tasks"].get(task["kind"], {})
-            taken = [Text(sentence, style="bold") for sentence in recommendation.told(task, costs)]
-            more = [task["power"]["sentence"]] if task.get("power") else []
+            learned = any(map(recommendation.shown_above, task["schemes"]))
+            first = recommendation.told(task, costs) if learned else task["finding"]
+            last = [*task["finding"], *([task["power"]["sentence"]] if task.get("power") else [])] if learned else []
             if not all(cost["step_ms"].get("quiet", True) for cost in costs.values()):
-                more.append("* The machine was not quiet while these times were taken: read them with care.")
-            said = [Text(sentence) for sentence in (*task["finding"], *more)]
-            parts += [Text(), *taken, *([Text()] if taken else []), _table(task, costs), *said]
+                last.append("* The machine was not quiet while these times were taken: read them with care.")
+            taken = [Text(sentence, style="bold") for sentence in first]
+            parts += [Text(), *taken, *([Text()] if taken else []), _table(task, costs), *map(Text, last)]
         return _printable(parts)
 
     def __repr__(self) -> str:

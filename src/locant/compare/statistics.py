@@ -149,7 +149,7 @@ def above_chance(correct: Mapping[str, Table], level: float) -> dict[str, Above]
 
     One-sided, of one sample, corrected for the number of schemes (Holm 1979). p = (1 + c) / (1 + B), where c of the B
     resampled accuracies are `level` or less. With one seed nothing is known of seeds, and the test is of this one
-    model on new examples: the exact binomial one, P(hits or more | examples, level).
+    model on new examples: the exact binomial one, P(hits or more | examples, level), scores summed and rounded down.
 
     Raises:
         ValueError: if the tables are not booleans of one shape, [seeds, examples].
