@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from locant import checkpoints
 from locant.checkpoints import convert, write
 from locant.checkpoints.families import layouts
 from locant.checkpoints.names import turned_in
+from locant.compare import Placement
+from locant.compare.builders import find_builder
+from locant.compare.schemes import find
 from locant.models import ViT, deit3_small, deit_small, deit_tiny, from_file, vit_base, vit_small, vit_tiny
 from locant.models.deit import DeiT
 from locant.nn import Block
+from locant.tasks.kinds import KINDS
 
 MOST = 1e-5
 SMALL: dict[str, Any] = {"img_size": 64, "num_classes": 5, "dim": 48, "depth": 3, "heads": 3}
@@ -251,3 +256,19 @@ def test_layer_scale(timm, parity):
     ours.load_state_dict(state, strict=True)
     x = torch.randn(2, 7, 48, dtype=torch.float64)
     parity(57, "timm Block with LayerScale (float64, of its size)", of_its_size(ours(x), theirs(x)), 1e-10)
+
+
+@pytest.mark.row(58)
+@pytest.mark.parametrize("name", ["vit_tiny", "deit3_small"])
+def test_compare_starts_where_timm_is(name, timm, parity, tmp_path: Path):
+    """`compare --model NAME --weights FILE --size 64` before its first step: timm's file for 224, read for 64."""
+    theirs = redraw(of_timm(f"{name}_patch16_224")()).eval()
+    write(tmp_path / "timm.safetensors", theirs.state_dict())
+    kind = KINDS["images"]
+    recipe = replace(kind.recipe, model=name, weights=str(tmp_path / "timm.safetensors"))
+    placement = Placement(kind, find("images", ("learned",))[0], (3, 64, 64), (16, 16), 10)
+    ours, images = find_builder(recipe)(placement).eval(), torch.randn(2, 3, 64, 64)
+    theirs.set_input_size(64)
+    with torch.no_grad():
+        error = of_its_size(ours(images), theirs(images).double())
+    parity(58, f"timm {name}, in compare at 64 pixels (of their size)", error, MOST)

@@ -255,7 +255,7 @@ def carry(own: tuple[Position | None, list[Position | None]], handed: Handed) ->
         for one in ours:
             fresh += 0 if one in found else sum(tensor.numel() for tensor in one.state_dict().values())
         for one in found:
-            one.load_state_dict(state)
+            one.load_state_dict({**_rows_of_nobody(one, state), **state})
         carried += whole if found else 0
         dropped += 0 if found else whole
     return carried, fresh, dropped
@@ -310,8 +310,13 @@ def told(starts: dict[str, tuple[str, Carried]], recipe: Recipe) -> dict[str, An
     }
 
 
+def _rows_of_nobody(one: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros for tokens without a place, where the file's embedding has no rows for them (DeiT III)."""
+    return {n: torch.zeros_like(t) for n, t in one.state_dict().items() if n == "prefix" and n not in state}
+
+
 def _alike(one: nn.Module, state: dict[str, Tensor]) -> bool:
-    mine = one.state_dict()
+    mine, state = one.state_dict(), {**_rows_of_nobody(one, state), **state}
     return mine.keys() == state.keys() and all(mine[name].shape == state[name].shape for name in mine)
 
 
