@@ -280,11 +280,15 @@ def test_a_file_and_the_same_function_here_end_with_the_same_weights(tmp_path, m
     )
     there = compare.run(model=f"{path}:build", out=tmp_path / "there", threads=2, **FLAGS)
     torch.set_num_threads(1)
-    here = compare.run(model=lambda position: Own(position), out=tmp_path / "here", **FLAGS)
+
+    def build(position):
+        return Own(position)
+
+    here = compare.run(model=build, out=tmp_path / "here", **FLAGS)
     source._kept.clear()
     with pytest.raises(Refusal, match="which no file holds"):
         compare.run(resume=tmp_path / "here", quiet=True)
-    again = compare.run(resume=tmp_path / "here", model=lambda position: Own(position), quiet=True)
+    again = compare.run(resume=tmp_path / "here", model=build, quiet=True)
     assert again.data["tasks"] == here.data["tasks"]
     weights = [[t["weights"] for s in r.data["tasks"][0]["schemes"] for t in s["trials"]] for r in (there, here)]
     assert weights[0] == weights[1]

@@ -119,6 +119,8 @@ def _refuse_changes(old: dict[str, Any], stored: Settings, folder: Path) -> None
     new = identity(stored)
     before, now = old.pop("sources", {}), new.pop("sources")
     for name, digest in now.items():
+        if source.is_live(name):
+            source.find(name.removeprefix(source.LIVE).partition(":")[0], name)  # refuses what was not given again
         if before.get(name, digest) != digest:
             raise Refusal(
                 f"--resume needs {source.name_of(name)} as it was when {str(folder)!r} was started; it, or a file "
