@@ -254,6 +254,10 @@ def test_functions_of_files_are_named_and_others_are_kept_here() -> None:
     assert callable(source.find("model", live))
     with pytest.raises(Refusal, match="was given from Python as 'gone', which no file holds"):
         source.find("model", "python:model:gone")
+    digest = source.digest(live)
+    assert source.digest(source.reference("model", lambda position: Own(position), "build")) == digest
+    assert source.digest(source.reference("model", lambda position: Own(position, 1), "build")) != digest
+    live = source.reference("model", lambda position: Own(position), "build")
     other = source.reference("metric", lambda outputs, labels: labels, "metric")
     assert source.find("metric", other) is not source.find("model", live)  # both are called <lambda>
     with pytest.raises(Refusal, match=r"model= needs a function, or the name of one .*; got"):
