@@ -66,6 +66,7 @@ def main() -> None:
         seen = [(step, value) for tag, value, step in points if tag.endswith("validation") and scheme["name"] in tag]
         print(f"{scheme['name']}: {len(seen)} points, the last at step {seen[-1][0]}")
         assert seen == curve
+    assert len(task["schemes"]) == 2
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def main() -> None:
         seen = [tuple(point.values())[:2] for point in mine]
         print(f"{scheme['name']}: {len(seen)} points, the last at step {seen[-1][0]}")
         assert seen == [(point["step"], point["validation"]) for point in scheme["trials"][0]["curve"]]
+    assert len(task["schemes"]) == 2
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def foreign(sources: dict[str, str]) -> list[str]:
 def test_private_names_of_others_stand_in_one_file() -> None:
     found = foreign({str(path.relative_to(SOURCE)): path.read_text() for path in SOURCE.rglob("*.py")})
     found.remove("compare/worker.py: ._exit")  # Python's own, documented
+    # integrations read those of the libraries that they know, whose source they compare; torch's they read in dispatch
+    libraries = ("._attn_implementation", "._relative_position_bucket")
+    found = [line for line in found if not (line.startswith("integrations/") and line.endswith(libraries))]
     assert [line for line in found if not line.startswith("dispatch.py")] == []
     assert any("_dynamo_marked_constant" in path.read_text() for path in [SOURCE / "dispatch.py"])
 

@@ -12,7 +12,7 @@ from locant.attend import attention, attention_packed
 from locant.grid import Grid
 from locant.integrations.family import dropout_of
 from locant.integrations.layers import linear_with
-from locant.masks import Mask
+from locant.masks import Mask, Windows
 from locant.nn.cosine import angles
 from locant.nn.window import attend_regrouped
 from locant.positions.position import Position
@@ -30,6 +30,10 @@ def attend_in_windows(
     def attend(tokens: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
         return attend_projected(project(tokens), grid, mask, position, heads, scale, dropout)
 
+    shape = tuple(x.shape[1:-1])
+    if all(side % size == 0 for side, size in zip(shape, window, strict=True)):
+        # nothing is filled, and a roll would be the same attention said otherwise: tokens stay where they are
+        return attend(x.flatten(1, -2), Grid(*shape), Windows(window, shift)).unflatten(1, shape)
     return attend_regrouped(x, window, shift, border, attend)
 
 

@@ -182,20 +182,16 @@ def attend_regrouped(
 ) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
     """`attend` to a map by a border rule that fills: "pad-roll" or "roll-pad". Window and shift are `fitted`.
 
-    `attend` takes tokens [batch, tokens, dim], their grid and a mask. Where windows divide the map nothing is filled,
-    and a roll would be the same attention said otherwise: tokens stay where they are then.
+    `attend` takes tokens [batch, tokens, dim], their grid and a mask.
     """
-    # 1 windows that divide the map are a mask on it
+    # 1 fill and roll, in the order of the rule; windows stand along the batch
     shape = tuple(x.shape[1:-1])
-    if all(side % size == 0 for side, size in zip(shape, window, strict=True)):
-        return attend(x.flatten(1, -2), Grid(*shape), Windows(window, shift)).unflatten(1, shape)
-    # 2 others are filled and rolled, in the order of the rule, and stand along the batch
     rolled_first = border == "roll-pad"
     x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
     sizes = x.shape[1:-1]
     regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
     out = attend(_partitioned(x, window), Grid(*window), None if regions is None else Segments(regions))
-    # 3 back to the map
+    # 2 back to the map
     out = _merged(out, len(x), window, sizes)
     return _rolled(_cut(out, shape), shift) if rolled_first else _cut(_rolled(out, shift), shape)
 
