@@ -263,11 +263,21 @@ class Reduced(dict):  # type: ignore[type-arg]
         return touch, ("executed",), None, None, iter([("a", 1)])
 
 
+class Early(enum.Enum):
+    """As Python 3.11.2 writes the members of any Enum."""
+
+    RED = 1
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return getattr, (Early, "RED")
+
+
 def beside() -> dict[str, Any]:
     """What training scripts put into their files."""
     return {
         "args": argparse.Namespace(lr=1e-3, out=pathlib.PurePosixPath("runs"), betas=(0.9, 0.95)),
-        "best": np.float64(81.2), "curve": np.arange(3.0), "colour": Colour.RED, "epoch": 300, "none": None,
+        "best": np.float64(81.2), "curve": np.arange(3.0), "colour": Colour.RED, "early": Early.RED,
+        "epoch": 300, "none": None,
         "counts": collections.defaultdict(int, {"a": 1}), "touching": Touching(), "reduced": Reduced(),
         "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": np.float32(0.1)}]},
         "fraction": fractions.Fraction(1, 3), "kind": Colour, "module": nn.Linear(2, 2), "range": range(3),
@@ -290,12 +300,13 @@ def test_objects_beside_tensors_are_skipped_and_reported_and_nothing_runs(legacy
     told = "\n".join(report.skipped)
     for line in (
         r"^args \(argparse\.Namespace\)$", r"^best \(numpy\..*scalar\)$", r"^curve \(numpy\.", r"^colour \(.*Colour\)$",
+        r"^early \(.*Early\)$",
         r"^counts \(collections\.defaultdict\)$", r"^touching \(.*Touching\)$", r"^reduced \(.*touch\)$",
         r"^optimizer\.param_groups\.0\.lr \(numpy", r"^fraction \(fractions\.Fraction\)$", r"^kind \(.*Colour\)$",
         r"^module \((torch\.nn\..*\.Linear|argparse.*)\)$", r"^range \(.*range\)$", r"^complex \(.*complex\)$",
     ):  # fmt: skip
         assert re.search(line, told, re.MULTILINE), line
-    assert len(report.skipped) == 14
+    assert len(report.skipped) == 15
     assert "  skipped, for it is no tensor\n    args (argparse.Namespace)\n" in str(report)
 
 

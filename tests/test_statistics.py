@@ -258,7 +258,8 @@ def test_seeds_that_differ_more_than_examples_explain_are_noticed() -> None:
     "correct",
     [
         {"a": np.ones((3, 4), dtype=bool), "b": np.ones((3, 5), dtype=bool)},
-        {"a": np.ones((3, 4))},
+        {"a": np.ones((3, 4), dtype=np.int64)},
+        {"a": np.ones((3, 4), dtype=np.float32)},
         {"a": np.ones((3, 0), dtype=bool)},
         {"a": np.ones(4, dtype=bool)},
     ],

@@ -29,7 +29,7 @@ ALL = torch.ones(6, 6, dtype=torch.bool)
 
 # Of each type a value that is right nowhere, and the annotations that let the type in but not the value.
 WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "None": (None, ("None", "Positions")),
+    "None": (None, ("None", "Positions", "Wanted")),
     "a string": ("no such word", ()),
     "a float": (2.5, ("float",)),
     "nan": (float("nan"), ()),

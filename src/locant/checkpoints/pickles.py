@@ -43,8 +43,9 @@ RUNNING = set(
     "signal socket subprocess sys threading types webbrowser".split()
 )  # modules with functions that do something when they are called
 VALUES = set(
-    "bool bytes complex dict float frozenset int list long object range set slice str tuple unicode xrange".split()
-)  # of the builtins, which do nothing
+    "bool bytes complex dict float frozenset getattr int list long object range set slice str tuple unicode "
+    "xrange".split()
+)  # of the builtins, which do nothing; `member` stands for getattr
 CALLED = {TENSOR, *PARAMETERS, "torch Size", "torch device"}  # of torch's
 FOREIGN = 1_000
 SAVE = "Save a state dict: torch.save(model.state_dict(), path)."
@@ -99,12 +100,19 @@ def stand_in(kind: str) -> type[Skipped]:
     return type("Skipped", (Skipped,), {"kind": kind})
 
 
+def member(owner: Any, name: str) -> Skipped:
+    """For `getattr`, as which early Pythons 3.11 write members of an Enum: nothing is read, the class is skipped."""
+    return owner() if isinstance(owner, type) and issubclass(owner, Skipped) else Skipped()
+
+
 class Unpickler(pickle.Unpickler):
     """Imports nothing but what `NAMED` names; everything else is a `Skipped`. For pickles that were walked."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         """What the pickle names."""
-        return super().find_class(module, name) if f"{module} {name}" in NAMED else stand_in(f"{module}.{name}")
+        if f"{module} {name}" in NAMED:
+            return super().find_class(module, name)
+        return member if name == "getattr" else stand_in(f"{module}.{name}")
 
 
 def load(file: IO[bytes], **_: Any) -> Any:

@@ -54,7 +54,7 @@ def check_wanted(model: str, wanted: Any, *more: str) -> None:
     """
     words = (*more, *(name for name in named() if name not in more))
     one = isinstance(wanted, nn.Module | type)
-    if one or not (wanted is None or callable(wanted) or wanted in words):
+    if one or not (wanted is None or callable(wanted) or (isinstance(wanted, str) and wanted in words)):
         came = repr(wanted) if isinstance(wanted, str) else description(wanted)
         raise ValueError(
             f"{model} needs a `position` out of {', '.join(map(repr, words))}, a function of (grid, dim, heads) that "
