@@ -72,17 +72,17 @@ def told(task: Json, costs: Json) -> list[str]:
 
 def price(task: Json, costs: Json) -> str | None:
     """What the recommended scheme costs by the clock, beside the model without position, at the size nearest to 196
-    tokens; None if that was not measured."""
+    tokens; None if that was not measured, or not while the machine was quiet: such a time is no price."""
     name = task["recommendation"]["scheme"]
     mine, bare = ({s["tokens"]: s for s in (costs.get(n) or {}).get("growth") or []} for n in (name, "none"))
     sizes = [t for t in mine if t in bare and mine[t].get("step_ms") and bare[t].get("step_ms")]
     if name == "none" or not sizes:
         return None
     tokens = min(sizes, key=lambda t: abs(math.log(t / NEAR)))
+    if any(of[tokens].get("quiet") is False for of in (mine, bare)):
+        return None
     more = round(100 * mine[tokens]["step_ms"] / bare[tokens]["step_ms"]) - 100
-    unquiet = any(of[tokens].get("quiet") is False for of in (mine, bare))
-    star = ", on a machine that was not quiet" if unquiet else ""
-    return f"{'+' if more >= 0 else '−'}{abs(more)}\u00a0% of a training step at {tokens:,} tokens{star}"
+    return f"{'+' if more >= 0 else '−'}{abs(more)}\u00a0% of a training step at {tokens:,} tokens"
 
 
 def rule_out(task: Json) -> list[dict[str, str]]:
