@@ -99,3 +99,36 @@ def test_weights_of_a_file_are_used(tmp_path) -> None:
     torch.save({"head.weight": weights["head.weight"]}, tmp_path / "part.pt")
     with pytest.raises(ValueError, match=r"part.pt has \d+ missing"):
         named.build("locant:swin_tiny", size=32, weights=tmp_path / "part.pt")
+
+
+class Part(torch.nn.Module):
+    """A layer and a dropout, as a module or by a function."""
+
+    def __init__(self, function: bool, outputs: int = 2) -> None:
+        super().__init__()
+        self.layer, self.drop = torch.nn.Linear(64, 64), torch.nn.Dropout(0.5)
+        self.function, self.outputs = function, outputs
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.layer(x)
+        y = torch.nn.functional.dropout(y, 0.5, self.training) if self.function else self.drop(y)
+        return (y, 2 * y)[: self.outputs]
+
+
+def test_what_is_drawn_is_left_out_or_refused() -> None:
+    """Beside random numbers nobody could be shown to be wrong."""
+    drawn = [named.Named("part", Part(function), (torch.randn(8, 64),)) for function in (False, True)]
+    found, _ = contest.hold(drawn[0], against=(), training=True, seconds=0.1)
+    assert found.own_error <= 1e-5
+    with pytest.raises(ValueError, match="needs a model that gives the same numbers twice; part is"):
+        contest.hold(drawn[1], against=(), training=True, seconds=0.1)
+
+
+def test_an_output_that_is_missing_is_wrong(monkeypatch) -> None:
+    def shortened(model: Part, **_: object):
+        model.outputs = 1
+        return contest.Report((), model)
+
+    monkeypatch.setattr(contest, "accelerate", shortened)
+    found, _ = contest.hold(named.Named("part", Part(False), (torch.randn(8, 64),)), against=(), seconds=0.1)
+    assert found.wrong == ["locant"]
