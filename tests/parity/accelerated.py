@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 import locant
+from locant.dispatch import tree_leaves
 from locant.integrations.family import Family, digest
 from locant.integrations.model import family_of
 from locant.integrations.report import Report
 
-TABLES = ("bias_table", "relative_attention_bias", "cpb_mlp.2", "position_bias_mlp.2", "pos_proj.weight")
+TABLES = (
+    "bias_table", "relative_attention_bias", "cpb_mlp.2", "position_bias_mlp.2", "pos_proj.weight", "rel_pos_",
+)  # fmt: skip
+CONTENT = ("native", "sdpa")  # whichever kernel takes what a query meets
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -30,14 +34,45 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def check(model: nn.Module, example: Any, kernel: str = "native", count: int | None = None) -> Report:
+def check(
+    model: nn.Module, example: Any, kernel: str | Sequence[str] = "native", count: int | None = None
+) -> Report:  # fmt: skip
     """Accelerated strictly, outputs and gradients compared with the library's own, and with float64."""
     report = locant.accelerate(randomised(model), example=example, strict=True, training=True)
     attention = [row for row in report.rows if row.kind == "attention"]
     assert attention
-    assert all(row.kernel in (kernel, "planned at the call") for row in attention), attention
+    kernels = (kernel,) if isinstance(kernel, str) else tuple(kernel)
+    assert all(row.kernel in (*kernels, "planned at the call") for row in attention), attention
     assert count is None or len(attention) == count, attention
     return report
+
+
+def check_exact(model: nn.Module, example: Any) -> None:
+    """In float64, outputs and the gradient of every parameter and input to 1e-10 of the largest number in each."""
+    plain = randomised(model).double()
+    ours = copy.deepcopy(plain)
+    locant.accelerate(ours, strict=True)
+    found, wanted = (_all_numbers(m, example) for m in (ours, plain))
+    assert found.keys() == wanted.keys()
+    for name, golden in wanted.items():
+        apart, size = (found[name] - golden).abs().max(), golden.abs().max()
+        assert apart <= 1e-10 * max(size, 1.0), (name, float(apart), float(size))
+
+
+def _all_numbers(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
+    """Outputs, and gradients of a random sum of them, in training mode without its dropouts: nothing is drawn."""
+    fed = {k: _leaf(x) for k, x in example.items()} if isinstance(example, dict) else {"": _leaf(example)}
+    output = model(**fed) if isinstance(example, dict) else model(fed[""])
+    tensors = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    torch.manual_seed(1)
+    sum((x * torch.randn_like(x)).sum() for x in tensors).backward()
+    numbers = {f"output {i}": x.detach() for i, x in enumerate(tensors)}
+    numbers |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return numbers | {f"input {k}": x.grad for k, x in fed.items() if getattr(x, "grad", None) is not None}
+
+
+def _leaf(x: Any) -> Any:
+    return x.detach().double().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
 def check_graphs(model: nn.Module, arguments: Sequence[torch.Tensor]) -> None:

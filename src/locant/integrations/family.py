@@ -72,7 +72,9 @@ class Family:
             speaks of.
         offer: the offer for a module, or a sentence that says why there is none.
         known: digests of sources that were compared line by line; others have to agree with themselves first.
-        parts: modules that are no longer called as a whole, by their paths, and the full names of their classes.
+        parts: modules that are no longer called as a whole, by their paths, and the full name of their class, or of
+            several.
+        rounds: whether its own softmax is in float32 whatever comes in, so that a trial can be no nearer than that.
     """
 
     kind: str
@@ -80,16 +82,19 @@ class Family:
     methods: tuple[str, ...]
     offer: Callable[[nn.Module], Offer | str]
     known: frozenset[str] = frozenset()
-    parts: tuple[tuple[str, str], ...] = ()
+    parts: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
+    rounds: bool = False
 
     def changed(self, module: nn.Module) -> str | None:
         """Why a part is not what the family takes it for, as a sentence; None if all are."""
-        for path, name in self.parts:
+        for path, names in self.parts:
+            names = (names,) if isinstance(names, str) else names
+            name = " or ".join(names)
             try:
                 part = module.get_submodule(path)
             except AttributeError:
                 return f"it has no {path}, where {name} is expected"
-            if class_name(type(part)) != name or "forward" in vars(part):
+            if class_name(type(part)) not in names or "forward" in vars(part):
                 return (
                     f"its {path} is another than {name}, or had its forward replaced by others: it goes on being called"
                 )

@@ -12,7 +12,7 @@ from torch import nn
 from locant import planner, speed
 from locant.attend import plan
 from locant.checks import check_types, description
-from locant.integrations import layers, monai, timm, torchvision, transformers, transformers_text
+from locant.integrations import layers, monai, sam, timm, torchvision, transformers, transformers_text
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.replacing import Replacement, is_replaced
@@ -25,7 +25,7 @@ from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAtt
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES, *monai.FAMILIES,
-    *layers.PERCEPTRONS,
+    *sam.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {"relative_position_bias_table", "relative_attention_bias", "relative_position_bias", "rel_pos_h"}
@@ -134,7 +134,7 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
     for path, module in model.named_modules():
         if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
             continue
-        family = family_of(type(module)) or family_of_shape(module)
+        family = family_of(type(module)) or family_of_shape(module) or sam.family_of_sam(module)
         if isinstance(module, nn.Linear):
             if pack:
                 yield _linear(path, module)

@@ -22,7 +22,7 @@ Project = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 def attend_in_windows(
     x: Float[Tensor, "batch *map dim"], project: Project, window: tuple[int, ...], shift: tuple[int, ...], border: str,
-    position: Position, heads: int, scale: float | Tensor | None, dropout: float,
+    position: Position | None, heads: int, scale: float | Tensor | None, dropout: float,
 ) -> Float[Tensor, "batch *map channels"]:  # fmt: skip
     """Self-attention of a map, before the output projection. `project` makes q, k and v of tokens in one tensor,
     [batch, tokens, 3 channels], or as three."""
