@@ -17,7 +17,7 @@ from schemes import HEAD_DIM, HEADS, heads
 from torch import Tensor
 
 from locant.attend import attention, attention_packed, plan, weights
-from locant.forms import AxialTerms, AxialValues
+from locant.forms import AxialTerms, AxialVectors
 from locant.grid import Grid
 from locant.masks import Causal, Pairs, Windows
 from locant.positions.decomposed import Decomposed
@@ -237,7 +237,7 @@ def test_groups_of_cells_read_the_same():
     """`at` for groups is `dense`, pair by pair; the terms of every query are its own; keys without cells give 0."""
     grid = Grid(4, 6, prefix=1)
     terms = tuple(torch.randn(2, HEADS, grid.tokens, size, dtype=torch.float64) for size in (7, 11))
-    values = AxialValues(terms)
+    values = AxialTerms(terms, ((-3, 3), (-5, 5)))
     dense = values.dense(grid, grid)
     for box, chosen in {
         (2, 2): ([[0, 3, 9], [24, 8, 1]], [[0, 1, 2, 7, 8], [0, 17, 18, 23, 24]]),
@@ -257,7 +257,7 @@ def test_groups_of_cells_read_the_same():
     assert (dense[..., 0] == 0).all()
     row, column = 2 - 1, 3 - 5  # query (2, 3) is token 16, key (1, 5) token 12
     assert torch.equal(dense[:, :, 16, 12], terms[0][:, :, 16, row + 3] + terms[1][:, :, 16, column + 5])
-    assert AxialTerms(2, (3, 5)).sizes == (7, 11)
+    assert AxialVectors(2, ((-3, 3), (0, 5))).sizes == (7, 6)
 
 
 def test_grouped_queries_have_terms_of_their_own():
@@ -314,11 +314,48 @@ def test_the_published_mask(kind):
     )
 
 
+def test_the_form_asks_for_the_offsets_that_can_be_seen():
+    """A clip, a clamp and an order leave fewer vectors; what a form asks for is what a scheme hands over."""
+    q = heads(LONG)[0]
+    for position, mask, ranges in (
+        (TransformerXL(6, HEADS, HEAD_DIM), None, ((-8, 8),)),
+        (TransformerXL(6, HEADS, HEAD_DIM), Causal(), ((0, 8),)),
+        (TransformerXL(6, HEADS, HEAD_DIM, clamp=3), None, ((-3, 3),)),
+        (TransformerXL(6, HEADS, HEAD_DIM, clamp=3), Causal(), ((0, 3),)),
+        (Shaw(HEADS, HEAD_DIM, 4, biases=True), None, ((-4, 4),)),
+        (Shaw(HEADS, HEAD_DIM, 4, biases=True, clamp=2), Causal(), ((0, 2),)),
+        (Shaw(HEADS, HEAD_DIM, 20, biases=True), Causal(), ((0, 8),)),
+        (Shaw(HEADS, HEAD_DIM, 4, causal=True), Causal(), ((0, 4),)),
+    ):
+        form = plan(q, q, q, grid=LONG, position=position, mask=mask).problem.content
+        assert form == AxialVectors(HEADS, ranges), position
+        found = awake(position).values(form, q, 0.5)
+        whole = position.values(AxialVectors(HEADS, position.ranges((8,))), q, 0.5)
+        assert found.vectors[0].shape[1:] == (form.sizes[0], HEAD_DIM)
+        close(found.vectors[0], whole.vectors[0][:, -form.sizes[0] :])
+        if found.biases is not None:
+            assert torch.equal(found.biases[0], whole.biases[0][:, -form.sizes[0] :])
+    image = Grid(4, 6)
+    decomposed = Decomposed(image, HEADS, HEAD_DIM)
+    rows, columns = Causal(0), Causal(1)
+    for mask, ranges in (
+        (rows, ((0, 3), (-5, 5))), (columns, ((-3, 3), (0, 5))), (rows & columns, ((0, 3), (0, 5))),
+        (Causal(), ((0, 3), (-5, 5))), (Windows((2, 3)), ((-1, 1), (-2, 2))),
+    ):  # fmt: skip
+        q = heads(image)[0]
+        form = plan(q, q, q, grid=image, position=decomposed, mask=mask).problem.content
+        assert form.ranges == ranges
+        for line, table, (low, high) in zip(
+            decomposed.values(form, q, 0.5).vectors, decomposed.tables, ranges, strict=True
+        ):
+            assert torch.equal(line[0], table[len(table) // 2 + low : len(table) // 2 + high + 1])
+
+
 @pytest.mark.native  # whose sentence is looked for
 def test_the_plan_says_the_bytes():
     q, k, v = (x.float() for x in heads(LONG))
     found = plan(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), mask=Causal())
-    pairs, terms = 2 * HEADS * 81 * 4, 2 * HEADS * 9 * 17 * 4
+    pairs, terms = 2 * HEADS * 81 * 4, 2 * HEADS * 9 * 9 * 4
     assert found.kernel == "sdpa"
     assert (
         f"content's terms are {terms:,} bytes; in 1-D that is O(N²); expanded for every pair and sample: {pairs:,} "
@@ -326,7 +363,7 @@ def test_the_plan_says_the_bytes():
     )
     assert "these kernels read one table for all queries" in dict(found.passed_over)["native"]
     content = 2 * 2 * HEADS * 81 * 2 * HEAD_DIM - 2 * 2 * HEADS * 81 * (HEAD_DIM - v.shape[3])
-    assert found.cost.flops == content + 2 * 2 * HEADS * 9 * 17 * HEAD_DIM
+    assert found.cost.flops == content + 2 * 2 * HEADS * 9 * 9 * HEAD_DIM
     with torch.no_grad():
         still = plan(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), mask=Causal())
     assert still.cost.held == terms + 2 * pairs, "terms, pairs, and the pairs with -inf"

@@ -28,7 +28,7 @@ from locant import (
     planner,
     speed,
 )
-from locant.forms import AxialTerms, Separable
+from locant.forms import AxialVectors, Separable
 from locant.kernels import reference, sdpa
 from locant.kernels.kernel import Work
 from locant.masks import Structure
@@ -114,7 +114,7 @@ def test_nothing_falls_back_in_silence(scheme, mask):
 CELLS = Problem(1, 2, 2, 4, 4, Grid(2, 3), Grid(2, 3))
 REFUSED = [
     {"device": "cuda"}, {"exporting": True}, {"transformed": True}, {"transformed": True, "bias_grad": True},
-    {"content": AxialTerms(2, (1, 2))},
+    {"content": AxialVectors(2, ((-1, 1), (-2, 2)))},
     {"mask": Structure(pairs=True)}, {"mask": Structure(segments=2)}, {"lse": True, "gate": None},
     {"gate": Separable(2), "mask": Structure(padding=True)}, {"gate": Separable(2), "dropout": True},
     {"gate": Separable(2), "grid": Grid(2, 3, prefix=1)}, {"gate": Separable(2), "key_grid": Grid(2, 3, prefix=1)},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from locant.cells import reach
 from locant.checks import check_number, check_tensor, check_type, description
 from locant.dispatch import is_exporting, is_transformed
-from locant.forms import AxialTerms, OffsetTable, Separable, add_values
+from locant.forms import AxialVectors, OffsetTable, Separable, add_values
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
@@ -153,9 +153,9 @@ def materialise(call: Call) -> Inputs:
     if q.is_meta:
         _check_tensors_beside(q, schemes.tensors(), call.mask)
     # 1 content meets q as it was projected
-    terms = None
+    met = None
     if schemes.content is not None and problem.content is not None:
-        terms, q = schemes.content.values(problem.content, q, scale), schemes.content.queries(q)
+        met, q = schemes.content.values(problem.content, q, scale), schemes.content.queries(q)
     # 2 rotation turns what meets the keys
     if schemes.rotation is not None:
         q, k = schemes.rotation(q, grid), schemes.rotation(k, key_grid)
@@ -168,7 +168,7 @@ def materialise(call: Call) -> Inputs:
         q, k, v,
         scale=scale,
         bias=add_values(tables) if tables else None,
-        content=terms,
+        content=met,
         gate=None if schemes.gate is None else schemes.gate.values(grid, key_grid),
         mask=call.mask, dropout=call.dropout,
         qkv=call.qkv if call.qkv is not None and q is call.q else None,
@@ -177,7 +177,7 @@ def materialise(call: Call) -> Inputs:
 
 def _forms(
     schemes: Schemes, q: Tensor, grid: Grid, key_grid: Grid, mask: Structure
-) -> tuple[OffsetTable | None, AxialTerms | None, Separable | None]:
+) -> tuple[OffsetTable | None, AxialVectors | None, Separable | None]:
     """What the schemes lower to on these grids: biases in one table, all read over one reach."""
     biases, content, gate = schemes.biases, schemes.content, schemes.gate
     if content is not None and content.head_dim != q.shape[3]:
@@ -198,8 +198,14 @@ def _forms(
             )
     prefix = any(p.prefix_rows() is not None for p in biases)
     table = OffsetTable(q.shape[1], needed, prefix) if biases else None
-    terms = AxialTerms(q.shape[1], needed) if content is not None else None
-    return table, terms, Separable(q.shape[1]) if gate is not None else None
+    met = None if content is None else AxialVectors(q.shape[1], _seen(content.ranges(needed), mask))
+    return table, met, Separable(q.shape[1]) if gate is not None else None
+
+
+def _seen(ranges: tuple[tuple[int, int], ...], mask: Structure) -> tuple[tuple[int, int], ...]:
+    """Without the offsets below 0 on axes where an order hides them."""
+    ordered = {causal.axis or 0 for causal in mask.causal}
+    return tuple((max(low, 0) if axis in ordered else low, high) for axis, (low, high) in enumerate(ranges))
 
 
 def _grids(

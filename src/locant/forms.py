@@ -1,7 +1,7 @@
 """What schemes lower to: a handful of forms, where N schemes and M kernels meet.
 
-Each form comes in two halves. The static half (`OffsetTable`, `AxialTerms`, `Separable`) is hashable and is all that a
-planner may read; the tensors (`OffsetValues`, `AxialValues`, `SeparableValues`) are what a kernel reads. Offsets are
+Each form comes in two halves. The static half (`OffsetTable`, `AxialVectors`, `Separable`) is hashable and is all that
+a planner may read; the tensors (`OffsetValues`, `AxialValues`, `SeparableValues`) are what a kernel reads. Offsets are
 query - key.
 """
 
@@ -94,55 +94,89 @@ def add_values(values: Sequence[OffsetValues]) -> OffsetValues:
 
 
 @dataclass(frozen=True)
-class AxialTerms:
-    """A bias that depends on the query's content and on the offset, one axis at a time.
+class AxialVectors:
+    """A bias that depends on the query's content and on the offset, one axis at a time: a query meets vectors.
 
-    Per query a short line of terms along each axis, 2 r + 1 long, `reach` being r: O(N·(H + W)) numbers on a picture,
-    O(N²) on a sequence.
+    Along each axis there is a vector for every offset of `ranges`, (lowest, highest); offsets beyond are taken for the
+    nearest of them. O(Σ sides) vectors, however many tokens there are: what each query makes of them (`AxialTerms`) is
+    the kernel's to compute, all at once or a block at a time.
     """
 
     heads: int
-    reach: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return tuple(2 * r + 1 for r in self.reach)
+        return tuple(high - low + 1 for low, high in self.ranges)
 
 
 @dataclass(frozen=True)
 class AxialValues:
-    """The tensors of an `AxialTerms`: bias[b, h, i, j] = Σ_axis terms[axis][b, h, i, offset_axis(i, j) + r_axis].
+    """The tensors of an `AxialVectors`, for the offsets of its `ranges`.
 
-    They are ready to be added to logits: a scheme whose scale multiplies its term has done so. Pairs with a token that
-    has no place get 0.
+        bias[b, h, i, j] = factor · Σ_axis (queries[b, h, i] · vectors[axis][h, o] + biases[axis][h, o])
+        o = clamp(offset_axis(i, j), lowest, highest) - lowest
+
+    `vectors` and `biases` have a row per head, or one for all heads. The result is ready to be added to logits: a
+    scheme whose scale multiplies its terms makes it the `factor`. Pairs with a token that has no place get 0.
     """
 
-    terms: tuple[Float[Tensor, "batch heads queries _"], ...]
+    queries: Float[Tensor, "batch heads queries head_dim"]
+    vectors: tuple[Float[Tensor, "heads_or_1 _ head_dim"], ...]
+    ranges: tuple[tuple[int, int], ...]
+    biases: tuple[Float[Tensor, "heads_or_1 _"], ...] | None = None
+    factor: float | Tensor = 1.0
+
+    def terms(self) -> AxialTerms:
+        """The number of every query at every offset: O(N · Σ sides), which on a sequence is O(N²)."""
+        lines = []
+        for axis, vectors in enumerate(self.vectors):
+            shared = vectors[0] if len(vectors) == 1 else vectors  # one matrix for all heads is one product
+            line = self.queries @ shared.mT.to(self.queries.dtype)
+            if self.biases is not None:
+                line = line + self.biases[axis][:, None].to(line.dtype)
+            lines.append(line if isinstance(self.factor, float) and self.factor == 1.0 else self.factor * line)
+        return AxialTerms(tuple(lines), self.ranges)
+
+    def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "batch heads queries keys"]:
+        """The whole bias: O(N²) per sample."""
+        return self.terms().dense(grid, key_grid)
+
+
+@dataclass(frozen=True)
+class AxialTerms:
+    """What queries make of an `AxialValues`: a number per query and offset, axis by axis.
+
+    bias[b, h, i, j] = Σ_axis lines[axis][b, h, i, o], o as there.
+    """
+
+    lines: tuple[Float[Tensor, "batch heads queries _"], ...]
+    ranges: tuple[tuple[int, int], ...]
 
     def at(self, queries: Tokens, keys: Tokens, box: tuple[int, ...]) -> Float[Tensor, "batch heads groups count keys"]:
-        """The bias of chosen pairs. Pairs out of reach read the last term: only a mask may leave them there.
+        """The bias of chosen pairs. Pairs out of range read the nearest term.
 
         `box` is the shape of the keys that have a place: a row-major box in each group, behind those that have none.
         So each axis is read for its own coordinates alone, and the sum over axes is spread over the box.
         """
-        shape = (*self.terms[0].shape[:2], *queries.index.shape)
+        shape = (*self.lines[0].shape[:2], *queries.index.shape)
         before = keys.index.shape[1] - math.prod(box)
         if 0 in box:
-            return self.terms[0].new_zeros(*shape, before)
+            return self.lines[0].new_zeros(*shape, before)
         places = keys.coordinates[:, before:].unflatten(1, box)
-        lines = []
-        for axis, line in enumerate(self.terms):
+        spread = []
+        for axis, (line, (low, high)) in enumerate(zip(self.lines, self.ranges, strict=True)):
             own = places[(slice(None), *(slice(None) if a == axis else 0 for a in range(len(box))), axis)]
-            size = line.shape[-1]
-            index = (offset(queries.coordinates[..., axis], own) + size // 2).clamp(0, size - 1).expand(*shape, -1)
+            apart = offset(queries.coordinates[..., axis], own)
+            index = (apart.clamp(low, high) - low).expand(*shape, -1)
             rows = torch.where(queries.placed[..., None], line[:, :, queries.index], 0.0)
-            lines.append(rows.gather(-1, index).reshape(*shape, *(n if a == axis else 1 for a, n in enumerate(box))))
-        total = sum(lines[1:], lines[0]).flatten(len(shape))
+            spread.append(rows.gather(-1, index).reshape(*shape, *(n if a == axis else 1 for a, n in enumerate(box))))
+        total = sum(spread[1:], spread[0]).flatten(len(shape))
         return torch.nn.functional.pad(total, (before, 0)) if before else total
 
     def dense(self, grid: Grid, key_grid: Grid) -> Float[Tensor, "batch heads queries keys"]:
         """The whole bias: O(N²) per sample."""
-        device = self.terms[0].device
+        device = self.lines[0].device
         return self.at(grid.select(device=device), key_grid.select(device=device), key_grid.shape)[:, :, 0]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, Separable, SeparableValues
+from locant.forms import AxialValues, AxialVectors, OffsetTable, OffsetValues, Separable, SeparableValues
 from locant.grid import Grid
 from locant.masks import Mask, Padding, Structure
 
@@ -28,8 +28,8 @@ class Problem:
     dtype: str = "float32"
     device: str = "cpu"
     bias: OffsetTable | None = None
-    content: AxialTerms | None = None
-    bias_grad: bool = False  # of the table, or of the content's terms
+    content: AxialVectors | None = None
+    bias_grad: bool = False  # of the table, or of content's terms
     gate: Separable | None = None
     mask: Structure = field(default_factory=Structure)  # a default object could not be rebuilt by torch.compile
     dropout: bool = False

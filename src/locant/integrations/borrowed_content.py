@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locant.forms import AxialTerms, AxialValues
+from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
@@ -42,10 +42,11 @@ class BorrowedDecomposed(Content):
         """Tables are stretched over any offsets."""
 
     def values(
-        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+        self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
-        lines = zip(self.parameters(), form.reach, strict=True)
-        return AxialValues(tuple(q @ _rows(table, 2 * r + 1).T.to(q.dtype) for table, r in lines))
+        lines = zip(self.parameters(), form.ranges, strict=True)
+        met = tuple(_rows(table, 2 * high + 1)[None, high + low :] for table, (low, high) in lines)
+        return AxialValues(q, met, form.ranges)
 
 
 def _rows(table: Float[Tensor, "rows head_dim"], count: int) -> Float[Tensor, "count head_dim"]:

@@ -52,7 +52,10 @@ def weights(problem: Problem, inputs: Inputs) -> Float[Tensor, "batch heads quer
 
 def _raised(inputs: Inputs) -> Inputs:
     q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs.q, inputs.k, inputs.v))
-    return replace(inputs, q=q, k=k, v=v)
+    content = inputs.content
+    if content is not None:
+        content = replace(content, queries=content.queries.to(q.dtype))
+    return replace(inputs, q=q, k=k, v=v, content=content)
 
 
 def dense(problem: Problem, inputs: Inputs) -> Output:

@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from locant import separable
 from locant.caching import remember
 from locant.cells import Cell, cells, count, offsets_kind, visible_share
+from locant.forms import AxialTerms
 from locant.grid import Grid
 from locant.kernels.kernel import Output, Work
 from locant.masks import Every, Structure, Windows
@@ -52,7 +53,8 @@ def work(problem: Problem) -> Work:
         flops += 2 * problem.terms * problem.head_dim
         terms, pairs = problem.terms * problem.width, scores * problem.width
         held += terms + pairs
-        long = "; in 1-D that is O(N²)" if problem.grid.axes == 1 else ""
+        whole = problem.grid.axes == 1 and problem.content.sizes[0] >= problem.keys
+        long = "; in 1-D that is O(N²)" if whole else ""
         notes.append(f"content's terms are {terms:,} bytes{long}; expanded for every pair and sample: {pairs:,} bytes")
     if problem.bias_grad and problem.device == "cpu":
         held += 2 * scores * problem.width
@@ -112,7 +114,7 @@ def _whole(problem: Problem, inputs: Inputs) -> Tensor:
         return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None, causal=True)
     device = inputs.q.device
     queries, keys = problem.grid.select(device=device), problem.key_grid.select(device=device)
-    extra = _extra(inputs, queries, keys, problem.key_grid.shape)
+    extra = _extra(inputs, _terms(inputs), queries, keys, problem.key_grid.shape)
     return _sdpa(inputs, inputs.q, inputs.k, inputs.v, None if extra is None else extra[:, 0])
 
 
@@ -126,13 +128,13 @@ def _native_causal(problem: Problem) -> bool:
 
 def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
     """Cell by cell: gather a group of equal cells as a batch, attend, put the rows back in order."""
-    outs, order, device = [], [], inputs.q.device
+    outs, order, device, terms = [], [], inputs.q.device, _terms(inputs)
     every_query, every_key = problem.grid.select(device=device), problem.key_grid.select(device=device)
     for group in _groups(problem.mask.windows, problem.grid, problem.key_grid):
         at, key_at = group.tokens(problem.grid, problem.key_grid, device)
         queries, keys = _chosen(every_query, at), _chosen(every_key, key_at)
         q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
-        extra = _extra(inputs, queries, keys, group.box)
+        extra = _extra(inputs, terms, queries, keys, group.box)
         if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
             extra = extra.expand(problem.batch, group.count, *extra.shape[2:])
         out = _sdpa(inputs, q, k, v, None if extra is None else extra.flatten(0, 1))
@@ -154,7 +156,14 @@ def _cudnn_gives_nan(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None) -> b
     return q.is_cuda and extra is not None and learns and k.shape[2] % 128 == 64
 
 
-def _extra(inputs: Inputs, queries: Tokens, keys: Tokens, box: tuple[int, ...]) -> Tensor | None:
+def _terms(inputs: Inputs) -> AxialTerms | None:
+    """What queries make of a content scheme's vectors: once for all groups of cells."""
+    return None if inputs.content is None else inputs.content.terms()
+
+
+def _extra(
+    inputs: Inputs, terms: AxialTerms | None, queries: Tokens, keys: Tokens, box: tuple[int, ...]
+) -> Tensor | None:
     """What is added to the logits besides the content, `[batch or 1, cells or 1, heads or 1, queries, keys]`.
 
     Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell, for it
@@ -166,8 +175,8 @@ def _extra(inputs: Inputs, queries: Tokens, keys: Tokens, box: tuple[int, ...]) 
     if inputs.bias is not None:
         first = (Tokens(*(t[:1] for t in queries)), Tokens(*(t[:1] for t in keys)))
         added.append(inputs.bias.at(*first).to(inputs.q.dtype)[:, 0][None, None])
-    if inputs.content is not None:
-        added.append(inputs.content.at(queries, keys, box).to(inputs.q.dtype).transpose(1, 2))
+    if terms is not None:
+        added.append(terms.at(queries, keys, box).to(inputs.q.dtype).transpose(1, 2))
     if not added:
         return allowed
     bias = sum(added[1:], added[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from locant.cells import check_reach
 from locant.checks import check_number, check_types
-from locant.forms import AxialTerms, AxialValues
+from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
@@ -60,13 +60,11 @@ class Decomposed(Content):
         check_reach("Decomposed", self.grid, grid, reach, mask, stretches=True)
 
     def values(
-        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+        self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
-        terms = []
-        for table, size, needed in zip(self.tables, self.grid.shape, form.reach, strict=True):
-            centre = table.narrow(0, size - 1 - needed, 2 * needed + 1)
-            terms.append(q @ centre.T.to(q.dtype))  # not scaled
-        return AxialValues(tuple(terms))
+        lines = zip(self.tables, self.grid.shape, form.ranges, strict=True)
+        met = tuple(table.narrow(0, size - 1 + low, high - low + 1)[None] for table, size, (low, high) in lines)
+        return AxialValues(q, met, form.ranges)  # not scaled
 
     @check_types
     def places(self) -> dict[str, Place]:

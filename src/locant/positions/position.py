@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from locant.cells import reach
 from locant.checks import check_number, check_tensor, description
-from locant.forms import AxialTerms, AxialValues, OffsetTable, OffsetValues, SeparableValues
+from locant.forms import AxialValues, AxialVectors, OffsetTable, OffsetValues, SeparableValues
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Structure, check_mask
 from locant.resizing import Place
@@ -144,18 +144,25 @@ class Content(Position):
     def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         """Raises ValueError if it has no terms for offsets of up to `reach` on such a grid, under such a mask."""
 
-    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialTerms:
+    def ranges(self, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """Of the offsets up to `reach`, the (lowest, highest) that are told apart along each axis."""
+        return tuple((-furthest, furthest) for furthest in reach)
+
+    def form(self, grid: Grid, key_grid: Grid, mask: Mask | None) -> AxialVectors:
         """The static description on these grids, or a ValueError."""
         structure = Structure.of(mask)
         needed = reach(grid, key_grid, structure.windows)
         self.check(grid, needed, structure)
-        return AxialTerms(self.heads, needed)
+        return AxialVectors(self.heads, self.ranges(needed))
 
     @abstractmethod
     def values(
-        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+        self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
-        """The terms, ready to be added to logits: whether `scale` multiplies them is the scheme's to say and to do."""
+        """What the queries meet, for the offsets of `form.ranges`: `form` may ask for fewer than `ranges` says.
+
+        Whether `scale` is the `factor` of it is the scheme's to say.
+        """
 
     def queries(
         self, q: Float[Tensor, "batch heads queries head_dim"]

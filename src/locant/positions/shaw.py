@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.checks import check_number, check_types
-from locant.forms import AxialTerms, AxialValues
+from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
@@ -90,19 +90,18 @@ class Shaw(Content):
                 f"got {mask.names()}. Pass mask=Causal(), or build it with causal=False."
             )
 
+    def ranges(self, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """Those that its table has a row for, and the clamp leaves."""
+        near = min(reach[0], self.distance, *(() if self.clamp is None else (self.clamp,)))
+        return ((0 if self.causal else -near, near),)
+
     def values(
-        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+        self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
-        (r,) = form.reach
-        near = min(r, self.distance, *(() if self.clamp is None else (self.clamp,)))
-        back = 0 if self.causal else near  # how far negative offsets are told apart
-        first = (0 if self.causal else self.distance) - back
-        told = self.table.narrow(1, first, back + near + 1).to(q.dtype)
-        terms = q @ told.mT
-        if self.bias is not None:
-            terms = terms + self.bias.narrow(1, first, back + near + 1)[:, None].to(q.dtype)
-        index = torch.arange(-r, r + 1, device=q.device).clamp(-back, near) + back
-        return AxialValues((scale * terms[..., index],))
+        ((low, high),) = form.ranges
+        rows = ((0 if self.causal else self.distance) + low, high - low + 1)
+        told, bias = self.table.narrow(1, *rows), None if self.bias is None else (self.bias.narrow(1, *rows),)
+        return AxialValues(q, (told,), form.ranges, bias, factor=scale)
 
     def queries(
         self, q: Float[Tensor, "batch heads queries head_dim"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.checks import check_number, check_types, check_whole
-from locant.forms import AxialTerms, AxialValues
+from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
@@ -100,10 +100,12 @@ class TransformerXL(Content):
         assert v is not None
         return u, v
 
-    def distances(self, furthest: int) -> Float[Tensor, "offsets dim"]:
-        """R(-furthest) .. R(furthest), in the dtype of u."""
+    def distances(self, furthest: int, lowest: int | None = None) -> Float[Tensor, "offsets dim"]:
+        """R(lowest) .. R(furthest), in the dtype of u; from -furthest, unless told otherwise."""
         u, _ = self.biases()
-        steps = torch.arange(-furthest, furthest + 1, dtype=torch.float64, device=u.device)
+        steps = torch.arange(
+            -furthest if lowest is None else lowest, furthest + 1, dtype=torch.float64, device=u.device
+        )
         halves = torch.arange(0, self.dim, 2, dtype=torch.float64, device=u.device)
         angles = steps[:, None] * 10000.0 ** (-halves / self.dim)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(u.dtype)
@@ -115,17 +117,18 @@ class TransformerXL(Content):
                 "On images and clips use Decomposed or RelativeTable."
             )
 
+    def ranges(self, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """All, or those that the clamp leaves."""
+        near = reach[0] if self.clamp is None else min(reach[0], self.clamp)
+        return ((-near, near),)
+
     def values(
-        self, form: AxialTerms, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
+        self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
-        (r,) = form.reach
-        near = r if self.clamp is None else min(r, self.clamp)
-        rows = F.dropout(self.distances(near), self.dropout, self.training)
+        ((low, high),) = form.ranges
+        rows = F.dropout(self.distances(high, low), self.dropout, self.training)
         told = self.r_net(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
-        terms = scale * ((q + self.biases()[1][:, None].to(q.dtype)) @ told.mT.to(q.dtype))
-        if near < r:
-            terms = terms[..., torch.arange(-r, r + 1, device=q.device).clamp(-near, near) + near]
-        return AxialValues((terms,))
+        return AxialValues(q + self.biases()[1][:, None].to(q.dtype), (told,), form.ranges, factor=scale)
 
     def queries(
         self, q: Float[Tensor, "batch heads queries head_dim"]
