@@ -16,7 +16,7 @@ LAYERS = (
     {"dispatch", "tokens", "caching"},
     {"checks", "grid", "costs", "atomic", "registry", "products"},
     {"masks", "cells", "forms", "resizing", "problem", "softmax"},
-    {"layout", "operands", "separable", "operators"},  # what kernels share
+    {"layout", "places", "frames", "operands", "separable", "operators"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
     {"call", "hooks"},

@@ -70,7 +70,7 @@ def described(grid: Grid, key_grid: Grid, mask: Structure, reach: Sequence[int])
     return (*numbers, *reach)
 
 
-def _read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tuple[Causal, ...], tuple[int, ...]]:
+def read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tuple[Causal, ...], tuple[int, ...]]:
     """The inverse of `described`."""
     rest: Iterator[int] = iter(numbers)
 
@@ -88,7 +88,7 @@ def _read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tu
 @lru_cache(maxsize=64)
 def layout(numbers: tuple[int, ...]) -> Layout:
     """The layout of a description, remembered: modules ask for few, again and again."""
-    grid, key_grid, windows, causal, needed = _read(numbers)
+    grid, key_grid, windows, causal, needed = read(numbers)
     queries, keys, kind = _lists(windows, grid, key_grid)
     query, query_start = _joined(queries)
     key, key_start = _joined(keys)
