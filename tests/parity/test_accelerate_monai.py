@@ -54,6 +54,48 @@ def test_the_whole_model(swin_unetr) -> None:
     assert {row.kernel for row in report.rows if row.kind == "perceptron"} == {"packed"}
 
 
+def _block(**more) -> nn.Module:
+    torch.manual_seed(0)
+    block = pytest.importorskip("monai.networks.blocks.selfattention").SABlock(32, 2, qkv_bias=True, **more)
+    return accelerated.randomised(block)
+
+
+TABLES = {"rel_pos_embedding": "decomposed", "input_size": (7, 5)}
+SEEN = (torch.arange(35) < torch.tensor([[35], [20]])).long()
+
+
+@pytest.mark.parametrize("mask", [None, SEEN])
+@pytest.mark.parametrize(
+    "more", [{}, TABLES, {**TABLES, "dim_head": 24, "include_fc": False}, {"use_combined_linear": False, **TABLES}]
+)
+@pytest.mark.usefixtures("_peers_load")
+def test_attention_of_the_vit(more: dict, mask: torch.Tensor | None) -> None:
+    """Padding too, but where nothing is padded."""
+    example = {"x": torch.randn(2, 35, 32), "attn_mask": mask}
+    accelerated.check(_block(**more), example, accelerated.CONTENT if more else "native", count=1)
+    accelerated.check_exact(_block(**more), example)
+
+
+@pytest.mark.usefixtures("_peers_load")
+def test_causal_attention_and_what_stays_its_own() -> None:
+    x = torch.randn(2, 35, 32)
+    accelerated.check_exact(_block(causal=True, sequence_length=40, **TABLES), x)
+    kept = _block(save_attn=True, **TABLES)
+    locant.accelerate(kept, strict=True)
+    kept(x)
+    assert kept.att_mat.shape == (2, 2, 35, 35)
+
+
+@pytest.mark.usefixtures("_peers_load")
+def test_three_axes_are_no_offsets() -> None:
+    """MONAI 1.6.1 adds them along other axes: equal queries at equal offsets get other numbers."""
+    block = _block(rel_pos_embedding="decomposed", input_size=(2, 2, 2))
+    assert "mixes up the axes" in locant.accelerate(block).rows[0].why
+    q = torch.randn(1, 2, 1, 16).expand(-1, -1, 8, -1)
+    bias = block.rel_positional_embedding(torch.zeros(1, 8, 32), torch.zeros(1, 2, 8, 8), q)
+    assert (bias[..., 0, 0] - bias[..., 1, 1]).abs().min() > 1e-2
+
+
 @pytest.mark.compiled
 def test_graphs(swin_unetr) -> None:
     accelerated.check_graphs(_build(swin_unetr, 2, 4), [torch.randn(1, 1, 72, 64)])

@@ -1,4 +1,4 @@
-"""MONAI: SwinUNETR, in two and three dimensions. Nothing of MONAI is imported: its modules say what they are."""
+"""MONAI: SwinUNETR, and the attention of its ViT, in two and three dimensions. Nothing of MONAI is imported."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
-from locant.integrations.family import Attended, Family, Offer
+from locant.integrations.borrowed_content import BorrowedDecomposed
+from locant.integrations.family import Attended, Family, Offer, dropout_of
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import swin_attention
-from locant.masks import Windows
+from locant.integrations.windowed import attend_projected, swin_attention
+from locant.masks import Causal, Padding, Windows
 from locant.nn.window import fitted
 
 
@@ -42,7 +44,55 @@ def _map(block: nn.Module) -> tuple[Any, ...]:
     return torch.randn(2, *(2 * side - 1 for side in window), module.dim, dtype=torch.float64), mask.double()
 
 
+def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Of MONAI's SABlock; what makes weights, or fuses, does so."""
+    position, tokens = self._locant.position, x.shape[1]
+    sides = (tokens,) if position is None else tuple(position.owner.s_input_dims)
+    others = self.save_attn or self.use_flash_attention or self.attention_dtype not in (None, x.dtype)
+    long = self.causal and (attn_mask is not None or tokens > self.sequence_length)
+    if (
+        others
+        or long
+        or x.ndim != 3
+        or Grid(*sides).tokens != tokens
+        or (attn_mask is not None and attn_mask.ndim != 2)
+    ):
+        return type(self).forward(self, x, attn_mask)
+    projected = self.qkv(x) if self.use_combined_linear else (self.to_q(x), self.to_k(x), self.to_v(x))
+    mask = Causal() if self.causal else None if attn_mask is None else Padding(attn_mask != 0)
+    dropout = dropout_of(self.drop_weights)
+    out = attend_projected(projected, Grid(*sides), mask, position, self.num_heads, self.scale, dropout)
+    return self.drop_output(self.out_proj(out) if self.include_fc else out)
+
+
+def _whole(attn: nn.Module) -> Offer | str:
+    module: Any = attn
+    if module.use_flash_attention:
+        return "it calls torch's attention, and drops weights in evaluation too if it has a dropout"
+    owner, inside = module.rel_positional_embedding, tuple[str, ...]()
+    position, grid = None, None
+    if owner is not None:
+        if len(owner.rel_pos_arr) == 3:
+            return (
+                "in three dimensions MONAI mixes up the axes of queries and keys: its terms are no function of the "
+                "offset, and it runs on cubes alone"
+            )
+        position = BorrowedDecomposed(owner, ("rel_pos_arr.0", "rel_pos_arr.1"), module.num_heads, module.dim_head)
+        grid, inside = Grid(*owner.s_input_dims), ("rel_positional_embedding",)
+    attended = Attended(module.num_heads, module.dim_head, position, grid, Causal() if module.causal else None)
+
+    def trial(_: nn.Module) -> list[tuple[Any, ...]]:
+        tokens = grid.tokens if grid is not None else module.sequence_length if module.causal else 50
+        x = torch.randn(2, tokens, module.hidden_input_size, dtype=torch.float64)
+        seen = (torch.arange(tokens) < torch.tensor([[tokens], [tokens - tokens // 3]])).long()
+        return [(x,)] if module.causal else [(x,), (x, seen)]
+
+    what = "no position" if position is None else "a vector per offset and axis"
+    return Offer(Replacement({"forward": forward}, State(position=position)), what, trial, attended, inside)
+
+
 _SWIN = "monai.networks.nets.swin_unetr"
+_BLOCKS = "monai.networks.blocks"
 
 FAMILIES = (
     Family(
@@ -56,4 +106,5 @@ FAMILIES = (
         frozenset({"4a243e2c19cf39ad"}),
         (("attn", f"{_SWIN}.WindowAttention"),),
     ),
+    Family("attention", (f"{_BLOCKS}.selfattention.SABlock",), ("forward",), _whole, frozenset({"5bc522296f91e9f0"})),
 )  # 1.6.1  # fmt: skip
