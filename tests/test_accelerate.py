@@ -178,6 +178,47 @@ def test_copies_and_pickles() -> None:
         assert _same(plain(x), before)
 
 
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("write", ["trace", "script", "script a part", "fx"])
+def test_tracers_get_the_class_s_own_methods(write: str) -> None:
+    """What they write down runs without Locant, at other sizes, and the model stays as it is."""
+    model, x = _model()
+    before = model(x)
+    locant.accelerate(model)
+    if write == "script a part":
+        pair = copy.deepcopy(model)
+        written: nn.Module = nn.Sequential(torch.jit.script(pair[0]), torch.jit.script(pair[1]))
+    else:
+        writers = {
+            "trace": lambda m: torch.jit.trace(m, x[:3]),
+            "script": torch.jit.script,
+            "fx": torch.fx.symbolic_trace,
+        }
+        written = writers[write](model)
+    assert _same(written(x), before)
+    if write in ("trace", "script"):
+        assert "locant" not in str(written.inlined_graph)
+    assert [is_replaced(model[0].mixing), is_replaced(model[0].fc1)] == [True, True]
+    assert _same(pickle.loads(pickle.dumps(model))(x), before)
+    assert _same(torch.jit.script(pickle.loads(pickle.dumps(model)))(x), before)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_follows_may_write_into_the_product(watched: bool) -> None:
+    """A product that torch takes for a view refuses ReLU(inplace=True) behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, 384), nn.ReLU(inplace=True), nn.Linear(384, WIDTH))
+    x = torch.randn(2, 300, WIDTH)
+    out = []
+    for _ in range(2):
+        model.zero_grad()
+        with torch.profiler.profile() if watched else contextlib.nullcontext():
+            model(x).square().sum().backward()
+        out.append([p.grad.clone() for p in model.parameters()])
+        locant.accelerate(model)
+    assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(*out, strict=True))
+
+
 def test_wrappers_and_hooks_that_come_later_are_called() -> None:
     """An adapter put around a layer after the perceptron was replaced takes part, and learns."""
 

@@ -107,7 +107,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, ke
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    return _product(rows, weight, bias, "none", keep).view(*x.shape[:-1], weight.shape[0])
+    out = _product(rows, weight, bias, "none", keep).view(*x.shape[:-1], weight.shape[0])
+    return out.detach()  # a view would be refused to whoever writes into it, such as ReLU(inplace=True)
 
 
 def _perceptron(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from locant.dispatch import map_tree, tree_leaves
-from locant.integrations.replacing import restore
+from locant.integrations.replacing import plain_copy
 from locant.integrations.report import Checked
 from locant.integrations.trying import difference
 
@@ -74,10 +74,7 @@ class Example:
 
     def _times(self) -> tuple[float, float]:
         """Medians of a call, replaced and as it was, in turn."""
-        shared: dict[int, Any] = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        plain = copy.deepcopy(self.model, shared)
-        for module in plain.modules():
-            restore(module)
+        plain = plain_copy(self.model)
         times: tuple[list[float], list[float]] = [], []
         for _ in range(ROUNDS):
             for model, seen in zip((self.model, plain), times, strict=True):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from locant.dispatch import hooks_of
 from locant.integrations.family import Family, Offer
-from locant.integrations.replacing import Replacement
+from locant.integrations.replacing import Replacement, runs
 from locant.products import linear, perceptron
 
 
@@ -51,7 +51,7 @@ _GELUS = {"GELUActivation": "gelu", "NewGELUActivation": "gelu_tanh", "GELUTanh"
 
 def is_packed(layer: nn.Module) -> bool:
     """Whether a linear layer is a plain one whose product was replaced by `LINEAR`, and does nothing else."""
-    return _is_plain(layer) and getattr(vars(layer).get("forward"), "__func__", None) is _linear_forward
+    return _is_plain(layer) and runs(layer, "forward", _linear_forward)
 
 
 def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:

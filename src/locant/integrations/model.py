@@ -15,7 +15,7 @@ from locant.checks import check_types, description
 from locant.integrations import layers, monai, mvit, sam, timm, torchvision, transformers, transformers_text
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
-from locant.integrations.replacing import Replacement, is_replaced
+from locant.integrations.replacing import ROOT, Replacement, is_replaced
 from locant.integrations.report import Report, Row
 from locant.integrations.shapes import family_of_shape
 from locant.integrations.trying import disagreement
@@ -84,6 +84,8 @@ def accelerate(
         for _, module, replacement in found:
             if replacement is not None:
                 report.put(module, replacement)
+        if report.replaced:
+            report.put(model, ROOT)
         if run is not None:
             report.checked = run.compare()
     except BaseException:

@@ -4,19 +4,25 @@ A replaced method is a bound method in the instance's dictionary. What Python do
 a deep copy binds it to the copy, and a pickle writes `getattr(module, "forward")`, which is the class's own when it is
 read. What the method needs beside the module lies in the same dictionary as `_locant`, is copied with it, and is
 never saved.
+
+Tracers that write a program down from Python (torch.jit.trace and the ONNX export on it, torch.fx, torch.jit.script)
+get the class's own methods: what they write runs where Locant is not installed, and their sizes are no numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType, NoneType
 from typing import Any
 
+import torch
 from torch import nn
 
 STATE = "_locant"
+SCRIPTED = "__prepare_scriptable__"  # what torch.jit.script asks a module for before it reads it
 
 
 class State:
@@ -59,10 +65,12 @@ class Replacement:
             (place, dict(vars(place))) for place in {id(x): x for x in (module, *(p for p, _ in places))}.values()
         ]
         for place, function in places:
-            vars(place)[function.__name__] = MethodType(function, place)
+            vars(place)[function.__name__] = MethodType(_unless_traced(function), place)
         if self.state is not None:
             vars(module)[STATE] = self.state
-        names = {*(function.__name__ for function in self.methods.values()), STATE}
+        for place, _ in before:
+            vars(place)[SCRIPTED] = _Plain(place)
+        names = {*(function.__name__ for function in self.methods.values()), STATE, SCRIPTED}
 
         def put_back() -> None:
             for place, own in before:
@@ -74,6 +82,53 @@ class Replacement:
         return put_back
 
 
+ROOT = Replacement({})  # of a model whose parts are replaced: nothing of its own
+
+
+@functools.cache
+def _unless_traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The class's own method while torch.jit or torch.fx writes a program down, else `function`."""
+
+    @functools.wraps(function)
+    def method(self: Any, *inputs: Any, **named: Any) -> Any:
+        if torch.jit.is_tracing() or any(isinstance(x, torch.fx.Proxy) for x in (*inputs, *named.values())):
+            return getattr(type(self), function.__name__)(self, *inputs, **named)
+        return function(self, *inputs, **named)
+
+    return method
+
+
+def runs(module: nn.Module, name: str, function: Callable[..., Any]) -> bool:
+    """Whether a method of the module was replaced by this function."""
+    found = getattr(vars(module).get(name), "__func__", None)
+    return getattr(found, "__wrapped__", None) is function
+
+
+class _Plain:
+    """A module as its class has it, on the same tensors. A pickle of it is the module alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        return plain_copy(self.module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plain:
+        return _Plain(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial, (copy.copy, self.module)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """The model with the methods of its classes, on the same parameters and buffers."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared)
+    for module in plain.modules():
+        restore(module)
+    return plain
+
+
 def is_replaced(module: nn.Module) -> bool:
     """Whether a method of it is one of ours."""
     return bool(_ours(module))
@@ -81,7 +136,7 @@ def is_replaced(module: nn.Module) -> bool:
 
 def restore(module: nn.Module) -> None:
     """Give a module, such as a copy, the methods of its class back."""
-    for name in (*_ours(module), STATE):
+    for name in (*_ours(module), STATE, SCRIPTED):
         vars(module).pop(name, None)
 
 
