@@ -219,6 +219,27 @@ def test_what_follows_may_write_into_the_product(watched: bool) -> None:
     assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(*out, strict=True))
 
 
+def test_dtypes_that_the_library_mixes() -> None:
+    """T5 keeps the second layer of a perceptron in float32; where torch refuses a mixture, it still does."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.act, self.fc2 = nn.Linear(WIDTH, 384).bfloat16(), nn.GELU(), nn.Linear(384, WIDTH)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc2(self.act(self.fc1(x)).to(self.fc2.weight.dtype))
+
+    torch.manual_seed(0)
+    model, x = Mixed().eval(), torch.randn(300, WIDTH).bfloat16()
+    with torch.no_grad():
+        before = model(x)
+        assert "perceptron" in str(locant.accelerate(model))
+        assert (model(x) - before).abs().max() <= 2e-2 * before.abs().max()
+        with pytest.raises(RuntimeError, match="dtype"):
+            model.fc1(x.float())
+
+
 def test_wrappers_and_hooks_that_come_later_are_called() -> None:
     """An adapter put around a layer after the perceptron was replaced takes part, and learns."""
 

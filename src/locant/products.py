@@ -217,11 +217,12 @@ def _dtype(x: Tensor) -> torch.dtype:
 def _is_ours(x: Tensor, *weights: Tensor) -> bool:
     """Whether the products are oneDNN's: on the CPU, in a dtype that it packs, plain, not too small, not exported."""
     plain = all(type(w) in (Tensor, torch.nn.Parameter) and w.device.type == "cpu" for w in weights)
+    cast = torch.is_autocast_enabled("cpu")  # else torch refuses a weight of another dtype, and is left to say so
     return (
         x.device.type == "cpu"
         and plain
         and _dtype(x) in DTYPES
-        and all(w.is_floating_point() and w.ndim == 2 for w in weights)
+        and all(w.is_floating_point() and w.ndim == 2 and (cast or w.dtype == x.dtype) for w in weights)
         and x.shape[-1] == weights[0].shape[1]
         and x.numel() * weights[0].shape[0] >= SMALL
         and dispatch.packs_linear()

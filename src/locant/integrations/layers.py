@@ -46,6 +46,11 @@ def _is_plain(layer: nn.Module) -> bool:
     return plain and not hooks_of(layer)
 
 
+def _are_plain(one: Any, two: Any) -> bool:
+    """Of one dtype, too: T5 keeps its second layer in float32 beside halves, and brings the hidden layer to it."""
+    return _is_plain(one) and _is_plain(two) and one.weight.dtype == two.weight.dtype
+
+
 _GELUS = {"GELUActivation": "gelu", "NewGELUActivation": "gelu_tanh", "GELUTanh": "gelu_tanh"}  # of transformers
 
 
@@ -70,7 +75,8 @@ def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
 def run_perceptron(one: Any, activation: nn.Module, two: Any, x: Tensor) -> Tensor | None:
     """two(activation(one(x))) a chunk of rows at a time; None where the layers have to be called."""
     act = _activation(activation)
-    if two.training or torch.is_grad_enabled() or act is None or not (is_packed(one) and is_packed(two)):
+    alike = _are_plain(one, two) and is_packed(one) and is_packed(two)
+    if two.training or torch.is_grad_enabled() or act is None or not alike:
         return None
     return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
 
@@ -90,7 +96,7 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
 
     def forward(self: Any, *inputs: Any) -> Tensor:
         one, two, act = getattr(self, first), getattr(self, second), _activation(getattr(self, activation))
-        if self.training or torch.is_grad_enabled() or act is None or not (_is_plain(one) and _is_plain(two)):
+        if self.training or torch.is_grad_enabled() or act is None or not _are_plain(one, two):
             return type(self).forward(self, *inputs)
         (x,) = inputs
         return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
