@@ -62,7 +62,8 @@ def check_exact(model: nn.Module, example: Any) -> None:
 def _all_numbers(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     """Outputs, and gradients of a random sum of them, in training mode without its dropouts: nothing is drawn."""
     fed = {k: _leaf(x) for k, x in example.items()} if isinstance(example, dict) else {"": _leaf(example)}
-    output = model(**fed) if isinstance(example, dict) else model(fed[""])
+    given = {k: x.clone() if isinstance(x, torch.Tensor) else x for k, x in fed.items()}  # may be written into
+    output = model(**given) if isinstance(example, dict) else model(given[""])
     tensors = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     torch.manual_seed(1)
     sum((x * torch.randn_like(x)).sum() for x in tensors).backward()

@@ -12,7 +12,7 @@ from torch import nn
 from locant import planner, speed
 from locant.attend import plan
 from locant.checks import check_types, description
-from locant.integrations import layers, monai, mvit, sam, timm, torchvision, transformers, transformers_text
+from locant.integrations import conformer, layers, monai, mvit, sam, timm, torchvision, transformers, transformers_text
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
@@ -25,7 +25,7 @@ from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAtt
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES, *monai.FAMILIES,
-    *sam.FAMILIES, *mvit.FAMILIES, *layers.PERCEPTRONS,
+    *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {
@@ -34,6 +34,8 @@ POSITIONAL = {
     "relative_position_bias",
     "rel_pos_h",
     "rel_pos_arr",
+    "pos_bias_u",
+    "bias_u",
 }
 
 
