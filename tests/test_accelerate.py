@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import pickle
 from types import MethodType
@@ -154,6 +155,15 @@ def test_a_subclass_that_changes_what_is_replaced_is_left_alone(monkeypatch) -> 
     assert kept.kernel is not None
     assert changed.kernel is None
     assert "does not know its class" in changed.why
+
+
+@pytest.mark.usefixtures("known")
+def test_signatures_stay() -> None:
+    """Libraries ask a forward what it takes, and hand it nothing else."""
+    model, _ = _model()
+    before = [inspect.signature(m.forward) for m in model.modules()]
+    locant.accelerate(model)
+    assert [inspect.signature(m.forward) for m in model.modules()] == before
 
 
 @pytest.mark.usefixtures("known")

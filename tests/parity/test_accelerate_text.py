@@ -80,19 +80,60 @@ def test_weights_and_other_masks_stay_with_the_library(transformers, name: str) 
         assert (one - other).abs().max() <= 1e-5
 
 
-def test_translation_with_a_cache(transformers) -> None:
-    """The encoder is replaced, the decoder is left, and what is generated stays the same."""
+def _translator(transformers: ModuleType, **more) -> nn.Module:
     torch.manual_seed(0)
-    model = accelerated.randomised(
-        transformers.T5ForConditionalGeneration(transformers.T5Config(num_layers=2, **T5))
-    )  # fmt: skip
-    options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": MASK}
-    wanted = model.generate(IDS, **options)
-    report = locant.accelerate(model)
-    rows = {row.path: row for row in report.rows if row.kind == "attention"}
-    assert rows["encoder"].kernel is not None
-    assert "cache" in rows["decoder"].why
-    assert torch.equal(model.generate(IDS, **options), wanted)
+    config = transformers.T5Config(num_layers=2, **T5, **more)
+    return accelerated.randomised(transformers.T5ForConditionalGeneration(config))
+
+
+def _pair(mask: torch.Tensor | None, **more) -> dict:
+    return {"input_ids": IDS, "attention_mask": mask, "decoder_input_ids": IDS[:, 3:77], **more}
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_t5_with_its_decoder(transformers, mask: torch.Tensor | None, feed_forward: str) -> None:
+    model = _translator(transformers, feed_forward_proj=feed_forward)
+    report = accelerated.check(model, _pair(mask, use_cache=False), count=2)
+    assert [row.what for row in report.rows if row.kind == "attention"] == [
+        "32 buckets of offsets, 2 layers", "32 buckets of offsets, 2 layers, causal",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_t5_with_its_decoder_exactly(transformers, mask: torch.Tensor | None) -> None:
+    accelerated.check_exact(_translator(transformers), _pair(mask, use_cache=False))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static", "no"])
+def test_translation_with_a_cache(transformers, cache: str) -> None:
+    """Token by token, behind a cache that grows; another one is left to the library."""
+    model = _translator(transformers)
+    plain = copy.deepcopy(model)
+    locant.accelerate(model, strict=True)
+    options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": MASK, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "use_cache": cache != "no"}
+    options |= {"cache_implementation": "static"} if cache == "static" else {}
+    ours, theirs = (m.generate(IDS, **options) for m in (model, plain))
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for one, other in zip(ours.logits, theirs.logits, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_a_decoder_in_steps_sees_what_came_before(transformers) -> None:
+    """Several tokens at once behind some that a cache holds, and a decoder's own padding, which is the library's."""
+    model = _translator(transformers)
+    with torch.no_grad():
+        told, padded = model(**_pair(MASK)).logits, model(**_pair(MASK, decoder_attention_mask=MASK[:, 60:134])).logits
+        locant.accelerate(model, strict=True)
+        first = model(**_pair(MASK) | {"decoder_input_ids": IDS[:, 3:50]})
+        more = {"decoder_input_ids": IDS[:, 50:77], "cache": first.cache, "encoder_outputs": (first[2],)}
+        rest = model(attention_mask=MASK, **more)
+        for found, wanted in (
+            (torch.cat((first.logits, rest.logits), 1), told),
+            (model(**_pair(MASK, decoder_attention_mask=MASK[:, 60:134])).logits, padded),
+        ):
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_a_copy_has_its_own_table_and_undo_reaches_the_layers(transformers) -> None:
@@ -114,9 +155,16 @@ def test_graphs(transformers) -> None:
     accelerated.check_graphs(_encoder(transformers, "T5"), [IDS])
 
 
-@pytest.mark.parametrize("name", ["T5", "UMT5", "MPNet"])
+@pytest.mark.compiled
+def test_graphs_of_a_decoder(transformers) -> None:
+    model = _translator(transformers, use_cache=False)
+    accelerated.check_graphs(model, [IDS, MASK, IDS[:, 3:77]])
+
+
+@pytest.mark.parametrize("name", ["T5", "UMT5", "MPNet", "T5 with its decoder"])
 def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None:
-    model = _mpnet(transformers) if name == "MPNet" else _encoder(transformers, name)
+    others = {"MPNet": _mpnet, "T5 with its decoder": _translator}
+    model = others[name](transformers) if name in others else _encoder(transformers, name)
     accelerated.check_tried(model, monkeypatch)
 
 

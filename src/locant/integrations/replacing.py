@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType, NoneType
@@ -65,7 +66,9 @@ class Replacement:
             (place, dict(vars(place))) for place in {id(x): x for x in (module, *(p for p, _ in places))}.values()
         ]
         for place, function in places:
-            vars(place)[function.__name__] = MethodType(_unless_traced(function), place)
+            vars(place)[function.__name__] = MethodType(
+                _standing_in(function, getattr(type(place), function.__name__)), place
+            )
         if self.state is not None:
             vars(module)[STATE] = self.state
         for place, _ in before:
@@ -85,9 +88,12 @@ class Replacement:
 ROOT = Replacement({})  # of a model whose parts are replaced: nothing of its own
 
 
-@functools.cache
-def _unless_traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The class's own method while torch.jit or torch.fx writes a program down, else `function`."""
+@functools.lru_cache(maxsize=256)
+def _standing_in(function: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the signature of the class's own method, which runs while a program is written down from Python.
+
+    Libraries read it: what a forward does not name, transformers' `generate` does not hand it, a mask among them.
+    """
 
     @functools.wraps(function)
     def method(self: Any, *inputs: Any, **named: Any) -> Any:
@@ -95,6 +101,7 @@ def _unless_traced(function: Callable[..., Any]) -> Callable[..., Any]:
             return getattr(type(self), function.__name__)(self, *inputs, **named)
         return function(self, *inputs, **named)
 
+    method.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
     return method
 
 

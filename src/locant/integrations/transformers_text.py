@@ -1,42 +1,101 @@
-"""transformers' models of text: the encoders of T5, UMT5 and MPNet. Nothing of transformers is imported.
+"""transformers' models of text: T5, and the encoders of UMT5 and MPNet. Nothing of transformers is imported.
 
 Layers share one table, which comes to them written out for every pair of tokens. Replaced is the stack, which tells its
-layers where the table is; a layer that is told nothing runs its class's own forward, as do decoders, whose keys come
-from a cache.
+layers where the table is; a layer that is told nothing runs its class's own forward. The keys of a decoder may come
+from a cache that grows with them; another one, whose keys have places of their own, is left to the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from locant.attend import attention
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedBuckets
 from locant.integrations.family import Attended, Family, Offer, dropout_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import attend_projected
-from locant.masks import Mask, Padding
+from locant.masks import Causal, Mask, Padding
+
+
+class _Told(NamedTuple):
+    """What a stack tells its layers of a call: the table, and which keys are there, of its own tokens and of others."""
+
+    position: BorrowedBuckets
+    padding: Mask | None
+    others: Mask | None
 
 
 def _stack_forward(self: Any, *inputs: Any, **named: Any) -> Any:
-    mask = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
+    own, others = (
+        inputs[place] if len(inputs) > place else named.get(name)
+        for place, name in ((1, "attention_mask"), (3, "encoder_attention_mask"))
+    )
+    cache = inputs[5] if len(inputs) > 5 else named.get("cache", named.get("past_key_values"))
     weights = named.get("output_attentions", getattr(self.config, "output_attentions", False))
-    padding = Padding(mask != 0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if not weights and (mask is None or padding is not None) and self.config._attn_implementation == "sdpa":
-        named["locant"] = self._locant.position, padding
+    # a row of a decoder that sees padding alone is what the library makes of it: its own forward runs on its padding
+    known = own is None if self.is_decoder else own is None or _is_padding(own)
+    known = known and (others is None or _is_padding(others)) and (cache is None or _grows(cache))
+    if known and not weights and self.config._attn_implementation == "sdpa":
+        own, others = (None if mask is None else Padding(mask != 0) for mask in (own, others))
+        named["locant"] = _Told(self._locant.position, own, others)
     return type(self).forward(self, *inputs, **named)
 
 
+def _is_padding(mask: object) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 2
+
+
+def _grows(cache: Any) -> bool:
+    """Whether a cache holds the keys of all tokens so far and nothing else: their number says where they are."""
+    parts = (cache.self_attention_cache, cache.cross_attention_cache) if hasattr(cache, "is_updated") else (cache,)
+    return all(type(part).__name__ == "DynamicCache" for part in parts)
+
+
 def _shared_forward(
-    self: Any, hidden_states: Tensor, *inputs: Any, locant: tuple[BorrowedBuckets, Mask | None] | None = None,
-    **named: Any,
+    self: Any, hidden_states: Tensor, mask: Tensor | None = None, key_value_states: Tensor | None = None,
+    position_bias: Tensor | None = None, cache: Any = None, *, locant: _Told | None = None, **named: Any,
 ) -> Any:  # fmt: skip
     if locant is None:
-        return type(self).forward(self, hidden_states, *inputs, **named)
-    return self.o(_attend(self, hidden_states, *locant)), None, None
+        return type(self).forward(self, hidden_states, mask, key_value_states, position_bias, cache, **named)
+    if key_value_states is None and not self.is_decoder:
+        return self.o(_attend(self, hidden_states, locant.position, locant.padding)), None, None
+    # 1 queries, and the keys so far
+    q = _heads(self.q(hidden_states), self.n_heads)
+    k, v = _keys(self, hidden_states if key_value_states is None else key_value_states, key_value_states, cache)
+    keys, queries = Grid(k.shape[2]), Grid(q.shape[2])
+    # 2 of the decoder's own tokens those before, of another model's all that are there
+    position, seen = (None, locant.others)
+    if key_value_states is None:
+        queries, position, seen = keys[keys.tokens - queries.tokens :], locant.position, Causal()
+    dropout = self.dropout if self.training else 0.0
+    out = attention(
+        q, k, v, grid=queries, key_grid=keys, position=position, mask=seen, scale=self.scaling, dropout=dropout
+    )
+    return self.o(out.transpose(1, 2).flatten(2)), None, None
+
+
+def _keys(attn: Any, x: Tensor, others: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of x behind those of a cache; of another model's tokens, which stay, those in it alone."""
+    pair = hasattr(cache, "is_updated")
+    own = cache if not pair else cache.self_attention_cache if others is None else cache.cross_attention_cache
+    if pair and others is not None and cache.is_updated.get(attn.layer_idx):
+        kept = own.layers[attn.layer_idx]
+        return kept.keys, kept.values
+    k, v = (_heads(layer(x), attn.n_heads) for layer in (attn.k, attn.v))
+    if own is not None:
+        k, v = own.update(k, v, attn.layer_idx)
+        if pair and others is not None:
+            cache.is_updated[attn.layer_idx] = True
+    return k, v
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
 def _own_forward(
@@ -90,14 +149,13 @@ def _attend(attn: Any, x: Tensor, position: BorrowedBuckets, mask: Mask | None) 
     return attend_projected(projected, Grid(x.shape[1]), mask, position, attn.n_heads, attn.scaling, dropout)
 
 
-_CACHED = "a decoder's keys come from a cache, and its own attention takes them from there"
+_CACHED = "a decoder's mask comes to it as numbers for every pair, and its own attention takes it from there"
 
 
 def _stack(stack: nn.Module) -> Offer | str:
     module: Any = stack
-    if module.is_decoder:
-        return _CACHED
-    paths = [f"block.{i}.layer.0.SelfAttention" for i in range(len(module.block))]
+    attns = ["0.SelfAttention"] + ["1.EncDecAttention"] * module.is_decoder
+    paths = [f"block.{i}.layer.{attn}" for i in range(len(module.block)) for attn in attns]
     if not paths or any("forward" in vars(module.get_submodule(path)) for path in paths):
         return "it has no layers, or the forward of one was replaced by others"
     return _offer(module, paths, module.block[0].layer[0].SelfAttention, _t5_bucket)
@@ -140,15 +198,17 @@ def _offer(module: Any, paths: list[str], first: Any, bucket: Any) -> Offer | st
         if not paths:
             return (torch.randn(2, 40, first.d_model, dtype=torch.float64),)
         ids = torch.arange(80).reshape(2, 40) % first.config.vocab_size
-        return ids, (torch.arange(40) < torch.tensor([[40], [31]])).long()
+        there = (torch.arange(40) < torch.tensor([[40], [31]])).long()
+        return (ids, None, torch.randn(2, 40, first.d_model).double(), there) if first.is_decoder else (ids, there)
 
-    what = f"{first.relative_attention_num_buckets} buckets of offsets" + (f", {len(paths)} layers" if paths else "")
+    layers = f", {len(module.block)} layers" if paths else ""
+    what = f"{first.relative_attention_num_buckets} buckets of offsets{layers}" + ", causal" * first.is_decoder
     return Offer(Replacement(methods, State(position=position)), what, trial, attended, tuple(paths))
 
 
 def _t5_bucket(owner: Any, apart: Tensor) -> Tensor:
     count, furthest = owner.relative_attention_num_buckets, owner.relative_attention_max_distance
-    return owner._relative_position_bucket(apart, bidirectional=True, num_buckets=count, max_distance=furthest)
+    return owner._relative_position_bucket(apart, not owner.is_decoder, num_buckets=count, max_distance=furthest)
 
 
 def _umt5_bucket(owner: Any, apart: Tensor) -> Tensor:
