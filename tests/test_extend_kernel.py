@@ -52,7 +52,7 @@ def run(problem: Problem, inputs: Inputs) -> Output:
     out = separable.mixed(problem, inputs.gate, torch.stack(outs, 1), v)
     return out, torch.stack(sums, 1) if problem.lse else None
 '''
-LINE = "FAMILY: tuple[Kernel, ...] = (native, sdpa, reference)"
+LINE = "FAMILY: tuple[Kernel, ...] = (native, sdpa, flex, reference)"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     made = Copy(tmp_path_factory.mktemp("kernel"))
     made.add("src/locant/kernels/heads.py", SOURCE)
     made.replace("src/locant/planner.py", LINE, LINE.replace("(native,", "(heads, native,"))
-    made.replace("src/locant/planner.py", "import native, reference, sdpa", "import heads, native, reference, sdpa")
+    made.replace(
+        "src/locant/planner.py", "import flex, native, reference, sdpa", "import flex, heads, native, reference, sdpa"
+    )
     made.python("docs/index.py")
     return made
 

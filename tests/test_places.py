@@ -30,8 +30,9 @@ GRIDS = {
 }
 
 
-def parts(mask: Mask | None) -> list[Mask]:
-    return [] if mask is None else list(mask.members())
+def vector_of(own, table, rows):
+    forbidden = None if own.forbidden is None else torch.from_numpy(own.forbidden)
+    return places.vector(own.stretches, forbidden, table, rows, torch.empty(0, dtype=torch.float64))
 
 
 def numbers_of(grid: Grid, key_grid: Grid, mask: Mask | None, table: bool = True) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ def read(own, vector: torch.Tensor) -> torch.Tensor:
 def check_vector(grid: Grid, key_grid: Grid, mask: Mask | None, table, rows) -> None:
     numbers = numbers_of(grid, key_grid, mask, table is not None)
     own = places.places(numbers)
-    found = places.vector(own, table, None if rows is None else torch.stack(rows), torch.empty(0, dtype=torch.float64))
+    found = vector_of(own, table, None if rows is None else torch.stack(rows))
     assert found.shape[1] == own.size
     golden = dense(grid, key_grid, mask, table, rows)
     bias = torch.where(in_cells(places.both_ways(numbers)[0]), read(own, found), -torch.inf)
@@ -110,7 +111,7 @@ def test_the_gradient_is_the_transpose():
     grid = Grid(4, 5, prefix=2)
     own = places.places(numbers_of(grid, grid, Causal()))
     table, rows = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 7, 9), (3, 2)))
-    found = places.vector(own, table, rows, table)
+    found = vector_of(own, table, rows)
     weight = torch.randn_like(found).masked_fill(found == -torch.inf, 0.0)
     golden = torch.autograd.grad(found, (table, rows), weight)
     dtable, drows = places.split_gradient(own, weight)
@@ -122,8 +123,8 @@ def test_padding_hides_by_sample():
     grid = Grid(6)
     own = places.places(numbers_of(grid, grid, None, False))
     valid = torch.tensor([[True] * 6, [True, False] * 3])
-    key = places.seen(own, torch.from_numpy(own.key), valid)
-    vector = places.vector(own, None, None, torch.empty(0))
+    key = places.seen(own.hidden, torch.from_numpy(own.key), valid)
+    vector = vector_of(own, None, None)
     bias = vector[0][torch.from_numpy(own.query)[None, :, None] - key[:, None]]
     assert torch.equal(bias == -torch.inf, ~valid[:, None].expand_as(bias))
     assert (bias[valid[:, None].expand_as(bias)] == 0).all()

@@ -39,13 +39,14 @@ class Places:
     nothing: int
     absent: int  # the place of a query that is not there
     hidden: int  # the place of a key that nobody sees
-    forbidden: np.ndarray | None  # bool [offsets], by an order; the table is as long
+    forbidden: np.ndarray | None  # bool [offsets], by an order: prefix queries then see the prefix alone
     entries: int  # of the table
 
     @property
-    def ordered(self) -> bool:
-        """An order forbids something; prefix queries then see the prefix alone."""
-        return self.forbidden is not None
+    def stretches(self) -> tuple[int, int, int, int, int]:
+        """The lengths of the vector's parts."""
+        behind = (self.key_prefix - self.entries, self.both - self.key_prefix, 1, self.size - self.nothing)
+        return (self.entries, *behind)
 
 
 def _needed(numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,25 +113,25 @@ def _forbidden(numbers: tuple[int, ...], needed: tuple[int, ...]) -> np.ndarray 
     return out.ravel()
 
 
-def vector(own: Places, table: Tensor | None, rows: Tensor | None, like: Tensor) -> Tensor:
+def vector(
+    stretches: tuple[int, ...], forbidden: Tensor | None, table: Tensor | None, rows: Tensor | None, like: Tensor
+) -> Tensor:
     """[heads, *offsets] and [3, heads] → [heads, size] (one head without a table), float32 or float64.
 
-    `like` has the device, and the dtype where there is no table. Gradients pass through.
+    `stretches` and `forbidden` are those of the places; `like` has the device, and the dtype where there is no table.
+    Gradients pass through.
     """
     if table is None:
-        kind = torch.promote_types(like.dtype, torch.float32)
-        flat = torch.zeros(1, own.entries, dtype=kind, device=like.device)
+        flat = torch.zeros(1, stretches[0], dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     else:
         flat = table.to(torch.promote_types(table.dtype, torch.float32)).flatten(1)
     heads, zero = flat.shape[0], flat.new_zeros(flat.shape[0])
     query, key, between = (zero, zero, zero) if rows is None else rows.to(flat.dtype).unbind(0)
-    if own.forbidden is not None:
-        flat = flat.masked_fill(torch.from_numpy(own.forbidden).to(flat.device), -torch.inf)
-        query = torch.full_like(query, -torch.inf)
-    lengths = (own.key_prefix - own.entries, own.both - own.key_prefix, 1, own.size - own.nothing)
+    if forbidden is not None:
+        flat, query = flat.masked_fill(forbidden, -torch.inf), torch.full_like(query, -torch.inf)
     filled = (query, key, between, torch.full_like(zero, -torch.inf))
-    stretches = (x[:, None].expand(heads, n) for x, n in zip(filled, lengths, strict=True))
-    return torch.cat([flat, *stretches], 1)
+    behind = [x[:, None].expand(heads, n) for x, n in zip(filled, stretches[1:], strict=True)]
+    return torch.cat([flat, *behind], 1)
 
 
 def split_gradient(own: Places, dvector: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,9 +142,9 @@ def split_gradient(own: Places, dvector: Tensor) -> tuple[Tensor, Tensor]:
     return table, torch.stack(rows)
 
 
-def seen(own: Places, key: Tensor, valid: Tensor | None) -> Tensor:
+def seen(hidden: int, key: Tensor, valid: Tensor | None) -> Tensor:
     """Key places [1, keys], or [batch or 1, keys] where padding hides some."""
-    return key[None] if valid is None else torch.where(valid, key, own.hidden)
+    return key[None] if valid is None else torch.where(valid, key, hidden)
 
 
 def lives(own: Layout) -> np.ndarray | None:
