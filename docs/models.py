@@ -20,7 +20,9 @@ from locant.models.aim_vit import aim_vit_base
 from locant.models.convit import convit_base, convit_small, convit_tiny
 from locant.models.deit import deit3_small, deit_tiny
 from locant.models.detr import detr
-from locant.models.rules import SWIN, SWIN_V2, VIT, Record, Rules, ViTRules
+from locant.models.mvit_v2 import mvitv2_base, mvitv2_large, mvitv2_small, mvitv2_small_clips, mvitv2_tiny
+from locant.models.rules import SAM, SWIN, SWIN_V2, VIT, Record, Rules, ViTRules
+from locant.models.sam_encoder import sam_encoder_base, sam_encoder_huge, sam_encoder_large
 from locant.models.swin import swin_base, swin_large, swin_small, swin_tiny
 from locant.models.vit import vit_base, vit_large, vit_small, vit_tiny
 from locant.nn.temporal import TemporalModel
@@ -66,6 +68,14 @@ ROWS = (
     Row("ConViT-Ti", convit_tiny, (1, 3, 224, 224), "6 M", "1 G"),
     Row("ConViT-S", convit_small, (1, 3, 224, 224), "27 M", "5.4 G"),
     Row("ConViT-B", convit_base, (1, 3, 224, 224), "86 M", "17 G"),
+    Row("MViTv2-T", mvitv2_tiny, (1, 3, 224, 224), "24 M", "4.7 G"),
+    Row("MViTv2-S", mvitv2_small, (1, 3, 224, 224), "35 M", "7.0 G"),
+    Row("MViTv2-B", mvitv2_base, (1, 3, 224, 224), "52 M", "10.2 G"),
+    Row("MViTv2-L", mvitv2_large, (1, 3, 224, 224), "218 M", "42.1 G"),
+    Row("MViTv2-S, clips of 16", mvitv2_small_clips, (1, 3, 16, 224, 224), "34.5 M", "64 G"),
+    Row("SAM ViT-B's encoder", sam_encoder_base, (1, 3, 1024, 1024), "", ""),
+    Row("SAM ViT-L's encoder", sam_encoder_large, (1, 3, 1024, 1024), "", ""),
+    Row("SAM ViT-H's encoder", sam_encoder_huge, (1, 3, 1024, 1024), "", ""),
     Row("DETR, six encoder layers", detr, (1, 2048, 25, 34), "7.9 M", "10 G", "transformer.encoder"),
     Row("DETR, encoder and decoder", detr, (1, 2048, 25, 34), "", "", "transformer"),
     Row("AIM ViT-B/16", lambda: frozen(aim_vit_base), (1, 3, 8, 224, 224), "97 M", "202 G"),
@@ -161,8 +171,9 @@ def rules() -> str:
 
 
 def rules_of_vit() -> str:
-    """The same of ViT and DeiT."""
-    return ruled({"none": ViTRules(), **{f'`"{name}"`': record for name, record in VIT.items()}})
+    """The same of ViT and DeiT, and of Segment Anything's encoder."""
+    rows: dict[str, Record] = {"none": ViTRules(), **{f'`"{name}"`': record for name, record in VIT.items()}}
+    return ruled(rows | {f'`"{name}"`, SAM': record for name, record in SAM.items()})
 
 
 def ruled(rows: Mapping[str, Record]) -> str:
@@ -225,7 +236,7 @@ what the library's builders have; by size it is 0.2, 0.3, 0.5 and 0.2 from tiny 
 size, the rules are those of its other code: Swin's classifier is built for one size, its detector is not. ConViT
 differs in nothing: its patches divide the picture, and its drop path is 0 by default everywhere.
 
-A ViT or DeiT is on one grid from the first block to the last, and has fewer of them:
+A ViT, a DeiT or Segment Anything's encoder is on one grid from the first block to the last, and has fewer of them:
 
 {rules_of_vit}
 

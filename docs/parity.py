@@ -78,6 +78,12 @@ ROWS: dict[int, tuple[str, str]] = {
     56: ("texts", "what they get wrong"),
     57: ("ViT, DeiT", "whole models: tokens without a place, LayerScale, any position"),
     58: ("ViT, DeiT", "checkpoints, both ways"),
+    59: ("SAM", "the picture encoder, on any size, its checkpoints both ways"),
+    60: ("SAM, ViTDet", "encoders of other libraries, accelerated"),
+    61: ("MViT", "pooled attention of other libraries, accelerated"),
+    62: ("MONAI", "the attention of its ViT, accelerated"),
+    63: ("Conformers", "encoders of speech of transformers, accelerated"),
+    64: ("MViT v2", "whole models, pictures and clips, checkpoints both ways"),
 }
 
 

@@ -14,6 +14,8 @@ from locant.models.bert import BertEmbeddings
 from locant.models.convit import ConViT
 from locant.models.deit import DeiT
 from locant.models.detr import detr
+from locant.models.mvit_v2 import MViTv2
+from locant.models.sam_encoder import SAMEncoder
 from locant.models.swin import Swin
 from locant.models.swin_v2 import SwinV2
 from locant.models.transformer import Transformer
@@ -33,6 +35,16 @@ def convit(img_size: int | tuple[int, int] = 32) -> ConViT:
 
 def vit(img_size: int | tuple[int, int] = 32) -> ViT:
     return ViT(img_size=img_size, patch=8, dim=16, depth=2, heads=4, num_classes=5)
+
+
+def mvit_v2(img_size: int | tuple[int, int] = 32, **more) -> MViTv2:
+    return MViTv2(**{"img_size": img_size, "dim": 8, "depths": (1, 2), "num_classes": 5, **more})
+
+
+def sam_encoder(img_size: int | tuple[int, int] = 48) -> SAMEncoder:
+    return SAMEncoder(
+        img_size=img_size, patch=8, dim=16, depth=2, heads=2, window=4, global_blocks=(1,), out_chans=6
+    )  # fmt: skip
 
 
 def deit(img_size: int | tuple[int, int] = 32) -> DeiT:
@@ -60,6 +72,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "models.convit.ConViT": convit,
     "models.deit.DeiT": deit,
     "models.detr.DETR": small_detr,
+    "models.mvit_v2.MViTv2": mvit_v2,
+    "models.sam_encoder.SAMEncoder": sam_encoder,
     "models.swin.Swin": swin,
     "models.swin_v2.SwinV2": lambda: SwinV2(
         dim=8, depths=(2, 1), heads=(2, 4), window=4, img_size=32, num_classes=5

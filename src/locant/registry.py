@@ -42,6 +42,12 @@ FAMILIES = {
         "vit", ("deit_tiny", "deit_small", "deit_base", "deit3_small", "deit3_base"), head=("head.*", "head_dist.*")
     ),
     "models.detr.DETR": Family("detr", ("detr",), head=("class_embed.*",), spare=1, plain=False),  # no object
+    "models.mvit_v2.MViTv2": Family(
+        "mvit_v2",
+        ("mvitv2_tiny", "mvitv2_small", "mvitv2_small_clips", "mvitv2_base", "mvitv2_large", "mvitv2_huge"),
+        head=("head.*",),
+    ),
+    "models.sam_encoder.SAMEncoder": Family("sam", ("sam_encoder_base", "sam_encoder_large", "sam_encoder_huge")),
     "models.swin.Swin": Family("swin", ("swin_tiny", "swin_small", "swin_base", "swin_large"), head=("head.*",)),
     "models.swin_v2.SwinV2": Family(
         "swin_v2", ("swinv2_tiny", "swinv2_small", "swinv2_base", "swinv2_large"), head=("head.*",)

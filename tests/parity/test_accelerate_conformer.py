@@ -59,7 +59,8 @@ def _widened(encoder: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 @pytest.mark.parametrize("seen", [None, SEEN])
-def test_encoders(transformers, name: str, kind: str | None, seen: torch.Tensor | None) -> None:
+@pytest.mark.row(63)
+def test_encoders(transformers, parity, name: str, kind: str | None, seen: torch.Tensor | None) -> None:
     example = {"hidden_states": torch.randn(2, 75, 32), "attention_mask": seen}
     report = accelerated.check(_encoder(transformers, name, kind), dict(example), accelerated.CONTENT, count=1)
     assert "2 layers" in report.rows[0].what
@@ -67,7 +68,7 @@ def test_encoders(transformers, name: str, kind: str | None, seen: torch.Tensor 
     for module in exact.modules():  # of float32 numbers, which its forward would round again
         if hasattr(module, "pe"):
             module.pe = module.pe.double()
-    accelerated.check_exact(exact, example)
+    accelerated.check_exact(exact, example, parity, 63)
 
 
 def test_a_clip_longer_than_the_sound(transformers) -> None:
@@ -108,11 +109,12 @@ SOUND = torch.arange(200) < torch.tensor([[200], [131]])
 
 
 @pytest.mark.parametrize("seen", [None, SOUND])
-def test_parakeet(transformers, seen: torch.Tensor | None) -> None:
+@pytest.mark.row(63)
+def test_parakeet(transformers, parity, seen: torch.Tensor | None) -> None:
     """Queries in the padding see all keys alike: they are part of the output."""
     example = {"input_features": torch.randn(2, 200, 16), "attention_mask": seen}
     accelerated.check(_parakeet(transformers), example, accelerated.CONTENT, count=1)
-    accelerated.check_exact(_parakeet(transformers), example)
+    accelerated.check_exact(_parakeet(transformers), example, parity, 63)
 
 
 def test_parakeets_positions_dropped_by_sample(transformers) -> None:
@@ -135,10 +137,11 @@ def _nemotron(transformers: ModuleType, **more: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("seen", [None, SOUND])
-def test_nemotron(transformers, seen: torch.Tensor | None) -> None:
+@pytest.mark.row(63)
+def test_nemotron(transformers, parity, seen: torch.Tensor | None) -> None:
     example = {"input_features": torch.randn(2, 200, 16), "attention_mask": seen}
     for sliding_window in (9, 4):  # with the second some queries in the padding see nothing
-        accelerated.check_exact(_nemotron(transformers, sliding_window=sliding_window), example)
+        accelerated.check_exact(_nemotron(transformers, sliding_window=sliding_window), example, parity, 63)
     accelerated.check(_nemotron(transformers), example, accelerated.CONTENT, count=2)
 
 

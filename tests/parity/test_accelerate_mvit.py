@@ -40,11 +40,12 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("more", VARIANTS)
-def test_timm(timm, more: dict) -> None:
+@pytest.mark.row(61)
+def test_timm(timm, parity, more: dict) -> None:
     x = torch.randn(2, 3, 64, 64)
     if more.get("mode") != "conv_unshared":  # which timm can't run: its norm is as wide as all heads
         accelerated.check(_timm(timm, **more), x, accelerated.CONTENT, count=4)
-        accelerated.check_exact(_timm(timm, **more), x)
+        accelerated.check_exact(_timm(timm, **more), x, parity, 61)
 
 
 def test_timm_on_a_picture_that_strides_do_not_divide(timm) -> None:
@@ -85,10 +86,11 @@ def _torchvision(**more: Any) -> nn.Module:
         {"proj_after_attn": False},
     ],
 )  # fmt: skip
-def test_torchvision(more: dict) -> None:
+@pytest.mark.row(61)
+def test_torchvision(parity, more: dict) -> None:
     x = torch.randn(2, 3, 8, 64, 64)
     accelerated.check(_torchvision(**more), x, accelerated.CONTENT, count=4)
-    accelerated.check_exact(_torchvision(**more), x)
+    accelerated.check_exact(_torchvision(**more), x, parity, 61)
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64), (8, 32, 96), (6, 48, 40)])

@@ -16,7 +16,11 @@ OWN = Layout("locant", (Rule("*", "*"),), table_method="linear", rows_method="li
 def layouts(model: nn.Module) -> tuple[Layout, ...]:
     """The layouts that a model's checkpoints may have, Locant's own first."""
     found = family(model)
-    return (OWN,) if found is None else (OWN, *import_module(f"locant.checkpoints.{found.names}").LAYOUTS)
+    if found is None:
+        return (OWN,)
+    data = import_module(f"locant.checkpoints.{found.names}")
+    counted = data.layouts_of(model) if hasattr(data, "layouts_of") else ()  # which need to know its sizes
+    return (OWN, *data.LAYOUTS, *counted)
 
 
 def recognised(model: nn.Module, layout: str | Layout | None, asked: str = "layout") -> tuple[Layout, ...]:

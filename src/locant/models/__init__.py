@@ -3,6 +3,8 @@
 Swin, SwinV2     windows; v2 by angles, its bias a function of log-spaced offsets
 ViT, DeiT        one grid from the first block to the last; a token for a teacher, LayerScale
 ConViT           gated positions first, the class token late
+MViTv2           pictures and clips at four scales, attention that pools
+SAMEncoder       windows and whole maps, queries that meet a vector per offset and axis
 AIMSwin, AIMViT  image models adapted to clips
 DETR             boxes and classes from a feature map and its padding
 MemTransformerLM Transformer-XL, its four types of attention, with memory
@@ -22,7 +24,17 @@ from locant.models.bert import BertEmbeddings
 from locant.models.convit import ConViT, convit_base, convit_small, convit_tiny
 from locant.models.deit import DeiT, deit3_base, deit3_small, deit_base, deit_small, deit_tiny
 from locant.models.detr import DETR, detr
+from locant.models.mvit_v2 import (
+    MViTv2,
+    mvitv2_base,
+    mvitv2_huge,
+    mvitv2_large,
+    mvitv2_small,
+    mvitv2_small_clips,
+    mvitv2_tiny,
+)
 from locant.models.nonlocality import attention_map, non_locality
+from locant.models.sam_encoder import SAMEncoder, sam_encoder_base, sam_encoder_huge, sam_encoder_large
 from locant.models.saved import from_file
 from locant.models.swin import Swin, swin_base, swin_large, swin_small, swin_tiny
 from locant.models.swin_v2 import SwinV2, swinv2_base, swinv2_large, swinv2_small, swinv2_tiny
@@ -44,7 +56,9 @@ __all__ = [
     "BertEmbeddings",
     "ConViT",
     "DeiT",
+    "MViTv2",
     "MemTransformerLM",
+    "SAMEncoder",
     "Swin",
     "SwinV2",
     "Transformer",
@@ -66,7 +80,16 @@ __all__ = [
     "detr",
     "from_file",
     "greedy",
+    "mvitv2_base",
+    "mvitv2_huge",
+    "mvitv2_large",
+    "mvitv2_small",
+    "mvitv2_small_clips",
+    "mvitv2_tiny",
     "non_locality",
+    "sam_encoder_base",
+    "sam_encoder_huge",
+    "sam_encoder_large",
     "swin_base",
     "swin_large",
     "swin_small",

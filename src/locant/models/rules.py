@@ -108,6 +108,9 @@ VIT = {
 }
 """ViT and DeiT by library; "official" is facebookresearch/deit."""
 
+SAM = {"official": ViTRules("cut"), "timm": ViTRules("cut", norm_eps=1e-5), "transformers": ViTRules("cut")}
+"""Segment Anything's encoder by library; "official" is facebookresearch/segment-anything."""
+
 R = TypeVar("R", bound=Record)
 
 
