@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -115,6 +116,17 @@ void read_gradients(nb::handle gradients, Problem& to) {
     LOCANT_GRADIENTS(READ)
 }
 
+#define READS(problem, fields)                                                  \
+    void read_problem(nb::handle operands, problem& to) {                       \
+        Reader reader(operands.ptr(), fields(ONE), "operands");                 \
+        fields(READ)                                                            \
+    }
+READS(locant::Weight, LOCANT_WEIGHT)
+READS(locant::Linear, LOCANT_LINEAR)
+READS(locant::Perceptron, LOCANT_PERCEPTRON)
+READS(locant::WeightGradient, LOCANT_WEIGHT_GRADIENT)
+READS(locant::HiddenGradient, LOCANT_HIDDEN_GRADIENT)
+
 // --- instruction sets ---------------------------------------------------------------------------------------------
 
 // What the environment variable LOCANT_ISA asked for in vain. Each call says so, until choose_isa names another: an
@@ -204,6 +216,36 @@ void backward(const Layout& layout, nb::tuple operands, nb::tuple gradients, int
     run(locant::backward, problem, threads);
 }
 
+template <class Asked> void run_linear(nb::tuple operands, int threads) {
+    check_isa();
+    Asked problem{};
+    read_problem(operands, problem);
+    const nb::gil_scoped_release released;
+    locant::run(problem, threads);
+}
+
+int64_t packed_numbers(nb::tuple operands) {
+    check_isa();
+    locant::Weight weight{};
+    read_problem(operands, weight);
+    return locant::packed_numbers(weight);
+}
+
+void define_linear(nb::module_& module) {
+    module.attr("WEIGHT") = NAMES_AND_KINDS(LOCANT_WEIGHT);
+    module.attr("LINEAR") = NAMES_AND_KINDS(LOCANT_LINEAR);
+    module.attr("PERCEPTRON") = NAMES_AND_KINDS(LOCANT_PERCEPTRON);
+    module.attr("WEIGHT_GRADIENT") = NAMES_AND_KINDS(LOCANT_WEIGHT_GRADIENT);
+    module.attr("HIDDEN_GRADIENT") = NAMES_AND_KINDS(LOCANT_HIDDEN_GRADIENT);
+    module.def("packed_numbers", packed_numbers, "operands"_a, "How many numbers a packed weight has.");
+    module.def("pack", run_linear<locant::Weight>, "operands"_a, "threads"_a, "Writes a packed weight.");
+    module.def("linear", run_linear<locant::Linear>, "operands"_a, "threads"_a, "Writes y.");
+    module.def("perceptron", run_linear<locant::Perceptron>, "operands"_a, "threads"_a, "Writes y.");
+    module.def("weight_gradient", run_linear<locant::WeightGradient>, "operands"_a, "threads"_a, "Writes dw and db.");
+    module.def("hidden_gradient", run_linear<locant::HiddenGradient>, "operands"_a, "threads"_a,
+               "Writes dh, the activation once more, and dx.");
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -213,6 +255,8 @@ NB_MODULE(_native, module) {
     module.attr("LAYOUT") = NAMES_AND_KINDS(LOCANT_LAYOUT);
     module.attr("FORWARD") = NAMES_AND_KINDS(LOCANT_FORWARD);
     module.attr("GRADIENTS") = NAMES_AND_KINDS(LOCANT_GRADIENTS);
+
+    define_linear(module);
 
     nb::class_<Layout>(module, "Layout", "Who meets whom, as addresses of arrays that the caller keeps alive.")
         .def("__init__",

@@ -9,22 +9,27 @@
 #endif
 
 #include "attention.h"
+#include "linear.h"
 #include "parallel.h"
 
 namespace locant {
 
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Kernels kernels_amx_float;
+extern const LinearKernels linear_kernels_amx, linear_kernels_avx512, linear_kernels_avx2, linear_kernels_portable;
 extern const Kernels kernels_avx512_float, kernels_avx512_double;
 extern const Kernels kernels_avx2_float, kernels_avx2_double;
 extern const Kernels kernels_portable_float, kernels_portable_double;
 #elif defined(__aarch64__) || defined(_M_ARM64)
 extern const Kernels kernels_neon_float, kernels_neon_double;
+extern const LinearKernels linear_kernels_neon;
 #else
 extern const Kernels kernels_portable_float, kernels_portable_double;
+extern const LinearKernels linear_kernels_portable;
 #endif
 #ifdef LOCANT_EMULATE
 extern const Kernels kernels_emulated_float;
+extern const LinearKernels linear_kernels_emulated;
 #endif
 
 namespace {
@@ -32,6 +37,7 @@ namespace {
 struct Isa {
     const char* name;
     const Kernels *with_float, *with_double;
+    const LinearKernels* linear;
     bool (*runs_here)();
 };
 
@@ -60,18 +66,18 @@ bool has_amx() {
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 const Isa isas[] = {
-    {"amx", &kernels_amx_float, &kernels_avx512_double, has_amx},
-    {"avx512", &kernels_avx512_float, &kernels_avx512_double, has_avx512},
-    {"avx2", &kernels_avx2_float, &kernels_avx2_double, has_avx2},
-    {"portable", &kernels_portable_float, &kernels_portable_double, always},
+    {"amx", &kernels_amx_float, &kernels_avx512_double, &linear_kernels_amx, has_amx},
+    {"avx512", &kernels_avx512_float, &kernels_avx512_double, &linear_kernels_avx512, has_avx512},
+    {"avx2", &kernels_avx2_float, &kernels_avx2_double, &linear_kernels_avx2, has_avx2},
+    {"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, always},
 #ifdef LOCANT_EMULATE
-    {"emulated", &kernels_emulated_float, &kernels_avx512_double, has_avx512},  // last: never the best
+    {"emulated", &kernels_emulated_float, &kernels_avx512_double, &linear_kernels_emulated, has_avx512},  // last: never the best
 #endif
 };
 #elif defined(__aarch64__) || defined(_M_ARM64)
-const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, always}};
+const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, &linear_kernels_neon, always}};
 #else
-const Isa isas[] = {{"portable", &kernels_portable_float, &kernels_portable_double, always}};
+const Isa isas[] = {{"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, always}};
 #endif
 
 const Isa* best() {
@@ -131,6 +137,34 @@ bool choose_isa(const char* name) {
     }
     return false;
 }
+
+namespace {
+
+template <class Asked> struct LinearWork {
+    const Asked* problem;
+    const Pass<Asked>* pass;
+    int threads;
+};
+
+template <class Asked> void run_linear_item(void* context, int64_t item, void* scratch) {
+    const auto& work = *static_cast<const LinearWork<Asked>*>(context);
+    work.pass->run(*work.problem, work.threads, item, scratch);
+}
+
+template <class Asked> void run_pass(const Asked& problem, Pass<Asked> LinearKernels::* which, int threads) {
+    const Pass<Asked>& pass = chosen().load()->linear->*which;
+    LinearWork<Asked> work{&problem, &pass, threads};
+    parallel_for(pass.items(problem, threads), threads, pass.scratch(problem, threads), run_linear_item<Asked>, &work);
+}
+
+}  // namespace
+
+int64_t packed_numbers(const Weight& weight) { return chosen().load()->linear->packed_numbers(weight); }
+void run(const Weight& weight, int threads) { run_pass(weight, &LinearKernels::pack, threads); }
+void run(const Linear& problem, int threads) { run_pass(problem, &LinearKernels::linear, threads); }
+void run(const Perceptron& problem, int threads) { run_pass(problem, &LinearKernels::perceptron, threads); }
+void run(const WeightGradient& problem, int threads) { run_pass(problem, &LinearKernels::weight_gradient, threads); }
+void run(const HiddenGradient& problem, int threads) { run_pass(problem, &LinearKernels::hidden_gradient, threads); }
 
 size_t backward_partial_bytes(const Problem& problem) { return kernels_for(problem).backward_partial_bytes(problem); }
 

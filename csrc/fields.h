@@ -63,3 +63,75 @@
     X(Rows, dv)                                                                                                      \
     X(void*, dtable)                /* Real [heads, entries]; null if nobody learns it */                            \
     X(void*, dprefix_bias)          /* Real [3, heads], or null */
+
+// --- linear maps (linear.h), all in float ---------------------------------------------------------------------------
+
+// A weight to pack: element (k, n), which takes input k to output n, lies at k * input_step + n * output_step.
+#define LOCANT_WEIGHT(X)                                                                                             \
+    X(int64_t, inputs)                                                                                               \
+    X(int64_t, outputs)                                                                                              \
+    X(int64_t, input_step)                                                                                           \
+    X(int64_t, output_step)                                                                                          \
+    X(const void*, packed_from)                                                                                      \
+    X(void*, packed)                /* packed_numbers of them */
+
+// y = act(n(x) W + b) + r. `before` is what the activation takes, for the backward pass.
+#define LOCANT_LINEAR(X)                                                                                             \
+    X(int64_t, rows)                                                                                                 \
+    X(int64_t, inputs)                                                                                               \
+    X(int64_t, outputs)                                                                                              \
+    X(int64_t, activation)                                                                                           \
+    X(const void*, x)               /* [rows, inputs] */                                                             \
+    X(const void*, scale)           /* [inputs], of the LayerNorm n; null: n(x) = x */                               \
+    X(const void*, shift)           /* [inputs] */                                                                   \
+    X(double, epsilon)                                                                                               \
+    X(const void*, weight)          /* packed */                                                                     \
+    X(const void*, bias)            /* [outputs], or null */                                                         \
+    X(const void*, residual)        /* [rows, outputs], or null */                                                   \
+    X(void*, before)                /* [rows, outputs], or null */                                                   \
+    X(void*, y)                     /* [rows, outputs] */
+
+// y = act(n(x) W1 + b1) W2 + b2 + r.
+#define LOCANT_PERCEPTRON(X)                                                                                         \
+    X(int64_t, rows)                                                                                                 \
+    X(int64_t, inputs)                                                                                               \
+    X(int64_t, hidden)                                                                                               \
+    X(int64_t, outputs)                                                                                              \
+    X(int64_t, activation)                                                                                           \
+    X(const void*, x)               /* [rows, inputs] */                                                             \
+    X(const void*, scale)           /* [inputs], of the LayerNorm n; null: n(x) = x */                               \
+    X(const void*, shift)           /* [inputs] */                                                                   \
+    X(double, epsilon)                                                                                               \
+    X(const void*, weight1)         /* packed */                                                                     \
+    X(const void*, bias1)           /* [hidden], or null */                                                          \
+    X(const void*, weight2)         /* packed */                                                                     \
+    X(const void*, bias2)           /* [outputs], or null */                                                         \
+    X(const void*, residual)        /* [rows, outputs], or null */                                                   \
+    X(void*, before)                /* [rows, hidden], what the activation takes; or null */                         \
+    X(void*, y)                     /* [rows, outputs] */
+
+// dW (+)= dYᵀ X and db (+)= the sum of dY over rows.
+#define LOCANT_WEIGHT_GRADIENT(X)                                                                                    \
+    X(int64_t, rows)                                                                                                 \
+    X(int64_t, inputs)                                                                                               \
+    X(int64_t, outputs)                                                                                              \
+    X(bool, added)                  /* to what dw and db hold */                                                     \
+    X(const void*, dy)              /* [rows, outputs] */                                                            \
+    X(const void*, x)               /* [rows, inputs] */                                                             \
+    X(void*, dw)                    /* [outputs, inputs], or null */                                                 \
+    X(void*, db)                    /* [outputs], or null */
+
+// Backward through y = act(h) W2, h = x W1: dh = (dY W2ᵀ) ∘ act'(h), act(h) once more, and dx = dh W1ᵀ.
+#define LOCANT_HIDDEN_GRADIENT(X)                                                                                    \
+    X(int64_t, rows)                                                                                                 \
+    X(int64_t, inputs)                                                                                               \
+    X(int64_t, hidden)                                                                                               \
+    X(int64_t, outputs)                                                                                              \
+    X(int64_t, activation)                                                                                           \
+    X(const void*, dy)              /* [rows, outputs] */                                                            \
+    X(const void*, before)          /* [rows, hidden], h */                                                          \
+    X(const void*, turned1)         /* packed: W1 from hidden to inputs */                                           \
+    X(const void*, turned2)         /* packed: W2 from outputs to hidden */                                          \
+    X(void*, dh)                    /* [rows, hidden] */                                                             \
+    X(void*, after)                 /* [rows, hidden], act(h) */                                                     \
+    X(void*, dx)                    /* [rows, inputs], or null */

@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
     {"dispatch", "tokens", "caching"},
-    {"checks", "grid", "costs", "atomic", "registry", "products"},
+    {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem", "softmax"},
-    {"layout", "places", "frames", "operands", "separable", "operators"},  # what kernels share
+    {"layout", "places", "frames", "operands", "separable", "operators", "products"},  # what kernels share
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
     {"call", "hooks"},

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from locant import dispatch, products
+from locant import dispatch, operators, products
+from locant.products import activations, compiled, onednn, packed
 
 pytestmark = pytest.mark.skipif(not dispatch.packs_linear(), reason="torch without oneDNN's packed products")
 
@@ -38,7 +39,7 @@ def test_it_is_torchs_linear(keep: bool, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("activation", products.ACTIVATIONS)
-@pytest.mark.parametrize("rows", [products.CHUNK - 1, products.CHUNK, 2 * products.CHUNK + 3])
+@pytest.mark.parametrize("rows", [onednn.CHUNK - 1, onednn.CHUNK, 2 * onednn.CHUNK + 3])
 def test_a_perceptron_is_its_two_layers(activation: str, rows: int) -> None:
     x, w1, b1 = _drawn(rows)
     w2, b2 = torch.randn(64, 288), torch.randn(64)
@@ -50,7 +51,7 @@ def test_a_perceptron_is_its_two_layers(activation: str, rows: int) -> None:
         assert _apart(products.perceptron(x, w1, b1, w2, b2, activation, True), F.linear(hidden, w2, b2)) <= ROUNDING
 
 
-@pytest.mark.parametrize("rows", [700, products.ONEDNN_ROWS + 5])
+@pytest.mark.parametrize("rows", [700, onednn.SUMMED + 5])
 def test_gradients_are_those_of_torchs_linear(rows: int) -> None:
     x, weight, bias = (t.requires_grad_() for t in _drawn(rows))
     dy = torch.randn(rows, 288)
@@ -64,6 +65,152 @@ def test_gradients_are_those_of_torchs_linear(rows: int) -> None:
             assert _apart(one, other) <= 4 * ROUNDING  # sums over up to 8,000 rows
     perceptron = products.perceptron(x, weight, bias, torch.randn(64, 288), None, "gelu", True)
     assert perceptron.requires_grad
+
+
+# rows, inputs, hidden, outputs: whole vectors and not, one row, blocks that are left over, sums in several parts
+SIZES = [(1, 300, 1000, 4), (97, 5, 5000, 33), (700, 96, 384, 96), (193, 800, 65, 129), (601, 17, 300, 500)]
+
+
+def _isas() -> list[str]:
+    module = operators.built()
+    return [] if isinstance(module, str) else [*module.isas()]
+
+
+@pytest.fixture(params=_isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Each instruction set in turn, taken for the fastest."""
+    module = operators.built()
+    before = module.isa()
+    module.choose_isa(request.param)
+    monkeypatch.setattr(compiled, "MEASURED", (request.param,))
+    yield request.param
+    module.choose_isa(before)
+
+
+def _perceptron_of(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """x, w1, b1, w2, b2, whose numbers are of size 1 everywhere; then a norm's scale and shift, and a residual."""
+    torch.manual_seed(sum(size))
+    rows, inputs, hidden, outputs = size
+    shapes = (rows, inputs), (hidden, inputs), (hidden,), (outputs, hidden), (outputs,), (inputs,), (inputs,)
+    drawn = [torch.randn(shape, dtype=torch.float64) for shape in (*shapes, (rows, outputs))]
+    drawn[1] /= inputs**0.5
+    drawn[3] /= hidden**0.5
+    return [t.to(dtype) for t in drawn]
+
+
+def _exact(given: list[torch.Tensor], activation: str, norm: bool, residual: bool) -> torch.Tensor:
+    x, w1, b1, w2, b2, scale, shift, other = given
+    x = F.layer_norm(x, x.shape[-1:], scale, shift, 1e-5) if norm else x
+    y = F.linear(activations.activate(F.linear(x, w1, b1), activation), w2, b2)
+    return y + other if residual else y
+
+
+@pytest.mark.parametrize("activation", products.ACTIVATIONS)
+@pytest.mark.parametrize("fused", [(False, False), (True, True)], ids=["bare", "norm and residual"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_compiled_products_are_no_worse_than_torchs(
+    isa: str, size: tuple[int, ...], fused: tuple[bool, bool], activation: str
+) -> None:
+    """Beside float64, by the rule for every kernel: at most twice torch's error in float32, or 1e-5 of the largest."""
+    low = _perceptron_of(size)
+    x, w1, b1, w2, b2, scale, shift, other = low
+    more = {"norm": (scale, shift, 1e-5) if fused[0] else None, "residual": other if fused[1] else None}
+    exact = _exact([t.double() for t in low], activation, *fused)
+    allowed = max(2 * (_exact(low, activation, *fused) - exact).abs().max(), 1e-5 * exact.abs().max())
+    with torch.no_grad():
+        assert (products.perceptron(x, w1, b1, w2, b2, activation, True, **more) - exact).abs().max() <= allowed
+        one = more | {"residual": torch.ones(len(x), len(w1)) if fused[1] else None}
+        found = products.linear(x, w1, b1, True, activation=activation, **one)
+        layer = F.layer_norm(x.double(), x.shape[-1:], scale.double(), shift.double(), 1e-5) if fused[0] else x.double()
+        right = activations.activate(F.linear(layer, w1.double(), b1.double()), activation) + (1 if fused[1] else 0)
+        assert (found - right).abs().max() <= 2e-6 * right.abs().max()  # sums of up to 800 terms of size 1
+
+
+@pytest.mark.parametrize("activation", products.ACTIVATIONS)
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_every_gradient_of_a_compiled_perceptron(isa: str, size: tuple[int, ...], activation: str) -> None:
+    low = _perceptron_of(size)
+    dy = torch.randn(len(low[0]), len(low[3]), generator=torch.Generator().manual_seed(1))
+
+    def gradients(call, dtype: torch.dtype) -> list[torch.Tensor]:
+        given = [t.to(dtype).requires_grad_() for t in low]
+        return [*torch.autograd.grad(call(*given), given[:5], dy.to(dtype))]
+
+    def torchs(*given: torch.Tensor) -> torch.Tensor:
+        return _exact([*given], activation, False, False)
+
+    def ours(x: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor, b2: torch.Tensor, *_: object):
+        return products.perceptron(x, w1, b1, w2, b2, activation, False)
+
+    exact, theirs = gradients(torchs, torch.float64), gradients(torchs, torch.float32)
+    for name, found, right, low_one in zip(
+        "x w1 b1 w2 b2".split(), gradients(ours, torch.float32), exact, theirs, strict=True
+    ):
+        allowed = 3 * max((low_one - right).abs().max(), 1e-5 * right.abs().max())
+        assert (found - right).abs().max() <= allowed, name
+
+
+def test_bits_do_not_depend_on_threads(isa: str) -> None:
+    low = _perceptron_of((601, 96, 300, 130))
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        try:
+            given = [t.clone().requires_grad_() for t in low]
+            y = products.perceptron(*given[:5], "gelu", False)
+            z = products.linear(given[0], given[1], given[2], False)
+            parts = torch.autograd.grad(y.square().sum() + z.square().sum(), given[:5])
+            with torch.no_grad():
+                few = products.perceptron(low[0][:200], *low[1:5], "silu", True)
+            found.append([y, z, few, *parts])
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("activation", products.ACTIVATIONS)
+def test_activations_far_out(isa: str, activation: str) -> None:
+    """Huge, tiny, infinite and no numbers, through a weight of 1."""
+    ends = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 5.5, -5.5, 13.0, -13.0, 90.0, -90.0, 1e4, -1e4, 1e30, -1e30])
+    x = torch.cat((ends, torch.linspace(-12, 12, 4097), torch.tensor([float("inf"), float("nan")])))[:, None]
+    one = torch.ones(1024, 1)
+    with torch.no_grad():
+        found = products.linear(x, one, None, True, activation=activation)[:, 0]
+    assert found[-1].isnan()
+    assert found[-2] == float("inf")
+    right = activations.activate(x[:-2, 0].double(), activation)
+    # exponents of up to 17 are rounded to 2⁻²⁰; numbers of size 1 to 2⁻²⁴, a few times
+    assert ((found[:-2] - right).abs() <= 2**-20 * right.abs() + 2**-24).all()
+
+
+def test_a_gradient_of_a_gradient_of_a_perceptron() -> None:
+    low = _perceptron_of((300, 40, 60, 20), torch.float32)
+    found = []
+    for call in (
+        lambda *g: products.perceptron(*g, "gelu", False),
+        lambda *g: _exact([*g, *low[5:]], "gelu", False, False),
+    ):
+        given = [t.clone().requires_grad_() for t in low[:5]]
+        (dx,) = torch.autograd.grad(call(*given).square().sum(), given[0], create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), given[1:4]))
+    for one, other in zip(*found, strict=True):
+        assert _apart(one, other) <= 16 * ROUNDING
+
+
+def test_in_training_only_what_the_activation_takes_is_kept() -> None:
+    """For backward: x and [rows, hidden] once, where torch keeps it twice."""
+    x, w1, b1, w2, b2 = (t.requires_grad_() for t in _perceptron_of((2000, 32, 512, 32))[:5])
+    kept: dict[int, int] = {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        products.perceptron(x, w1, b1, w2, b2, "gelu", False)
+    own = sum(t.untyped_storage().nbytes() for t in (x, w1, b1, w2, b2))
+    assert sum(kept.values()) - own == 4 * 2000 * 512
 
 
 def test_a_gradient_of_a_gradient() -> None:
@@ -123,26 +270,26 @@ def test_what_is_kept_goes_with_its_weight() -> None:
     x, weight, _ = _drawn()
     w = nn.Parameter(weight)
     gc.collect()  # models of other tests
-    before = len(products._KEPT)
+    before = len(packed._KEPT)
     with torch.no_grad():
         products.linear(x, w, None, True)
-    there, size = len(products._KEPT) - before, products.kept_bytes(w)
+    there, size = len(packed._KEPT) - before, products.kept_bytes(w)
     assert (there, size) == (1, 4 * 288 * 96)
     del w, weight
     gc.collect()
-    assert len(products._KEPT) == before
+    assert len(packed._KEPT) == before
 
 
 def test_inference_tensors_and_training_keep_nothing() -> None:
     x, weight, _ = _drawn()
     gc.collect()  # models of other tests
-    before = len(products._KEPT)
+    before = len(packed._KEPT)
     with torch.inference_mode():
         w = torch.randn(288, 96)
         assert _apart(products.linear(x, w, None, True), F.linear(x, w)) <= ROUNDING
     with torch.no_grad():
         products.linear(x, nn.Parameter(weight), None, False)
-    assert len(products._KEPT) == before
+    assert len(packed._KEPT) == before
 
 
 def test_autocast_gives_what_torch_gives() -> None:
@@ -178,11 +325,15 @@ def test_copies_have_their_own() -> None:
 
 def test_the_operators_are_sound() -> None:
     x, weight, bias = _drawn(40, 24, 32)
-    torch.library.opcheck(torch.ops.locant.linear.default, (x.requires_grad_(), weight.requires_grad_(), bias, False))
+    fused = "none", None, None, None, 0.0, False
+    torch.library.opcheck(torch.ops.locant.linear.default, (x.requires_grad_(), weight.requires_grad_(), bias, *fused))
     torch.library.opcheck(
         torch.ops.locant.perceptron.default,
-        (x.detach(), weight.detach(), bias, torch.randn(8, 32), None, "gelu", False),
+        (x.detach(), weight.detach(), bias, torch.randn(8, 32), None, "gelu", *fused[1:]),
     )
+    if compiled.available():
+        layers = x, weight, bias.requires_grad_(), torch.randn(8, 32).requires_grad_(), None
+        torch.library.opcheck(torch.ops.locant.perceptron_training.default, (*layers, "gelu"))
 
 
 @pytest.mark.compiled

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from locant.layout import Layout
 
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")  # by the numbers that linear.h has for them
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 Address = int  # of the first number; 0 says that there is none
@@ -67,13 +68,100 @@ class Gradients(NamedTuple):
     dprefix_bias: Address
 
 
+class Weight(NamedTuple):
+    """A weight to pack: its number for input k and output n lies at k * input_step + n * output_step. float32, as all
+    of the linear maps below."""
+
+    inputs: int
+    outputs: int
+    input_step: int
+    output_step: int
+    packed_from: Address
+    packed: Address
+
+
+class Linear(NamedTuple):
+    """y = act(n(x) W + b) + residual, n a LayerNorm or nothing. Rows are contiguous."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    activation: int  # ACTIVATIONS
+    x: Address  # [rows, inputs]
+    scale: Address  # [inputs], of the LayerNorm; 0: there is none
+    shift: Address
+    epsilon: float
+    weight: Address  # packed
+    bias: Address  # [outputs]
+    residual: Address  # [rows, outputs]
+    before: Address  # [rows, outputs], written: what the activation takes
+    y: Address  # [rows, outputs]
+
+
+class Perceptron(NamedTuple):
+    """y = act(n(x) W1 + b1) W2 + b2 + residual."""
+
+    rows: int
+    inputs: int
+    hidden: int
+    outputs: int
+    activation: int
+    x: Address
+    scale: Address
+    shift: Address
+    epsilon: float
+    weight1: Address
+    bias1: Address
+    weight2: Address
+    bias2: Address
+    residual: Address
+    before: Address  # [rows, hidden], written: what the activation takes
+    y: Address
+
+
+class WeightGradient(NamedTuple):
+    """dW = dYᵀ X and db = Σ dY, added to what is there or not."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    added: bool
+    dy: Address  # [rows, outputs]
+    x: Address  # [rows, inputs]
+    dw: Address  # [outputs, inputs]
+    db: Address  # [outputs]
+
+
+class HiddenGradient(NamedTuple):
+    """Backward through act(h) W2, h = x W1: dh, act(h) once more, and dx."""
+
+    rows: int
+    inputs: int
+    hidden: int
+    outputs: int
+    activation: int
+    dy: Address  # [rows, outputs]
+    before: Address  # [rows, hidden]: h
+    turned1: Address  # packed, from hidden to inputs
+    turned2: Address  # packed, from outputs to hidden
+    dh: Address  # [rows, hidden]
+    after: Address  # [rows, hidden]: act(h)
+    dx: Address  # [rows, inputs]
+
+
+RECORDS: dict[str, type[Any]] = {
+    "LAYOUT": Layout, "FORWARD": Forward, "GRADIENTS": Gradients, "WEIGHT": Weight, "LINEAR": Linear,
+    "PERCEPTRON": Perceptron, "WEIGHT_GRADIENT": WeightGradient, "HIDDEN_GRADIENT": HiddenGradient,
+}  # fmt: skip
+
+
 def check(module: ModuleType) -> None:
     """Compare the operands that the compiled module reads with those that are handed to it.
 
     Raises:
         ImportError: if they differ: the module was built from other sources than these.
     """
-    for name, record in (("LAYOUT", Layout), ("FORWARD", Forward), ("GRADIENTS", Gradients)):
+    for name, record in RECORDS.items():
         kinds = {field: getattr(kind, "__forward_arg__", kind) for field, kind in record.__annotations__.items()}
         handed, read = (
             [f"{field}: {kind}" for field, kind in pairs] for pairs in (kinds.items(), getattr(module, name, ()))

@@ -75,10 +75,15 @@ def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
 def run_perceptron(one: Any, activation: nn.Module, two: Any, x: Tensor) -> Tensor | None:
     """two(activation(one(x))) a chunk of rows at a time; None where the layers have to be called."""
     act = _activation(activation)
-    alike = _are_plain(one, two) and is_packed(one) and is_packed(two)
-    if two.training or torch.is_grad_enabled() or act is None or not alike:
+    if act is None or not (_are_plain(one, two) and is_packed(one) and is_packed(two)):
         return None
-    return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
+    return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not two.training)
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether a dropout in it is at work now: its parts then have to be called."""
+    parts = module._modules.values() if module.training else ()
+    return any(getattr(part, "p", 0) and "Drop" in type(part).__name__ for part in parts)
 
 
 def _activation(module: object) -> str | None:
@@ -96,10 +101,10 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
 
     def forward(self: Any, *inputs: Any) -> Tensor:
         one, two, act = getattr(self, first), getattr(self, second), _activation(getattr(self, activation))
-        if self.training or torch.is_grad_enabled() or act is None or not _are_plain(one, two):
+        if act is None or not _are_plain(one, two) or draws(self):
             return type(self).forward(self, *inputs)
         (x,) = inputs
-        return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=True)
+        return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not self.training)
 
     def offer(module: nn.Module) -> Offer | str:
         one, two = getattr(module, first, None), getattr(module, second, None)

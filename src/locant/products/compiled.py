@@ -1,0 +1,146 @@
+"""Products by the compiled kernels of csrc/linear, in float32: everything of a block of rows at once."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locant import operands
+from locant.dispatch import constant_to_graphs
+from locant.operators import built
+from locant.products.activations import number_of
+from locant.products.packed import packed
+
+MEASURED = ("amx", "avx512")  # instruction sets on which they were the fastest for float32 (docs/performance.md)
+FEW = 192  # rows up to which a perceptron's two layers, each shared out by columns, are faster than one pass by rows
+HELD = 1 << 20  # numbers of a hidden layer at once, backward: they stay in the cache
+
+
+def _module() -> Any:
+    return built()
+
+
+@constant_to_graphs
+def available() -> bool:
+    """Whether the kernels are there, and the instruction set in use is one on which they are the fastest."""
+    module = built()
+    return isinstance(module, ModuleType) and module.isa() in MEASURED
+
+
+def _pack(weight: Tensor, turned: bool) -> Tensor:
+    """The weight [out, in] from in to out, or turned: from out to in."""
+    outputs, inputs = weight.shape if not turned else weight.shape[::-1]
+    across, down = weight.stride() if not turned else weight.stride()[::-1]
+    module = _module()
+    request = operands.Weight(inputs, outputs, down, across, weight.data_ptr(), 0)
+    copy = torch.empty(module.packed_numbers(request), dtype=torch.float32)
+    module.pack(request._replace(packed=copy.data_ptr()), torch.get_num_threads())
+    return copy
+
+
+def _packed(weight: Tensor, keep: bool) -> Tensor:
+    own = weight.detach().to(torch.float32)
+    return packed(weight, _module().isa(), 4, lambda: _pack(own, False), keep)
+
+
+def _plain(x: Tensor | None) -> Tensor | None:
+    """A vector that is added or multiplied by, as the kernels read it."""
+    return None if x is None else x.detach().to(torch.float32).contiguous()
+
+
+def _run(pass_: str, request: tuple[Any, ...]) -> None:
+    getattr(_module(), pass_)(request, torch.get_num_threads())
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, epsilon: float, keep: bool,
+) -> Tensor:  # fmt: skip
+    """x and residual [rows, ...] contiguous."""
+    y = x.new_empty(len(x), weight.shape[0])
+    own, at = [_plain(v) for v in (bias, scale, shift)], operands.address
+    copy = _packed(weight, keep)
+    _run("linear", operands.Linear(
+        len(x), x.shape[1], y.shape[1], number_of(activation), x.data_ptr(), at(own[1]), at(own[2]), epsilon,
+        copy.data_ptr(), at(own[0]), at(residual), 0, y.data_ptr(),
+    ))  # fmt: skip
+    return y
+
+
+def perceptron(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool, before: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """x and residual [rows, ...] contiguous; `before` [rows, hidden] is written where a gradient will be wanted."""
+    if len(x) <= FEW and before is None:
+        hidden = linear(x, w1, b1, activation, None, scale, shift, epsilon, keep)
+        return linear(hidden, w2, b2, "none", residual, None, None, 0.0, keep)
+    y = x.new_empty(len(x), w2.shape[0])
+    own, at = [_plain(v) for v in (b1, b2, scale, shift)], operands.address
+    copies = _packed(w1, keep), _packed(w2, keep)
+    _run("perceptron", operands.Perceptron(
+        len(x), x.shape[1], w1.shape[0], y.shape[1], number_of(activation), x.data_ptr(), at(own[2]), at(own[3]),
+        epsilon, copies[0].data_ptr(), at(own[0]), copies[1].data_ptr(), at(own[1]), at(residual), at(before),
+        y.data_ptr(),
+    ))  # fmt: skip
+    return y
+
+
+def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    """dX = dY W."""
+    copy, dx = _pack(weight.detach(), True), dy.new_empty(len(dy), weight.shape[1])
+    _run("linear", operands.Linear(
+        len(dy), dy.shape[1], dx.shape[1], 0, dy.data_ptr(), 0, 0, 0.0, copy.data_ptr(), 0, 0, 0, dx.data_ptr()
+    ))  # fmt: skip
+    return dx
+
+
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """dW = dYᵀ X, and db."""
+    dw = torch.empty(weight.shape, dtype=torch.float32)
+    db = torch.empty(len(dw), dtype=torch.float32) if bias else None
+    _add_weight_gradient(dy, x, dw, db, added=False)
+    return dw, db
+
+
+def _add_weight_gradient(dy: Tensor, x: Tensor, dw: Tensor | None, db: Tensor | None, added: bool) -> None:
+    at = operands.address
+    _run("weight_gradient", operands.WeightGradient(
+        len(x), x.shape[1], dy.shape[1], added, dy.data_ptr(), x.data_ptr(), at(dw), at(db)
+    ))  # fmt: skip
+
+
+def perceptron_gradients(
+    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, w1, b1, w2 and b2, of a chunk of rows at a time: of the hidden layer only a chunk's is formed.
+
+    Args:
+        dy: [rows, out].
+        before: [rows, hidden], what the activation took.
+        wanted: which of the five; the others are None.
+    """
+    # 1 both weights turned, and where sums go
+    turned = _pack(w1.detach(), True), _pack(w2.detach(), True)
+    hidden, chunk = w1.shape[0], max(512, HELD // w1.shape[0])
+    shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
+    found = [x.new_empty(shape) if asked else None for shape, asked in zip(shapes, wanted, strict=True)]
+    dx, dw1, db1, dw2, db2 = found
+    dh, after = (x.new_empty(min(chunk, len(x)), hidden) for _ in range(2))
+    # 2 chunk by chunk: the hidden layer's gradient, dx, and what is added to the weights'
+    for start in range(0, len(x), chunk):
+        part = slice(start, start + chunk)
+        rows, given = x[part], dy[part]
+        _run("hidden_gradient", operands.HiddenGradient(
+            len(rows), x.shape[1], hidden, dy.shape[1], number_of(activation), given.data_ptr(),
+            before[part].data_ptr(), turned[0].data_ptr(), turned[1].data_ptr(), dh.data_ptr(), after.data_ptr(),
+            0 if dx is None else dx[part].data_ptr(),
+        ))  # fmt: skip
+        if dw1 is not None or db1 is not None:
+            _add_weight_gradient(dh[: len(rows)], rows, dw1, db1, start > 0)
+        if dw2 is not None or db2 is not None:
+            _add_weight_gradient(given, after[: len(rows)], dw2, db2, start > 0)
+    return tuple(found)

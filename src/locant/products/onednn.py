@@ -1,0 +1,77 @@
+"""Products by oneDNN, which torch carries: what it has no kernel for in one go is done before and after by torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from locant import dispatch
+from locant.products.activations import activate
+from locant.products.packed import packed
+
+CHUNK = 512  # rows of a perceptron at once: the hidden layer of a chunk stays in the cache, and is never mapped anew
+REPACKED = 64  # rows from which packing a weight at each call costs less than it saves
+SUMMED = 8192  # up to so many rows the weight's gradient is oneDNN's; above, torch's own product is faster
+
+_FUSED = {
+    "none": ("none", "none"), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}  # fmt: skip
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool) -> Tensor:
+    """activation(x weightᵀ + bias), x [rows, in] contiguous, in x's dtype."""
+    bias = None if bias is None else bias.detach().to(x.dtype)
+    if len(x) == 0 or (not keep and len(x) < REPACKED):
+        return activate(F.linear(x, weight.detach().to(x.dtype), bias), activation)
+    copy = packed(
+        weight, x.dtype, x.dtype.itemsize,
+        lambda: dispatch.pack_linear(weight.detach().to(x.dtype), len(x)), keep,
+    )  # fmt: skip
+    return dispatch.packed_linear(x, copy, bias, *_FUSED[activation])
+
+
+def _normalise(x: Tensor, scale: Tensor | None, shift: Tensor | None, epsilon: float) -> Tensor:
+    if scale is None:
+        return x
+    return F.layer_norm(
+        x, x.shape[-1:], scale.detach().to(x.dtype), None if shift is None else shift.detach().to(x.dtype), epsilon
+    )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, epsilon: float, keep: bool,
+) -> Tensor:  # fmt: skip
+    """x [rows, in] contiguous."""
+    y = _multiply(_normalise(x, scale, shift, epsilon), weight, bias, activation, keep)
+    return y if residual is None else y.add_(residual)
+
+
+def perceptron(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
+) -> Tensor:  # fmt: skip
+    """x [rows, in] contiguous, a chunk of rows at a time."""
+    out = x.new_empty(len(x), w2.shape[0])
+    for start in range(0, len(x), CHUNK):
+        part = slice(start, start + CHUNK)
+        hidden = _multiply(_normalise(x[part], scale, shift, epsilon), w1, b1, activation, keep)
+        y = _multiply(hidden, w2, b2, "none", keep)
+        torch.add(y, residual[part], out=out[part]) if residual is not None else out[part].copy_(y)
+    return out
+
+
+def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    """dX = dY W, by the transposed weight, packed anew."""
+    return _multiply(dy, weight.detach().to(dy.dtype).t().contiguous(), None, "none", keep=False)
+
+
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """dW = dYᵀ X by whichever product is the faster one for so many rows, and db."""
+    if 0 < len(x) <= SUMMED and x.dtype == torch.float32 and dispatch.packs_linear():
+        dw = dispatch.weight_gradient(dy, x, weight)
+    else:
+        dw = dy.t() @ x
+    return dw, dy.sum(0) if bias else None

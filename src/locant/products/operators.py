@@ -1,0 +1,303 @@
+"""The products as torch operators, and which library does them.
+
+    locant::linear, linear_backward, perceptron, perceptron_training, perceptron_backward
+
+Each takes rows of any number of leading axes. A gradient of a gradient goes by torch's own products.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from locant import dispatch
+from locant.operands import ACTIVATIONS
+from locant.products import compiled, onednn
+from locant.products.activations import activate
+
+__all__ = ["ACTIVATIONS", "linear", "perceptron"]
+
+DTYPES = (torch.float32, torch.bfloat16)
+SMALL = 1 << 18  # multiply-adds below which a call of an operator costs more than it saves
+Norm = tuple[Tensor, Tensor, float]  # a LayerNorm's scale, shift and ε
+
+
+def _library(dtype: torch.dtype) -> ModuleType:
+    """Who multiplies: our kernels where they were measured to be the fastest, else oneDNN."""
+    return compiled if dtype == torch.float32 and compiled.available() else onednn
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+# --- linear -----------------------------------------------------------------------------------------------------------
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, epsilon: float, keep: bool,
+) -> Tensor:  # fmt: skip
+    rows, other = _rows(x), None if residual is None else _rows(residual)
+    y = _library(x.dtype).linear(rows, weight, bias, activation, other, scale, shift, epsilon, keep)
+    # a view would be refused to whoever writes into it, such as ReLU(inplace=True)
+    return y.view(*x.shape[:-1], weight.shape[0]).detach()
+
+
+def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; empty where they are not wanted."""
+    rows, given, library, nothing = _rows(x), _rows(dy), _library(x.dtype), x.new_empty(0)
+    dx = library.input_gradient(given, weight).view(x.shape) if wanted[0] else nothing
+    dw, db = library.weight_gradient(given, rows, weight, wanted[2]) if wanted[1] else (nothing, None)
+    if wanted[2] and db is None:
+        db = given.sum(0)
+    return dx, dw.to(weight.dtype), nothing if db is None else db
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *_ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias, ctx.count = None if bias is None else bias.dtype, len(inputs)
+
+
+def _linear_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2] and ctx.bias is not None]
+    rest = (None,) * (ctx.count - 3)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (dy, x, weight)):  # a gradient of a gradient
+        flat = dy.reshape(-1, dy.shape[-1])
+        dx = (flat @ weight.to(dy.dtype)).view(x.shape) if wanted[0] else None
+        dw = (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if wanted[1] else None
+        return dx, dw, flat.sum(0).to(ctx.bias) if wanted[2] else None, *rest
+    direct = dispatch.is_unwatched((dy, x, weight))
+    found = (_linear_backward if direct else torch.ops.locant.linear_backward)(dy, x, weight, wanted)
+    dx, dw, db = (part if asked else None for part, asked in zip(found, wanted, strict=True))
+    return dx, dw, None if db is None else db.to(ctx.bias), *rest
+
+
+# --- perceptrons ------------------------------------------------------------------------------------------------------
+
+
+def _perceptron(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
+) -> Tensor:  # fmt: skip
+    rows, other = _rows(x), None if residual is None else _rows(residual)
+    y = _library(x.dtype).perceptron(rows, w1, b1, w2, b2, activation, other, scale, shift, epsilon, keep)
+    return y.view(*x.shape[:-1], w2.shape[0]).detach()
+
+
+def _perceptron_training(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    """The perceptron, and what its activation took [rows, hidden]."""
+    rows = _rows(x)
+    before = rows.new_empty(len(rows), w1.shape[0])
+    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, 0.0, False, before)
+    return y.view(*x.shape[:-1], w2.shape[0]).detach(), before
+
+
+def _perceptron_backward(
+    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
+) -> list[Tensor]:
+    """Gradients of x, w1, b1, w2 and b2; empty where they are not wanted."""
+    found = compiled.perceptron_gradients(_rows(dy), _rows(x), before, w1, w2, activation, wanted)
+    dx, *rest = (x.new_empty(0) if part is None else part for part in found)
+    return [dx.view(x.shape) if wanted[0] else dx, *rest]
+
+
+def _save_perceptron(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, w1, b1, w2, b2, activation = inputs
+    ctx.save_for_backward(x, w1, b1, w2, b2, output[1])
+    ctx.activation = activation
+    ctx.mark_non_differentiable(output[1])
+
+
+def _perceptron_gradient(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, w1, b1, w2, b2, before = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    wanted = [needed[i] and t is not None for i, t in enumerate((x, w1, b1, w2, b2))]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (dy, x, w1, b1, w2, b2)):
+        y = F.linear(activate(F.linear(x, w1, b1), ctx.activation), w2, b2)  # a gradient of a gradient
+        inputs = [t for t, asked in zip((x, w1, b1, w2, b2), wanted, strict=True) if asked]
+        parts = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+        return *(next(parts) if asked else None for asked in wanted), None
+    arguments = dy, x, before, w1, w2, ctx.activation, wanted
+    direct = dispatch.is_unwatched(arguments)
+    found = (_perceptron_backward if direct else torch.ops.locant.perceptron_backward)(*arguments)
+    return *(part if asked else None for part, asked in zip(found, wanted, strict=True)), None
+
+
+# --- registered -------------------------------------------------------------------------------------------------------
+
+_FUSED = "Tensor? residual, Tensor? scale, Tensor? shift, float epsilon, bool keep"
+_LAYERS = "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str activation"
+_LIBRARY = torch.library.Library("locant", "FRAGMENT")
+_LIBRARY.define(f"linear(Tensor x, Tensor weight, Tensor? bias, str activation, {_FUSED}) -> Tensor")
+_LIBRARY.define("linear_backward(Tensor dy, Tensor x, Tensor weight, bool[] wanted) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"perceptron({_LAYERS}, {_FUSED}) -> Tensor")
+_LIBRARY.define(f"perceptron_training({_LAYERS}) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "perceptron_backward(Tensor dy, Tensor x, Tensor before, Tensor w1, Tensor w2, str activation, bool[] wanted) -> "
+    "Tensor[]"
+)
+
+
+def _fake_linear(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    nothing = x.new_empty(0)
+    return (
+        x.new_empty(x.shape) if wanted[0] else nothing,
+        weight.new_empty(weight.shape) if wanted[1] else nothing,
+        dy.new_empty(dy.shape[-1]) if wanted[2] else nothing,
+    )
+
+
+def _fake_training(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(*x.shape[:-1], w2.shape[0]), x.new_empty(rows, w1.shape[0])
+
+
+def _fake_perceptron_backward(
+    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
+) -> list[Tensor]:
+    shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
+    return [x.new_empty(shape if asked else (0,)) for shape, asked in zip(shapes, wanted, strict=True)]
+
+
+for _name, _cpu, _fake in (
+    ("linear", _linear, _fake_linear),
+    ("linear_backward", _linear_backward, _fake_linear_backward),
+    ("perceptron", _perceptron, lambda x, w1, b1, w2, *rest: x.new_empty(*x.shape[:-1], w2.shape[0])),
+    ("perceptron_training", _perceptron_training, _fake_training),
+    ("perceptron_backward", _perceptron_backward, _fake_perceptron_backward),
+):
+    _LIBRARY.impl(_name, _cpu, "CPU")
+    torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd("locant::linear", _linear_gradient, setup_context=_save_linear, lib=_LIBRARY)
+torch.library.register_autograd(
+    "locant::perceptron_training", _perceptron_gradient, setup_context=_save_perceptron, lib=_LIBRARY
+)
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` past torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # type: ignore[override]
+        output = _linear(*inputs)
+        _save_linear(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_linear_gradient)  # type: ignore[assignment]
+
+
+class _Perceptron(torch.autograd.Function):
+    """`perceptron_training` past torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        output = _perceptron_training(*inputs)
+        _save_perceptron(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_perceptron_gradient)  # type: ignore[assignment]
+
+
+# --- what is called ---------------------------------------------------------------------------------------------------
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _is_ours(x: Tensor, *weights: Tensor) -> bool:
+    """Whether packed products do it: on the CPU, in a dtype that they have, plain, not too small, not exported."""
+    plain = all(type(w) in (Tensor, torch.nn.Parameter) and w.device.type == "cpu" for w in weights)
+    cast = torch.is_autocast_enabled("cpu")  # else torch refuses a weight of another dtype, and is left to say so
+    return (
+        x.device.type == "cpu"
+        and plain
+        and _dtype(x) in DTYPES
+        and all(w.is_floating_point() and w.ndim == 2 and (cast or w.dtype == x.dtype) for w in weights)
+        and x.shape[-1] == weights[0].shape[1]
+        and x.numel() * weights[0].shape[0] >= SMALL
+        and (dispatch.packs_linear() or (_dtype(x) == torch.float32 and compiled.available()))
+        and not dispatch.is_exporting()
+        and not dispatch.is_transformed()
+    )
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm[0], norm[1], norm[2])
+
+
+def _added(y: Tensor, residual: Tensor | None) -> Tensor:
+    return y if residual is None else residual + y
+
+
+def linear(
+    x: Float[Tensor, "*batch in"], weight: Tensor, bias: Tensor | None, keep: bool, *, activation: str = "none",
+    residual: Tensor | None = None, norm: Norm | None = None,
+) -> Tensor:  # fmt: skip
+    """act(n(x) weightᵀ + bias) + residual, autocast included; with x, weight and bias alone torch's F.linear.
+
+    Args:
+        weight: [out, in].
+        keep: hold a packed copy of the weight.
+        activation: one of ACTIVATIONS.
+        residual: [*batch, out].
+        norm: a LayerNorm of x in front: its scale and shift [in], and its ε.
+    """
+    # 1 where a gradient is wanted, or torch multiplies: one after the other
+    fused = activation != "none" or residual is not None or norm is not None
+    learns = _learns(x, weight, bias, residual, *(norm[:2] if norm else ()))
+    if fused and (learns or torch.is_autocast_enabled("cpu") or not _is_ours(x, weight)):
+        return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), residual)
+    if not _is_ours(x, weight):
+        return F.linear(x, weight, bias)
+    # 2 in one go
+    scale, shift, epsilon = norm or (None, None, 0.0)
+    arguments = x.to(_dtype(x)), weight, bias, activation, residual, scale, shift, epsilon, keep
+    if not dispatch.is_unwatched(arguments):
+        return torch.ops.locant.linear(*arguments)
+    return _Linear.apply(*arguments) if learns else _linear(*arguments)
+
+
+def perceptron(
+    x: Float[Tensor, "*batch in"], w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
+    keep: bool, *, residual: Tensor | None = None, norm: Norm | None = None,
+) -> Tensor:  # fmt: skip
+    """act(n(x) w1ᵀ + b1) w2ᵀ + b2 + residual, whose hidden layer is never formed whole.
+
+    Where a gradient is wanted what the activation takes is kept, [rows, hidden], and nothing else of that size.
+
+    Args:
+        w1, w2: [hidden, in] and [out, hidden].
+        activation, keep, residual, norm: as for `linear`.
+    """
+    inputs = (x, w1, b1, w2, b2)
+    learns = _learns(*inputs, residual, *(norm[:2] if norm else ()))
+    plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2)
+    if learns and plain and all(t is None or t.dtype == torch.float32 for t in inputs) and compiled.available():
+        given = _normalise(x, norm), w1, b1, w2, b2, activation
+        direct = dispatch.is_unwatched(given)
+        y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
+        return _added(y, residual)
+    if learns or not plain:
+        return linear(linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, residual=residual)
+    arguments = *inputs, activation, residual, *(norm or (None, None, 0.0)), keep
+    run = _perceptron if dispatch.is_unwatched(arguments) else torch.ops.locant.perceptron
+    return run(*arguments)
