@@ -1,6 +1,10 @@
 // A random perceptron through the linear kernels, against sums in double: its layers, and every gradient.
 #pragma once
 
+#include <cmath>
+#include <cstring>
+#include <string>
+
 #include "linear.h"
 #include "memory.h"
 
@@ -24,7 +28,8 @@ Layers random_layers(uint64_t number) {
     Layers a{size(220), size(130), size(600), size(150), Activation(random.next() % 5), random.next() % 2 == 0,
              random.next() % 2 == 0, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     const auto fill = [&](vector<float>& to, int64_t count, double factor) {
-        for (to.resize(index(count)); float& one : to) one = float(factor * (double(random.next() % 4001) / 1000 - 2));
+        to.resize(index(count));
+        for (float& one : to) one = float(factor * (double(random.next() % 4001) / 1000 - 2));
     };
     fill(a.x, a.rows * a.inputs, 1), fill(a.w1, a.hidden * a.inputs, 1 / std::sqrt(double(a.inputs)));
     fill(a.b1, a.hidden, 1), fill(a.w2, a.outputs * a.hidden, 1 / std::sqrt(double(a.hidden))), fill(a.b2, a.outputs, 1);
