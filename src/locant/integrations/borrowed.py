@@ -107,6 +107,25 @@ class BorrowedBuckets(Bias):
 
 
 @final
+class BorrowedSlopes(Bias):
+    """ALiBi for what comes before: bias = -slope · (query - key), the slopes from the library that made them.
+
+    `slopes` makes them, [heads], of a number of heads and a device.
+    """
+
+    def __init__(self, heads: int, slopes: Callable[[int, torch.device], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.slopes = heads, slopes
+
+    def at(self, offset: Tensor) -> Tensor:
+        rate = self.slopes(self.heads, offset.device)
+        return -rate.reshape(-1, *(1,) * (offset.ndim - 1)) * offset[..., 0]
+
+    def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
+        """It has an answer for every offset in a sequence."""
+
+
+@final
 class BorrowedGate(Gate):
     """ConViT's map from position alone, of a module with `pos_proj` and `gating_param`; as `GatedPosition`."""
 

@@ -12,7 +12,18 @@ from torch import nn
 from locant import planner, speed
 from locant.attend import plan
 from locant.checks import check_types, description
-from locant.integrations import conformer, layers, monai, mvit, sam, timm, torchvision, transformers, transformers_text
+from locant.integrations import (
+    conformer,
+    layers,
+    monai,
+    mvit,
+    sam,
+    timm,
+    torchvision,
+    transformers,
+    transformers_alibi,
+    transformers_text,
+)
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
@@ -25,7 +36,7 @@ from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAtt
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES, *monai.FAMILIES,
-    *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
+    *transformers_alibi.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {

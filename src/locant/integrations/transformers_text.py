@@ -39,7 +39,7 @@ def _stack_forward(self: Any, *inputs: Any, **named: Any) -> Any:
     weights = named.get("output_attentions", getattr(self.config, "output_attentions", False))
     # a row of a decoder that sees padding alone is what the library makes of it: its own forward runs on its padding
     known = own is None if self.is_decoder else own is None or _is_padding(own)
-    known = known and (others is None or _is_padding(others)) and (cache is None or _grows(cache))
+    known = known and (others is None or _is_padding(others)) and (cache is None or grows(cache))
     if known and not weights and self.config._attn_implementation == "sdpa":
         own, others = (None if mask is None else Padding(mask != 0) for mask in (own, others))
         named["locant"] = _Told(self._locant.position, own, others)
@@ -50,7 +50,7 @@ def _is_padding(mask: object) -> bool:
     return isinstance(mask, Tensor) and mask.ndim == 2
 
 
-def _grows(cache: Any) -> bool:
+def grows(cache: Any) -> bool:
     """Whether a cache holds the keys of all tokens so far and nothing else: their number says where they are."""
     parts = (cache.self_attention_cache, cache.cross_attention_cache) if hasattr(cache, "is_updated") else (cache,)
     return all(type(part).__name__ == "DynamicCache" for part in parts)
