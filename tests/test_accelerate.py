@@ -10,6 +10,7 @@ import pickle
 from types import MethodType
 
 import pytest
+import small
 import torch
 from torch import nn
 
@@ -354,3 +355,17 @@ def test_wrong_arguments(arguments: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match="accelerate") as error:
         locant.accelerate(**{"model": nn.Sequential(nn.Linear(8, 8)), **arguments})
     assert sentence in str(error.value)
+
+
+def test_our_own_models_of_content() -> None:
+    """Transformer-XL, SAM's encoder, MViT v2: their attention is Locant's own, their linear layers are packed."""
+    words = torch.arange(24).reshape(2, 12) % 11
+    for model, example in (
+        (small.MODELS["models.transformer_xl.MemTransformerLM"](), words),
+        (small.sam_encoder(), torch.randn(2, 3, 48, 48)),
+        (small.mvit_v2(), torch.randn(2, 3, 32, 32)),
+    ):
+        report = locant.accelerate(model.eval(), example=example, strict=True, training=True)
+        kernels = {row.kernel for row in report.rows if row.kind == "attention"}
+        assert kernels == {"Locant's own"}
+        assert any(row.kernel == "packed" for row in report.rows)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import locant
+from locant.integrations import named
 from locant.integrations.conformer import FAMILIES
 
 SMALL = {
@@ -180,6 +181,22 @@ def test_weights_stay_with_the_library(transformers, name: str) -> None:
     assert torch.equal(ours, theirs)
     report = locant.accelerate(plain)
     assert "set_attn_implementation" in report.rows[0].why
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"),
+    [("Wav2Vec2Conformer", (2, 4_000)), ("Wav2Vec2Bert", (2, 60, 24)), ("ParakeetEncoder", (2, 60, 16))],
+)
+def test_sounds_by_name(transformers, tmp_path, name: str, sound: tuple[int, ...]) -> None:
+    """What fits a model whose folder is named on the command line."""
+    small = FAST if name == "ParakeetEncoder" else {**SMALL, "feature_projection_input_dim": 24}
+    small = {**small, **({"conv_dim": [8] * 7} if name == "Wav2Vec2Conformer" else {})}
+    getattr(transformers, f"{name}Config")(**small).save_pretrained(tmp_path)
+    found = named.build(f"hf:{tmp_path}", batch=2, size=sound[1])
+    assert found.inputs[0].shape == sound
+    assert found.inputs[0].is_floating_point()
+    report = locant.accelerate(found.model, example=found.inputs, strict=True)
+    assert report.checked is not None
 
 
 @pytest.mark.compiled

@@ -66,8 +66,7 @@ def size_notes(model: Any) -> list[str]:
     if not hasattr(model, "LIBRARIES"):
         return []
     found: list[str] = []
-    window = getattr(model, "window", ())
-    reach = model.reach(0).shape if window else ()
+    window, reach = (model.window, model.reach(0).shape) if hasattr(model, "reach") else ((), ())
     if any(n < wanted for n, wanted in zip(reach, window, strict=True)):
         found.append(f"windows of {_sides(window)} are wider than the first map, where they are {_sides(reach)}.")
     if model.img_size is not None:

@@ -34,6 +34,7 @@ from locant.kernels import sdpa
 from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAttention
 
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
+OWN_IN_MODELS = ("locant.models.transformer_xl_layers.MemoryAttention", "locant.models.mvit_layers.PooledAttention")
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES, *monai.FAMILIES,
     *transformers_alibi.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
@@ -161,7 +162,7 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
                 yield _linear(path, module)
         elif path in inside or (family is not None and family.kind == "perceptron" and not pack):
             continue
-        elif isinstance(module, OWN):
+        elif isinstance(module, OWN) or class_name(type(module)) in OWN_IN_MODELS:
             yield Row(path, "attention", class_name(type(module)), kernel="Locant's own"), module, None
         elif family is not None:
             row, replacement, below = _known(path, module, family, tried)

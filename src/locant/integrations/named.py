@@ -38,7 +38,8 @@ def build(
     Args:
         name: `LIBRARY:NAME`; of transformers a folder with a config.json.
         batch: of the input.
-        size: pixels of a side, or (rows, columns), or (frames, rows, columns); tokens of a text. None: the model's own.
+        size: pixels of a side, or (rows, columns), or (frames, rows, columns); tokens of a text; frames or samples of
+            a sound. None: the model's own.
         weights: a file of a state dict; None: random weights.
 
     Raises:
@@ -57,7 +58,8 @@ def build(
     )
     if weights is not None:
         _load(model, weights)
-    inputs = torch.randint(0, 1000, (batch, *shape)) if len(shape) == 1 else torch.randn(batch, *shape)
+    words = len(shape) == 1 and getattr(model, "main_input_name", "input_ids") == "input_ids"
+    inputs = torch.randint(0, 1000, (batch, *shape)) if words else torch.randn(batch, *shape)
     return Named(name, model.eval(), (inputs,))
 
 
@@ -123,7 +125,12 @@ def _transformers(folder: str, size: int | tuple[int, ...] | None) -> tuple[nn.M
     model = auto.from_pretrained(folder, local_files_only=True) if there else auto.from_config(config)
     if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
         model = model.get_encoder()
-    image = getattr(config, "image_size", None)
+    image, given = getattr(config, "image_size", None), getattr(model, "main_input_name", "")
+    if image is None and given == "input_values":
+        return model, _sides(size, (160_000,))[:1]  # ten seconds
+    if image is None and given == "input_features":
+        bands = getattr(config, "feature_projection_input_dim", None) or getattr(config, "num_mel_bins", 80)
+        return model, (*_sides(size, (1_000,))[:1], bands)
     if image is None:
         return model, _sides(size, (512,))[:1]
     own = tuple(image) if isinstance(image, list | tuple) else (image, image)
@@ -137,7 +144,9 @@ def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, t
     if builder is None or name not in models.__all__:
         raise ValueError(f"locant has no model {name!r}. It has {', '.join(models.__all__[:8])}, ...: docs/models.md.")
     sides = _sides(size, (224, 224))
-    return builder(img_size=sides), (3, *sides)
+    model = builder(img_size=sides)
+    frames = getattr(model, "frames", None)
+    return model, (3, *([] if frames is None else [frames]), *sides)
 
 
 def _load(model: nn.Module, path: Path) -> None:
