@@ -277,3 +277,13 @@ def test_published_numbers_of_parameters(build: object, count: int) -> None:
 def test_wrong_arguments_are_refused(build: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+@pytest.mark.compiled
+def test_one_graph_and_an_exported_program() -> None:
+    """With a learned vector per patch, whose grid is compared with that of the pictures."""
+    model, images = made().eval(), torch.randn(2, 1, 4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = model(images)
+        close(torch.compile(model, fullgraph=True, backend="aot_eager")(images), wanted)
+        close(torch.export.export(model, (images,)).module()(images), wanted)

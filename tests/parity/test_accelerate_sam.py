@@ -92,7 +92,7 @@ def test_transformers_in_float64(transformers, monkeypatch, parity, name: str) -
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_weights_that_are_asked_for_are_handed_out(transformers, name: str) -> None:
+def test_weights_that_are_asked_for_are_handed_out(transformers, monkeypatch, name: str) -> None:
     model = _copy(transformers, name, attn_implementation="eager")
     plain, x = copy.deepcopy(model), torch.randn(1, 3, 96, 96)
     locant.accelerate(model, strict=True)
@@ -102,6 +102,14 @@ def test_weights_that_are_asked_for_are_handed_out(transformers, name: str) -> N
     assert len(ours) == len(theirs) == 3
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    layer = next(m for m in model.modules() if type(m).__name__.endswith("VisionLayer"))
+    monkeypatch.setattr(type(layer), "forward", None)  # afterwards it is not needed again
+    with torch.no_grad():
+        model(x)
+    handle = layer.attn.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="NoneType"):
+        layer(torch.randn(1, 12, 12, 32))
+    handle.remove()
 
 
 def test_dropout_is_drawn_where_the_class_draws_it(transformers) -> None:

@@ -129,7 +129,7 @@ def _transformers(folder: str, size: int | tuple[int, ...] | None) -> tuple[nn.M
     if image is None and given == "input_values":
         return model, _sides(size, (160_000,))[:1]  # ten seconds
     if image is None and given == "input_features":
-        bands = getattr(config, "feature_projection_input_dim", None) or getattr(config, "num_mel_bins", 80)
+        bands: Any = getattr(config, "feature_projection_input_dim", None) or getattr(config, "num_mel_bins", 80)
         return model, (*_sides(size, (1_000,))[:1], bands)
     if image is None:
         return model, _sides(size, (512,))[:1]
@@ -145,7 +145,7 @@ def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, t
         raise ValueError(f"locant has no model {name!r}. It has {', '.join(models.__all__[:8])}, ...: docs/models.md.")
     sides = _sides(size, (224, 224))
     model = builder(img_size=sides)
-    frames = getattr(model, "frames", None)
+    frames: int | None = getattr(model, "frames", None)
     return model, (3, *([] if frames is None else [frames]), *sides)
 
 

@@ -51,7 +51,7 @@ def _own_forward(self: Any, x: Tensor) -> Tensor:
 def _layer_forward(self: Any, hidden_states: Tensor) -> Tensor:
     """transformers' SAM and its copies; a class that makes weights makes them where someone listens."""
     attn, fused = self.attn, "Sdpa" in type(self.attn).__name__
-    if not fused and hooks_of(attn):
+    if not fused and _is_heard(attn):
         return type(self).forward(self, hidden_states)
     dropout = attn.dropout if attn.training and not fused else 0.0
     x = self.layer_norm1(hidden_states)
@@ -99,6 +99,16 @@ def _attend(attn: Any, x: Tensor, window: int, position: BorrowedDecomposed | No
         out = out.unflatten(1, x.shape[1:3])
     out = attn.proj(out)
     return attn.proj_drop(out) if hasattr(attn, "proj_drop") else out
+
+
+def _is_heard(attn: Any) -> bool:
+    """Whether a hook wants what the attention returns. transformers' own stay, and wait for a call that asks."""
+    hooks = hooks_of(attn)
+    if not hooks:
+        return hooks is None
+    recorder = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
+    others = [hook for hook in hooks if getattr(hook, "__name__", "") != "output_capturing_hook"]
+    return bool(others) or recorder is None or "attentions" in (recorder.get() or ())
 
 
 def _heads(attn: Any) -> int:
