@@ -28,6 +28,8 @@ FAMILIES = {  # the process that each family runs in
     "bfloat16": "default", "share": "default", "temporal": "default",
     "windows-default": "default", "swin": "default", "windows": "flushed", "windows-train": "flushed",
     "memory": "memory", "long": "long",
+    "content": "default", "content-sequence": "default", "content-memory": "content-memory",
+    "content-long": "content-long", "content-long-sequence": "content-long-sequence",
 }  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def child(arguments: argparse.Namespace) -> int:
 
 
 def family(name: str) -> Callable:
-    from rows import memory, models, whole, windows
+    from rows import content, memory, models, whole, windows
 
     return {
         "forward": whole.forward, "forward-apart": partial(whole.forward, apart=True),
@@ -115,6 +117,8 @@ def family(name: str) -> Callable:
         "bfloat16": whole.bfloat16, "share": whole.share, "temporal": windows.temporal,
         "windows": windows.forward, "windows-default": windows.default,
         "windows-train": windows.train, "swin": models.swin, "memory": memory.forward, "long": memory.long,
+        "content": content.picture, "content-sequence": content.sequence, "content-memory": content.memory,
+        "content-long": content.long_picture, "content-long-sequence": content.long_sequence,
     }[name]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ int64_t backward_items(const Problem& p) { return divide_backward(p).items(p); }
 
 size_t partial_bytes(const Problem& p) {
     const Division by = divide_backward(p);
-    return size_t(by.items(p) * by.table + (by.splits > 1 ? by.splits * by.queries : 0)) * sizeof(real);
+    return size_t(by.items(p) * by.sums_of_item() + (by.splits > 1 ? by.splits * by.sums_of_split() : 0)) * sizeof(real);
 }
 
 void run_backward(const Problem& p, int64_t item, void* scratch) {

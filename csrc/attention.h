@@ -15,6 +15,10 @@ enum class Dtype : int32_t { f32, f64, bf16, f16 };  // how tensors are stored
 
 enum PrefixBias { QUERY_PREFIX, KEY_PREFIX, BOTH_PREFIX };  // whose token has no place: the query, the key, or both
 
+// What is known of an axis that content has vectors along: the offsets that have one, how far coordinates lie apart among
+// 64 queries, or keys, that follow each other in a cell, and how many coordinates the keys of a cell span.
+enum AxisNumber { LOWEST_OFFSET, HIGHEST_OFFSET, QUERY_SPAN, KEY_SPAN, KEY_EXTENT, AXIS_NUMBERS };
+
 // Rows of `width` numbers: one per sample, head and token, at strides counted in numbers.
 struct Rows {
     void* data;

@@ -26,7 +26,11 @@
     X(const int32_t*, query_place)  /* [queries]; not read without a table */                                        \
     X(const int32_t*, key_place)                                                                                     \
     X(const int64_t*, query_rank)   /* [orders][queries] */                                                          \
-    X(const int64_t*, key_rank)     /* [orders][keys] */
+    X(const int64_t*, key_rank)     /* [orders][keys] */                                                             \
+    X(int64_t, axes)                /* along which content has vectors; 0 without */                                 \
+    X(const int32_t*, query_at)     /* [axes][queries]: coordinates; not read of prefix tokens */                    \
+    X(const int32_t*, key_at)       /* [axes][keys] */                                                               \
+    X(const int32_t*, axis)         /* [axes][AXIS_NUMBERS], in the order of AxisNumber */
 
 // One attention problem: what both passes read, and `out` and `lse`, which forward writes and backward reads.
 // "Real" is double where q is float64, else float.
@@ -46,6 +50,12 @@
     X(const void*, table)           /* Real [heads, entries]; null without a bias */                                 \
     X(int64_t, entries)                                                                                              \
     X(const void*, prefix_bias)     /* Real [3, heads], rows as in PrefixBias; null: 0 */                            \
+    X(Rows, content)                /* what meets the vectors; null: q */                                            \
+    X(const void*, vectors)         /* Real [vector_heads, offsets, head_dim], axis by axis; null without content */ \
+    X(int64_t, vector_heads)        /* 1: all heads meet the same */                                                 \
+    X(int64_t, offsets)             /* of all axes */                                                                \
+    X(const void*, vector_bias)     /* Real [vector_heads, offsets]; null: 0 */                                      \
+    X(double, content_scale)                                                                                         \
     X(PerSample<uint8_t>, valid)    /* of keys: 1 is a real one; null if all are */                                  \
     X(PerSample<int64_t>, query_id) /* segments: equal ids see each other; null without */                           \
     X(PerSample<int64_t>, key_id)                                                                                    \
@@ -62,7 +72,10 @@
     X(Rows, dk)                                                                                                      \
     X(Rows, dv)                                                                                                      \
     X(void*, dtable)                /* Real [heads, entries]; null if nobody learns it */                            \
-    X(void*, dprefix_bias)          /* Real [3, heads], or null */
+    X(void*, dprefix_bias)          /* Real [3, heads], or null */                                                   \
+    X(Rows, dcontent)               /* null: it is part of dq, or nobody wants it */                                 \
+    X(void*, dvectors)              /* Real [heads, offsets, head_dim]; null if nobody learns them */                \
+    X(void*, dvector_bias)          /* Real [heads, offsets], or null */
 
 // --- linear maps (linear.h), all in float ---------------------------------------------------------------------------
 

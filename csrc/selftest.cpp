@@ -18,7 +18,9 @@
 
 namespace {
 
-const char* const names[KINDS] = {"q", "k", "v", "dout", "out", "lse", "dq", "dk", "dv", "the table's gradient"};
+const char* const names[KINDS] = {"q", "k", "v", "dout", "content", "out", "lse", "dq", "dk", "dv", "dcontent",
+                                  "the vectors' gradient", "the gradient of numbers beside vectors",
+                                  "the table's gradient"};
 
 // --- the kernels --------------------------------------------------------------------------------------------------
 
@@ -37,6 +39,12 @@ vector<double> values(const Task& task, int kind, Memory& memory) {
     vector<double> found;
     task.strides[kind].each([&](int64_t at) { found.push_back(get(task.dtype(kind), memory.data(), at)); });
     return found;
+}
+
+void want_content(const Task& task, const Shared* memory, Problem& p) {  // its gradients
+    if (p.content.data) p.dcontent = task.strides[DCONTENT].rows(p.dtype, *memory[DCONTENT]);
+    if (task.learns_vectors) p.dvectors = memory[DVECTORS]->data();
+    if (task.learns_vectors && p.vector_bias) p.dvector_bias = memory[DVECTOR_BIAS]->data();
 }
 
 Run run(const Task& task, int threads) {
@@ -58,6 +66,7 @@ Run run(const Task& task, int threads) {
     p.dq = rows(DQ), p.dk = rows(DK), p.dv = rows(DV);
     if (task.trained) p.dtable = memory[DTABLE]->data();
     if (task.trained && task.learned) p.dprefix_bias = memory[DROWS]->data();
+    want_content(task, memory, p);
     const auto bytes = int64_t(locant::backward_partial_bytes(p));
     Memory partial(bytes);
     partial.open(0, bytes);
@@ -65,7 +74,7 @@ Run run(const Task& task, int threads) {
     spoil_scratch();
     locant::backward(p, threads);
 
-    for (int i = DQ; i <= DV; ++i) found.value[i] = values(task, i, *memory[i]);
+    for (int i = DQ; i < DTABLE; ++i) found.value[i] = values(task, i, *memory[i]);
     for (int i : {int(DK), int(DV)})
         if (task.layout.cells == 0) found.value[i].assign(found.value[i].size(), 0);  // the caller's to clear
     for (int i = DTABLE; i < KINDS && task.trained; ++i)
@@ -170,7 +179,8 @@ using Bytes = vector<vector<uint8_t>>;
 
 Bytes inputs(const Task& task) {
     Bytes all;
-    for (const Shared& one : {task.given[Q], task.given[K], task.given[V], task.given[DOUT], task.dlse, task.table})
+    for (const Shared& one : {task.given[Q], task.given[K], task.given[V], task.given[DOUT], task.given[CONTENT],
+                              task.dlse, task.table, task.vectors, task.vector_bias})
         if (one) all.push_back(one->all);
     return all;
 }

@@ -34,7 +34,6 @@ REFUSALS: dict[str, tuple[Row, ...]] = {
             "under export the graph is made of torch's own operators, so that it runs without Locant",
         ),
         (lambda p: p.transformed, "torch.func transforms need rules for each operator, and torch's own operators have"),
-        (lambda p: p.content is not None, "these kernels read one table for all queries, and content brings each"),
         (lambda p: p.mask.pairs, "Pairs is dense by nature, and these kernels never form what is dense"),
         (lambda p: p.mask.segments > 1, "these kernels know one Segments; two would have to be numbered anew"),
         *GATED,

@@ -351,29 +351,30 @@ def test_the_form_asks_for_the_offsets_that_can_be_seen():
             assert torch.equal(line[0], table[len(table) // 2 + low : len(table) // 2 + high + 1])
 
 
-@pytest.mark.native  # whose sentence is looked for
+@pytest.mark.native  # what it costs is asked
 def test_the_plan_says_the_bytes():
     q, k, v = (x.float() for x in heads(LONG))
-    found = plan(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), mask=Causal())
+    arguments = {"grid": LONG, "position": TransformerXL(6, HEADS, HEAD_DIM), "mask": Causal()}
+    here, found = (plan(q, k, v, kernel=kernel, **arguments) for kernel in ("native", "sdpa"))
+    assert "makes content's terms where the scores are: 9 vectors per head, 576 bytes" in str(here)
+    assert here.cost.held == HEADS * 9 * HEAD_DIM * 4
     pairs, terms = 2 * HEADS * 81 * 4, 2 * HEADS * 9 * 9 * 4
-    assert found.kernel == "sdpa"
+    assert plan(q, k, v, **arguments).kernel == "native"
     assert (
         f"content's terms are {terms:,} bytes; in 1-D that is O(N²); expanded for every pair and sample: {pairs:,} "
         in str(found)
     )
-    assert "these kernels read one table for all queries" in dict(found.passed_over)["native"]
     content = 2 * 2 * HEADS * 81 * 2 * HEAD_DIM - 2 * 2 * HEADS * 81 * (HEAD_DIM - v.shape[3])
     assert found.cost.flops == content + 2 * 2 * HEADS * 9 * 9 * HEAD_DIM
     with torch.no_grad():
-        still = plan(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), mask=Causal())
+        still = plan(q, k, v, kernel="sdpa", **arguments)
     assert still.cost.held == terms + 2 * pairs, "terms, pairs, and the pairs with -inf"
     assert found.cost.held == still.cost.held + 2 * pairs, "torch holds every score while it learns"
     image = Grid(4, 6)
-    shown = str(plan(*heads(image), grid=image, position=Decomposed(image, HEADS, HEAD_DIM), mask=Windows((2, 3))))
+    decomposed = Decomposed(image, HEADS, HEAD_DIM)
+    shown = str(plan(*heads(image), grid=image, position=decomposed, mask=Windows((2, 3)), kernel="sdpa"))
     assert "O(N²)" not in shown
     assert f"expanded for every pair and sample: {2 * HEADS * 4 * 36 * 8:,} bytes" in shown
-    with pytest.raises(ValueError, match="kernel='native' was asked for, and it refuses"):
-        attention(q, k, v, grid=LONG, position=TransformerXL(6, HEADS, HEAD_DIM), kernel="native")
 
 
 def test_it_learns_through_q_alone():

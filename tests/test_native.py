@@ -10,12 +10,17 @@ import pytest
 import torch
 from exactness import BY_NAME, Case, results, within_policy
 from laws import gradients, same
+from redrawing import redraw_alike
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from locant import Causal, Grid, Padding, RelativeTable, Segments, Windows, attention, hooks, operators
 from locant.attend import attention_packed
 from locant.measuring.exactness import plainly
+from locant.positions.decomposed import Decomposed
+from locant.positions.position import Position
+from locant.positions.shaw import Shaw
+from locant.positions.transformer_xl import TransformerXL
 
 pytestmark = pytest.mark.native
 
@@ -40,6 +45,11 @@ def table(grid: Grid, heads: int = 2, dtype: torch.dtype = torch.float64) -> Rel
     for row in made.parameters():
         torch.nn.init.normal_(row, std=0.5)
     return made.to(dtype)
+
+
+def content(position: Position) -> Position:
+    torch.manual_seed(1)
+    return redraw_alike(position.double())
 
 
 class Recorder(TorchDispatchMode):
@@ -67,8 +77,8 @@ def operands(grid: Grid, position=None, mask=None, dropout: float = 0.0, key_gri
     shapes = (2, grid.tokens, 4), (kv, keys, 4), (kv, keys, 3)
     q, k, v = (torch.randn(2, *shape, dtype=torch.float64) for shape in shapes)
     given = recorded(q, k, v, grid=grid, key_grid=key_grid, position=position, mask=mask, dropout=dropout)
-    leaves = [x if x is None else x.detach().contiguous().requires_grad_() for x in given[:5]]
-    return (*leaves, *given[5:])
+    leaves = [x if x is None else x.detach().contiguous().requires_grad_() for x in given[:8]]
+    return (*leaves, *given[8:])
 
 
 OPERANDS = {
@@ -78,6 +88,12 @@ OPERANDS = {
     "segments, order": lambda: operands(PREFIXED, table(Grid(3, 4)), Segments(IDS) & Causal()),
     "dropout": lambda: operands(PREFIXED, table(PREFIXED), Windows((2, 3)), dropout=0.4),
     "pooled keys": lambda: operands(Grid(4, 4), table(Grid(4, 4)), key_grid=Grid(4, 4).pooled(2)),
+    "content, prefix": lambda: operands(PREFIXED, content(Decomposed(Grid(3, 4), 2, 4))),
+    "content beside a table": lambda: operands(
+        Grid(3, 4), (content(Decomposed(Grid(2, 2), 2, 4)), table(Grid(3, 4))), Windows((2, 2), (1, 0))
+    ),
+    "content of its own": lambda: operands(Grid(9), content(TransformerXL(6, 2, 4)), Causal()),
+    "content with numbers": lambda: operands(Grid(9), content(Shaw(2, 4, 3, biases=True)), kv=1),
 }
 
 
@@ -94,7 +110,7 @@ def given(operator, arguments, lse: bool) -> tuple:
     plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
     out, total = operator(*plain)
     total = total.clone()
-    return torch.randn_like(out), torch.randn_like(total) if lse else None, out, total, True, *plain
+    return torch.randn_like(out), torch.randn_like(total) if lse else None, out, total, True, True, *plain
 
 
 @pytest.mark.parametrize("name", OPERANDS)
@@ -151,12 +167,12 @@ def test_gradients_that_nobody_asks_for_are_not_made():
     dout, dlse = torch.randn_like(out), torch.randn_like(lse)
     plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
     backward = torch.ops.locant.attend_backward
-    *_, dtable, drows = backward(dout, dlse, out.detach(), lse.detach(), False, *plain)
+    _, _, _, dtable, drows, *_ = backward(dout, dlse, out.detach(), lse.detach(), False, False, *plain)
     assert (dtable.numel(), drows.numel()) == (0, 0)
     there = lse > -math.inf
     alone = torch.autograd.grad(lse[there].sum(), (q, k), retain_graph=True)
     ones = there.to(lse.dtype)
-    both = backward(torch.zeros_like(out), ones, out.detach(), lse.detach(), False, *plain)
+    both = backward(torch.zeros_like(out), ones, out.detach(), lse.detach(), False, False, *plain)
     for found, golden in zip(alone, both[:2], strict=True):
         assert torch.equal(found, golden)
     assert torch.autograd.grad(lse[there].sum(), v, allow_unused=True)[0].abs().max() == 0

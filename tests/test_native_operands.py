@@ -72,13 +72,13 @@ def test_it_is_refused_when_it_is_first_asked_for():
 
 def test_tuples_of_another_length_are_refused():
     layout = operators._native_layout(operators_layout())[0]
-    with pytest.raises(TypeError, match="`operands` has to be a tuple of 22, in the order of csrc/fields.h"):
-        MODULE.forward(layout, (0,) * 21, 1)
+    with pytest.raises(TypeError, match="`operands` has to be a tuple of 28, in the order of csrc/fields.h"):
+        MODULE.forward(layout, (0,) * 27, 1)
     with pytest.raises(TypeError, match="`Rows` has to be a tuple of 5"):
-        MODULE.forward(layout, (0,) * 22, 1)
+        MODULE.forward(layout, (0,) * 28, 1)
     with pytest.raises(ValueError, match="`dtype` has to be 0, 1, 2 or 3; it is 4"):
-        MODULE.forward(layout, (4,) + (0,) * 21, 1)
-    with pytest.raises(TypeError, match="`operands` has to be a tuple of 18"):
+        MODULE.forward(layout, (4,) + (0,) * 27, 1)
+    with pytest.raises(TypeError, match="`operands` has to be a tuple of 22"):
         MODULE.Layout((1, 2, 3))
 
 
@@ -96,10 +96,13 @@ def test_kept_tensors_are_the_ones_that_are_read():
     out, lse = operators._new_out(q, v)
     table, valid = torch.randn(5, 1, dtype=torch.float64).T, torch.ones(1, 3, dtype=torch.bool)
     problem, kept = operands.forward(
-        q, k, v, out, lse, table, None, valid, torch.zeros(2, 3, dtype=torch.int32), None, (1, 2), 0.5, 0.25,
-        torch.tensor([2**61 + 1]),
+        q, k, v, out, lse, table, None, q, q[:1, 0].double(), None, valid, torch.zeros(2, 3, dtype=torch.int32), None,
+        (1, 2), 0.5, 0.75, 0.25, torch.tensor([2**61 + 1]),
     )  # fmt: skip
-    bias, of_prefix, real, ids, key_ids = kept
+    bias, of_prefix, met, beside, real, ids, key_ids = kept
+    assert (met.dtype, beside, problem.vector_bias, problem.content_scale) == (torch.float32, None, 0, 0.75)
+    assert (problem.vectors, problem.vector_heads, problem.offsets) == (met.data_ptr(), 1, 3)
+    assert problem.content == problem.q
     assert (bias.dtype, bias.is_contiguous(), of_prefix, key_ids) == (torch.float32, True, None, None)
     assert problem.table == bias.data_ptr()
     assert problem.valid == (real.data_ptr(), 0)

@@ -19,33 +19,41 @@ struct Backward : Workspace {
     int64_t wide, tall;            // head_dim and value_dim, in whole vectors: the widths of rows
     real *q, *q_lanes;             // the chunk's queries as rows, and as lanes, scaled and in units of log 2
     real *dout, *dout_lanes;
-    real *dq, *lse, *delta, *scale;
+    real *content_rows, *dcontent; // what meets vectors as rows, scaled; its gradient as lanes
+    real *dq, *lse, *delta;
+    real *scale, *content_scale, *one;  // factors of rows, as lanes
     real *d;                       // dP, then dS, of a panel and a block
     real *total;                   // dS, summed over cells of a kind
     real *dk, *dv;                 // of the cell
     real *shared_dk, *shared_dv;   // of all keys, where several cells add to them
 
     Backward(const Problem& p, Arena& arena)
-        : Workspace(p, round_up_to_lanes(p.head_dim > p.value_dim ? p.head_dim : p.value_dim), arena),
+        : Workspace(p, round_up_to_lanes(p.head_dim > p.value_dim ? p.head_dim : p.value_dim), true, arena),
           wide(round_up_to_lanes(p.head_dim)), tall(round_up_to_lanes(p.value_dim)) {
         const Layout& layout = *p.layout;
         q = arena.allocate<real>(CHUNK * wide), q_lanes = arena.allocate<real>(CHUNK * p.head_dim);
         dout = arena.allocate<real>(CHUNK * tall), dout_lanes = arena.allocate<real>(CHUNK * p.value_dim);
         dq = arena.allocate<real>(CHUNK * p.head_dim), lse = arena.allocate<real>(CHUNK);
         delta = arena.allocate<real>(CHUNK), scale = arena.allocate<real>(CHUNK);
+        content_scale = arena.allocate<real>(CHUNK), one = arena.allocate<real>(CHUNK);
+        content_rows = arena.allocate<real>(p.vectors ? CHUNK * wide : 0);
+        dcontent = arena.allocate<real>(p.vectors ? CHUNK * p.head_dim : 0);
         d = arena.allocate<real>(BLOCK * PANEL_LANES);
         total = arena.allocate<real>(shares_bias(p, RANGES) ? kept_scores(layout) : 0);
         dk = arena.allocate<real>(layout.longest_keys * wide), dv = arena.allocate<real>(layout.longest_keys * tall);
         const int64_t shared = layout.shared_keys ? layout.keys : 0;
         shared_dk = arena.allocate<real>(shared * wide), shared_dv = arena.allocate<real>(shared * tall);
-        for (int64_t l = 0; arena.at && l < CHUNK; ++l) scale[l] = real(p.scale);
+        for (int64_t l = 0; arena.at && l < CHUNK; ++l)
+            scale[l] = real(p.scale), content_scale[l] = real(p.content_scale), one[l] = 1;
     }
 };
 
 struct BackwardTarget {  // of a chunk
     Rows dq;             // that of the problem, or an item's own partial sums
+    Rows dcontent;       // likewise; null: it is part of dq
     Dtype dtype;
     TableSums sums;
+    ContentSums content;
 };
 
 struct SingleBackward : SingleRow {
@@ -136,6 +144,15 @@ inline void read_panel(const Problem& p, const Chunk& chunk, int64_t i, int64_t 
                    w.dout_lanes + at * p.value_dim);
     read_rows(rows(p.out), p.value_dim, tall, w.lines, more);
     write_delta(dout, w.lines, n, lanes, tall, delta);
+    if (p.vectors) {
+        read_content(p, chunk, i, w);
+        real* content = w.content_rows + at * wide;
+        for (int64_t r = 0; r < n; ++r) {
+            read_row(rows(content_rows(p)), r, p.head_dim, real(p.content_scale), content + r * wide);
+            fill(content + r * wide, p.head_dim, wide, 0);
+        }
+        fill(w.dcontent + at * p.head_dim, 0, lanes * p.head_dim, 0);
+    }
     fill(own, 0, lanes, INF);  // lanes without a query have weights of 0
     for (int64_t l = 0; l < n; ++l) {
         own[l] = lse_in_log2(lse[first + panel.token[l]]);
@@ -143,16 +160,38 @@ inline void read_panel(const Problem& p, const Chunk& chunk, int64_t i, int64_t 
     }
 }
 
+// Take the sums of panel i to the gradients of content, one axis.
+inline void flush_content(const Problem& p, const Chunk& chunk, int64_t i, int64_t axis, const ContentSums& sums,
+                          Backward& w) {
+    flush_terms(p, w.panel[i], axis, chunk.head, w.content_rows + w.lane[i] * w.wide, w.wide, sums,
+                w.dcontent + w.lane[i] * p.head_dim, w.prefetches, w.content.axis(i, axis));
+}
+
+// The terms of panel i that the block at hand needs, and sums for their gradient; those of others are taken further.
+inline void hold_terms(const Problem& p, const Chunk& chunk, int64_t i, const ContentSums& sums, Backward& w) {
+    for (int64_t a = 0; a < w.content.axes; ++a) {
+        PanelAxis& of = w.content.axis(i, a);
+        if (holds(of, w.content.block[a])) continue;
+        flush_content(p, chunk, i, a, sums, w);
+        of.held = next_stretch(p, a, w.content);
+        make_terms(p, w.panel[i], a, chunk.head, w.content.lanes + w.lane[i] * p.head_dim, w.prefetches, of);
+        fill(of.sum, 0, of.rows() * w.panel[i].lanes(), 0);
+    }
+}
+
 // Panel i against the block at hand, which begins at key `from` of the cell.
-inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int64_t from, TableSums sums, Backward& w) {
+inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int64_t from, const BackwardTarget& target,
+                           Backward& w) {
     const Panel& panel = w.panel[i];
+    const TableSums& sums = target.sums;
     const int64_t n = w.keys.count, lanes = panel.lanes(), at = w.lane[i];
     const int64_t place = chunk.kept ? w.place_in_cell(i, from) : 0;
     // 3 scores, and dP = V dO
     Seeds bias;
     const Seeds* seeds = nullptr;
     if (has_bias_or_mask(p)) {
-        const Meeting meeting{p, chunk.sample, chunk.head, panel, w.keys, w.seen[i]};
+        const Meeting meeting{p, chunk.sample, chunk.head, panel, w.keys, w.seen[i], w.content, i};
+        if (p.vectors) hold_terms(p, chunk, i, target.content, w);
         bias = make_seeds(meeting, chunk.kept, chunk.again, w.bias + place, w.seed_row);
         seeds = &bias;
     }
@@ -160,12 +199,13 @@ inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int6
                    {w.s, lanes}, seeds ? Into::seeded : Into::fresh, w.prefetches, seeds);
     multiply<true>(n, panel.vectors, p.value_dim, {w.v, p.value_dim, 1}, {w.dout_lanes + at * p.value_dim, lanes},
                    {w.d, lanes}, Into::fresh, w.prefetches);
-    // 4 softmax: P and dS, which goes to the table
+    // 4 softmax: P and dS, which goes to the table and to the terms
     if (p.dropout > 0) drop_weights(p, chunk.sample, chunk.head, panel, w.keys, w.d, lanes);
     if (sums.table && !chunk.kept)
         softmax_backward<true>(panel, w.keys, w.lse + at, w.delta + at, sums.table, w.s, w.d);
     else
         softmax_backward<false>(panel, w.keys, w.lse + at, w.delta + at, nullptr, w.s, w.d);
+    if (p.vectors) add_terms_gradient(panel, w.keys, w.content, i, w.d);
     if (p.dropout > 0) drop_weights(p, chunk.sample, chunk.head, panel, w.keys, w.s, lanes);
     // 5 dV += Pᵀ dO   dK += dSᵀ Q   dQ += dS K
     multiply<true>(n, w.tall / LANES, panel.count, {w.s, lanes, 1}, {w.dout + at * w.tall, w.tall},
@@ -183,9 +223,24 @@ inline void backward_panel(const Problem& p, const Chunk& chunk, int64_t i, int6
 inline void write_panel(const Problem& p, const Chunk& chunk, const BackwardTarget& target, int64_t i, Backward& w) {
     const Panel& panel = w.panel[i];
     real* dq = w.dq + w.lane[i] * p.head_dim;
+    const real* scale = w.scale;
+    const auto rows = [&](const Rows& x) {
+        return rows_of(target.dtype, x, chunk.sample, chunk.head, panel.token, panel.count);
+    };
     if (!w.begun[i]) fill(dq, 0, panel.lanes() * p.head_dim, 0);
-    write_lanes(rows_of(target.dtype, target.dq, chunk.sample, chunk.head, panel.token, panel.count), panel.lanes(),
-                p.head_dim, w.scale, w.lines, dq);
+    if (p.vectors) {
+        real* dcontent = w.dcontent + w.lane[i] * p.head_dim;
+        for (int64_t a = 0; a < w.content.axes; ++a) flush_content(p, chunk, i, a, target.content, w);
+        if (p.content.data) {
+            if (target.dcontent.data)
+                write_lanes(rows(target.dcontent), panel.lanes(), p.head_dim, w.content_scale, w.lines, dcontent);
+        } else {  // q has met both
+            for (int64_t x = 0; x < panel.lanes() * p.head_dim; x += LANES)
+                store(dq + x, load(dq + x) * real(p.scale) + load(dcontent + x) * real(p.content_scale));
+            scale = w.one;
+        }
+    }
+    write_lanes(rows(target.dq), panel.lanes(), p.head_dim, scale, w.lines, dq);
 }
 
 // --- a chunk --------------------------------------------------------------------------------------------------------
@@ -206,7 +261,7 @@ inline void backward_chunk(const Problem& p, const Chunk& chunk, const BackwardT
         read_block(p, chunk, from, true, w);
         // 3 scores and dP   4 softmax   5 dV, dK and dQ
         for (int64_t i = 0; i < w.panels; ++i)
-            if (w.seen[i] != Visibility::none) backward_panel(p, chunk, i, from, target.sums, w);
+            if (w.seen[i] != Visibility::none) backward_panel(p, chunk, i, from, target, w);
         for (int64_t i = 0; i < w.singles; ++i) backward_single(p, chunk, from, target.sums, w, single[i]);
     }
 

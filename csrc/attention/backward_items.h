@@ -13,7 +13,8 @@ constexpr int64_t MARGIN = 4 * LANES;  // what slices may hang over, before and 
 
 struct Division {               // of the backward pass into items
     int64_t ranges, splits;     // of (sample, cell) pairs, and of the keys of a pair
-    int64_t table, queries;     // numbers in an item's partial sums: of the table, and of all queries per split
+    int64_t table, vectors;     // numbers in an item's partial sums: of the table, and of what content meets
+    int64_t queries, contents;  // of all queries, and of their content, per split
     int64_t group;              // query heads per key head
 
     int64_t items(const Problem& p) const { return p.kv_heads * ranges * splits; }
@@ -22,19 +23,28 @@ struct Division {               // of the backward pass into items
         const int64_t head = p.entries + 2 * MARGIN;
         return {item + g * head + MARGIN, item + group * head + g * round_up_to_lanes(3)};
     }
+    ContentSums content_sums(const Problem& p, real* item, int64_t g) const {
+        const int64_t each = vectors / group;
+        real* own = item + table + g * each;
+        return {own, p.vector_bias ? own + each - round_up_to_lanes(p.offsets) : nullptr};
+    }
+    int64_t sums_of_item() const { return table + vectors; }
+    int64_t sums_of_split() const { return queries + contents; }
 };
 
 inline Division divide_backward(const Problem& p) {
     const Layout& layout = *p.layout;
     const int64_t pairs = p.batch * layout.cells;
-    Division d{pairs < RANGES ? pairs : RANGES, 1, 0, 0, p.kv_heads ? p.heads / p.kv_heads : 0};
+    Division d{pairs < RANGES ? pairs : RANGES, 1, 0, 0, 0, 0, p.kv_heads ? p.heads / p.kv_heads : 0};
     if (layout.shared_keys) d.ranges = p.batch;
     else if (layout.cells == 1 && pairs * p.kv_heads < RANGES && pairs * p.kv_heads > 0) {
         const int64_t blocks = (layout.key_start[1] + BLOCK - 1) / BLOCK, wanted = RANGES / (pairs * p.kv_heads);
         d.splits = blocks < wanted ? (blocks ? blocks : 1) : wanted;
     }
     if (p.dtable) d.table = d.group * (p.entries + 2 * MARGIN) + d.group * round_up_to_lanes(3);
+    if (p.dvectors) d.vectors = d.group * (p.offsets * round_up_to_lanes(p.head_dim) + round_up_to_lanes(p.offsets));
     if (d.splits > 1) d.queries = p.batch * p.heads * layout.queries * p.head_dim;
+    if (p.dcontent.data) d.contents = d.queries;
     return d;
 }
 
@@ -114,10 +124,12 @@ inline void backward_head(const Problem& p, Chunk cell, bool last, const Backwar
 
 // The gradients of queries that are written: those of the problem, or partial sums of this split.
 INLINE BackwardTarget target_of(const Problem& p, const Division& by, int64_t split) {
-    if (by.splits == 1) return {p.dq, p.dtype, {}};
+    if (by.splits == 1) return {p.dq, p.dcontent, p.dtype, {}, {}};
     const int64_t token = p.head_dim, head = p.layout->queries * token;
-    real* sums = static_cast<real*>(p.partial) + by.items(p) * by.table + split * by.queries;
-    return {{sums, p.heads * head, head, token, 1}, REAL_DTYPE, {}};
+    real* sums = static_cast<real*>(p.partial) + by.items(p) * by.sums_of_item() + split * by.sums_of_split();
+    Rows dq{sums, p.heads * head, head, token, 1}, dcontent = dq;
+    dcontent.data = p.dcontent.data ? sums + by.queries : nullptr;
+    return {dq, dcontent, REAL_DTYPE, {}, {}};
 }
 
 inline void backward_item(const Problem& p, const Division& by, int64_t number, Backward& w) {
@@ -126,8 +138,8 @@ inline void backward_item(const Problem& p, const Division& by, int64_t number, 
     const int64_t split = number % by.splits, range = number / by.splits % by.ranges,
                   kv = number / by.splits / by.ranges, pairs = p.batch * layout.cells;
     const int64_t begin = pairs * range / by.ranges, end = pairs * (range + 1) / by.ranges;
-    real* sums = static_cast<real*>(p.partial) + number * by.table;
-    fill(sums, 0, by.table, 0);
+    real* sums = static_cast<real*>(p.partial) + number * by.sums_of_item();
+    fill(sums, 0, by.sums_of_item(), 0);
     BackwardTarget target = target_of(p, by, split);
     const bool kept = shares_bias(p, RANGES);
     for (int64_t pair = begin; pair < end; ++pair) {
@@ -145,6 +157,7 @@ inline void backward_item(const Problem& p, const Division& by, int64_t number, 
         fill(w.dk, cell.low * w.wide, cell.high * w.wide, 0), fill(w.dv, cell.low * w.tall, cell.high * w.tall, 0);
         for (int64_t g = 0; g < by.group; ++g, ++cell.head) {
             if (p.dtable) target.sums = by.sums(p, sums, g);
+            if (p.dvectors) target.content = by.content_sums(p, sums, g);
             const bool last = !one_head || pair + 1 == end || !same_kind(layout, pair, pair + 1);
             backward_head(p, cell, last, target, w);
         }
@@ -156,17 +169,34 @@ inline void backward_item(const Problem& p, const Division& by, int64_t number, 
 
 // --- after all items ------------------------------------------------------------------------------------------------
 
-// The gradients of queries of one head, whose keys were split: the first split takes the others in.
-inline void add_query_splits(const Problem& p, const Division& by, int64_t head) {
-    real* splits = static_cast<real*>(p.partial) + by.items(p) * by.table;
+// The gradients of queries of one head, or of their content, whose keys were split: the first split takes the others in.
+inline void add_query_splits(const Problem& p, const Division& by, int64_t head, bool content) {
+    real* splits = static_cast<real*>(p.partial) + by.items(p) * by.sums_of_item() + (content ? by.queries : 0);
     const int64_t width = p.head_dim;
     for (int64_t b = 0; b < p.batch; ++b)
         for (int32_t i = 0; i < p.layout->queries; ++i) {
             real* sum = splits + ((b * p.heads + head) * p.layout->queries + i) * width;
             for (int64_t s = 1; s < by.splits; ++s)
-                for (int64_t c = 0; c < width; ++c) sum[c] += sum[s * by.queries + c];
-            write_row(rows_of(p.dtype, p.dq, b, head, &i, 1), 0, width, sum);
+                for (int64_t c = 0; c < width; ++c) sum[c] += sum[s * by.sums_of_split() + c];
+            write_row(rows_of(p.dtype, content ? p.dcontent : p.dq, b, head, &i, 1), 0, width, sum);
         }
+}
+
+// The gradients of one head's vectors, and of the numbers beside them.
+inline void add_vector_sums(const Problem& p, const Division& by, int64_t head) {
+    const int64_t kv = head / by.group, items = by.ranges * by.splits, depth = p.head_dim,
+                  wide = round_up_to_lanes(depth);
+    real *vectors = static_cast<real*>(p.dvectors) + head * p.offsets * depth,
+         *bias = p.dvector_bias ? static_cast<real*>(p.dvector_bias) + head * p.offsets : nullptr;
+    fill(vectors, 0, p.offsets * depth, 0);
+    if (bias) fill(bias, 0, p.offsets, 0);
+    for (int64_t i = 0; i < items; ++i) {
+        real* item = static_cast<real*>(p.partial) + (kv * items + i) * by.sums_of_item();
+        const ContentSums sums = by.content_sums(p, item, head % by.group);
+        for (int64_t o = 0; o < p.offsets; ++o)
+            for (int64_t c = 0; c < depth; ++c) vectors[o * depth + c] += sums.vectors[o * wide + c];
+        for (int64_t o = 0; bias && o < p.offsets; ++o) bias[o] += sums.bias[o];
+    }
 }
 
 // Add the partial sums of one head, in the order of items: this is the table's gradient.
@@ -177,7 +207,7 @@ inline void add_partial_sums(const Problem& p, const Division& by, int64_t head)
         real prefix[3] = {};
         fill(to, 0, p.entries, 0);
         for (int64_t i = 0; i < items; ++i) {
-            real* item = static_cast<real*>(p.partial) + (kv * items + i) * by.table;
+            real* item = static_cast<real*>(p.partial) + (kv * items + i) * by.sums_of_item();
             const TableSums sums = by.sums(p, item, head % by.group);
             for (int64_t x = 0; x < p.entries; ++x) to[x] += sums.table[x];
             for (int r = 0; r < 3; ++r) prefix[r] += sums.prefix[r];
@@ -185,7 +215,9 @@ inline void add_partial_sums(const Problem& p, const Division& by, int64_t head)
         for (int r = 0; r < 3 && p.dprefix_bias; ++r)
             static_cast<real*>(p.dprefix_bias)[r * p.heads + head] = prefix[r];
     }
-    if (by.splits > 1) add_query_splits(p, by, head);
+    if (p.dvectors) add_vector_sums(p, by, head);
+    if (by.splits > 1) add_query_splits(p, by, head, false);
+    if (by.splits > 1 && p.dcontent.data) add_query_splits(p, by, head, true);
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
 // The bias of a panel against a block of keys: slices of the table, from which the product q kᵀ starts.
 //
 // bias(i, j) = table[place_i - place_j]: for one key the bias of neighbouring queries is a run of the table. Scores are
-// in units of log 2, and so is the table here (bindings.cpp multiplies it once per call).
+// in units of log 2, and so is the table here (bindings.cpp multiplies it once per call). Terms of content (content.h)
+// are rows as well, and are added.
 #pragma once
 
-#include "attention/visibility.h"
-#include "simd/product.h"
+#include "attention/content.h"
 
 namespace {
 
@@ -28,10 +28,14 @@ struct Meeting {  // of a panel and a block of keys
     const Panel& panel;
     const Keys& keys;
     Visibility seen;
+    const Content& content;
+    int64_t number;  // of the panel in the chunk
 };
 
 // Whether scores start from anything but 0.
-INLINE bool has_bias_or_mask(const Problem& p) { return p.table || p.query_id.data || p.layout->orders; }
+INLINE bool has_bias_or_mask(const Problem& p) {
+    return p.table || p.vectors || p.query_id.data || p.layout->orders;
+}
 
 // One vector's bias for every key with a place: each lane from its slice of the table.
 INLINE void write_slices(const real* table, const Slice* slice, int64_t count, const Keys& keys, int64_t lanes,
@@ -81,6 +85,7 @@ inline void write_bias(const Meeting& m, real* s) {
     } else {
         fill(s, 0, keys.count * lanes, 0);
     }
+    if (p.vectors) add_terms(panel, keys, m.content, m.number, s);
     if (m.seen == Visibility::some)
         for (int64_t j = 0; j < keys.count; ++j) mask_scores(p, m.sample, panel, keys.token[j], s + j * lanes);
 }
@@ -98,13 +103,19 @@ INLINE void point_to_slices(const Meeting& m, const real** row, Seeds& seeds) {
     }
 }
 
-// What the scores start from. It is read in the table where that is possible, unless it is to be `kept` for later cells
-// of this kind; else it is written to `bias`, if it is not `there` already. `row` is scratch for a pointer per key.
+// What the scores start from. It is read in the table, or in the terms of content, where that is possible, unless it is
+// to be `kept` for later cells of this kind; else it is written to `bias`, if it is not `there` already. `row` is scratch
+// for two pointers per key.
 INLINE Seeds make_seeds(const Meeting& m, bool kept, bool there, real* bias, const real** row) {
     Seeds seeds;
-    seeds.row = row, seeds.twice = false;
-    if (m.p.table && !kept && m.panel.simple && m.keys.prefix == 0 && m.seen == Visibility::every) {
+    seeds.row = row, seeds.twice = false, seeds.more = nullptr;
+    const bool plain = m.keys.prefix == 0 && m.seen == Visibility::every;
+    if (m.p.table && !m.p.vectors && !kept && m.panel.simple && plain) {
         point_to_slices(m, row, seeds);
+        return seeds;
+    }
+    if (m.p.vectors && !m.p.table && m.content.axes <= 2 && plain) {
+        point_to_terms(m.panel, m.keys, m.content, m.number, row, seeds);
         return seeds;
     }
     if (!there) write_bias(m, bias);

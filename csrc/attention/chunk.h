@@ -51,7 +51,7 @@ INLINE int64_t kept_scores(const Layout& layout) {
 // cells than `items`, so that some item has several.
 INLINE bool shares_bias(const Problem& p, int64_t items) {
     const Layout& layout = *p.layout;
-    return p.table && !p.valid.data && !p.query_id.data && !layout.orders && p.batch * layout.cells > items &&
+    return p.table && !p.vectors && !p.valid.data && !p.query_id.data && !layout.orders && p.batch * layout.cells > items &&
            layout.longest <= CHUNK && cell_scores(layout) <= SMALL;
 }
 
@@ -75,14 +75,15 @@ struct Workspace {
     real *s, *bias, *lines;        // scores; what they start from; rows on their way
     const real** seed_row;
     Prefetches prefetches;
+    Content content;
 
-    Workspace(const Problem& p, int64_t width, Arena& arena)  // width: of the widest row
+    Workspace(const Problem& p, int64_t width, bool learns, Arena& arena)  // width: of the widest row
         : panel(arena.allocate<Panel>(MAX_PANELS)), seen(arena.allocate<Visibility>(MAX_PANELS)), panels(0), singles(0),
           lane{}, begun{}, keys{0, 0, nullptr, arena.allocate<int32_t>(BLOCK), arena.allocate<int32_t>(BLOCK)},
           k(arena.allocate<real>(BLOCK * p.head_dim)), v(arena.allocate<real>(BLOCK * p.value_dim)),
           s(arena.allocate<real>(BLOCK * PANEL_LANES)), bias(arena.allocate<real>(kept_scores(*p.layout))),
-          lines(arena.allocate<real>(PANEL_LANES * width)), seed_row(arena.allocate<const real*>(BLOCK)),
-          prefetches{arena.allocate<const char*>(MAX_PREFETCHES + 1), 0, 0} {}
+          lines(arena.allocate<real>(PANEL_LANES * width)), seed_row(arena.allocate<const real*>(2 * BLOCK)),
+          prefetches{arena.allocate<const char*>(MAX_PREFETCHES + 1), 0, 0}, content(p, learns, arena) {}
 
     int64_t lanes() const { return lane[panels]; }  // of all panels
 
@@ -96,12 +97,14 @@ inline void place_queries(const Problem& p, const Chunk& chunk, Workspace& w) {
     const int64_t count = chunk.queries - w.singles;
     w.panels = chunk.again ? move_panels(chunk.query, count, w.panel) : make_panels(p, chunk.query, count, w.panel);
     for (int64_t i = 0; i < w.panels; ++i) w.lane[i + 1] = w.lane[i] + w.panel[i].lanes(), w.begun[i] = false;
+    if (p.vectors) place_content(p, w.panel, w.panels, chunk.key + chunk.low, chunk.high - chunk.low, w.content);
 }
 
 // Gather the keys [from, from + size) of the cell. Returns whether any query sees any of them.
 template <class Row>
 inline bool see_block(const Problem& p, const Chunk& chunk, int64_t from, int64_t size, Row* single, Workspace& w) {
     gather_keys(p, chunk.sample, chunk.key + from, size, w.keys);
+    if (p.vectors) place_block(p, w.keys, w.content);
     bool needed = false;
     for (int64_t i = 0; i < w.panels; ++i) {
         w.seen[i] = visibility(p, chunk.sample, w.panel[i], w.keys);
@@ -112,6 +115,15 @@ inline bool see_block(const Problem& p, const Chunk& chunk, int64_t from, int64_
         needed = needed || single[i].seen != Visibility::none;
     }
     return needed;
+}
+
+// What of panel i meets vectors, as lanes; those without a place meet none.
+inline void read_content(const Problem& p, const Chunk& chunk, int64_t i, Workspace& w) {
+    const Panel& panel = w.panel[i];
+    real* to = w.content.lanes + w.lane[i] * p.head_dim;
+    read_lanes(rows_of(p.dtype, content_rows(p), chunk.sample, chunk.head, panel.token, panel.count), panel.lanes(),
+               p.head_dim, real(p.content_scale) * LOG2E, w.lines, to);
+    for (int64_t c = 0; c < p.head_dim && panel.prefix; ++c) fill(to + c * panel.lanes(), 0, panel.prefix, 0);
 }
 
 // Read the rows of the block that begins at `from`.

@@ -15,7 +15,7 @@ struct Forward : Workspace {
     Units units;
 
     Forward(const Problem& p, Arena& arena)
-        : Workspace(p, round_up_to_lanes(p.head_dim > p.value_dim ? p.head_dim : p.value_dim), arena),
+        : Workspace(p, round_up_to_lanes(p.head_dim > p.value_dim ? p.head_dim : p.value_dim), false, arena),
           q(arena.allocate<real>(CHUNK * p.head_dim)), o(arena.allocate<real>(CHUNK * p.value_dim)),
           top(arena.allocate<real>(CHUNK)), sum(arena.allocate<real>(CHUNK)), units(p, arena) {}
 };
@@ -63,6 +63,17 @@ inline void read_panel(const Problem& p, const Chunk& chunk, int64_t i, Forward&
     read_lanes(rows_of(p.dtype, p.q, chunk.sample, chunk.head, panel.token, panel.count), panel.lanes(), p.head_dim,
                w.units.on ? real(1) : real(p.scale) * LOG2E, w.lines, q);
     if (w.units.on) w.units.queries(p, w.lane[i], panel.lanes(), q);
+    if (p.vectors) read_content(p, chunk, i, w);
+}
+
+// The terms of panel i that the block at hand needs.
+inline void hold_terms(const Problem& p, const Chunk& chunk, int64_t i, Forward& w) {
+    for (int64_t a = 0; a < w.content.axes; ++a) {
+        PanelAxis& of = w.content.axis(i, a);
+        if (holds(of, w.content.block[a])) continue;
+        of.held = next_stretch(p, a, w.content);
+        make_terms(p, w.panel[i], a, chunk.head, w.content.lanes + w.lane[i] * p.head_dim, w.prefetches, of);
+    }
 }
 
 // Panel i against the block at hand, which begins at key `from` of the cell.
@@ -75,7 +86,8 @@ inline void forward_panel(const Problem& p, const Chunk& chunk, int64_t i, int64
     const Seeds* seeds = nullptr;
     if (has_bias_or_mask(p)) {
         const int64_t place = chunk.kept ? w.place_in_cell(i, from) : 0;
-        const Meeting meeting{p, chunk.sample, chunk.head, panel, w.keys, w.seen[i]};
+        const Meeting meeting{p, chunk.sample, chunk.head, panel, w.keys, w.seen[i], w.content, i};
+        if (p.vectors) hold_terms(p, chunk, i, w);
         bias = make_seeds(meeting, chunk.kept, chunk.again, w.bias + place, w.seed_row);
         seeds = &bias;
     }

@@ -12,7 +12,7 @@ constexpr int64_t MAX_SINGLES = LANES / 4;  // one by one, these cost less than 
 // How many of `count` queries are left out of panels: the last ones.
 INLINE int64_t single_rows(const Problem& p, int64_t count) {
     const int64_t rest = count % LANES;
-    return rest <= MAX_SINGLES && p.head_dim % LANES == 0 && p.value_dim % LANES == 0 ? rest : 0;
+    return !p.vectors && rest <= MAX_SINGLES && p.head_dim % LANES == 0 && p.value_dim % LANES == 0 ? rest : 0;
 }
 
 struct SingleRow {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "attention/chunk.h"
+#include "attention/content_gradient.h"
 
 namespace {
 

@@ -45,6 +45,7 @@ inline void add_seeds(int64_t n, int64_t vectors, real factor, const Seeds* seed
             vec seed{};
             if (seeds) seed = load(seeds->row[j] + seeds->place[v]);
             if (seeds && seeds->twice) seed = select(seeds->mask[v], load(seeds->row[j] + seeds->other[v]), seed);
+            if (seeds && seeds->more) seed += load(seeds->more[j] + seeds->more_place[v]);
             store(s, load(s) * factor + seed);
         }
 }

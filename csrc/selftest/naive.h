@@ -3,9 +3,11 @@
 //     s_ij = scale q_i·k_j + bias_ij      p_ij = exp(s_ij - lse_i)      out_i = Σ_j kept_ij p_ij v_j
 //     ds_ij = p_ij (kept_ij dout_i·v_j - Σ_c dout_i out_i + dlse_i)
 //     dq_i = scale Σ_j ds_ij k_j     dk_j = scale Σ_i ds_ij q_i     dv_j = Σ_i kept_ij p_ij dout_i     dbias = Σ ds
+//
+// Content is a part of the bias: content_scale Σ_axis (content_i·vectors_o + vector_bias_o), o the offset of i and j.
 #pragma once
 
-#include "task.h"
+#include "content.h"
 
 namespace {
 
@@ -26,6 +28,9 @@ private:
     int64_t keys_before(const Row& row) const {
         return (row.sample * p.kv_heads + row.head / (p.heads / p.kv_heads)) * layout.keys;
     }
+    int64_t met(const Row& row, int64_t j, int64_t axis) const;
+    T content(const Row& row, int64_t j, double& magnitude) const;
+    void add_content_gradient(const Row& row, int64_t j, T ds, double magnitude);
     void attend(const Row& row);
     void forward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight);
     void backward(const Row& row, const vector<int64_t>& seen, const vector<T>& weight);
@@ -36,7 +41,7 @@ private:
     const Task& task;
     const Problem& p;
     const Layout& layout;
-    vector<T> given[OUT], dlse, bias;  // bias: the table and behind it the learned rows
+    vector<T> given[OUT], dlse, bias, vectors, numbers;  // bias: the table and behind it the learned rows
 };
 
 template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layout(t.layout) {
@@ -48,6 +53,10 @@ template <class T> Naive<T>::Naive(const Task& t) : task(t), p(t.problem), layou
     for (int64_t i = 0; i < entries + learned; ++i)  // the kernels' are in units of log 2
         bias.push_back(
             T(std::log(2.0) * (i < entries ? get(kind, p.table, i) : get(kind, p.prefix_bias, i - entries))));
+    for (int64_t i = 0; p.vectors && i < p.vector_heads * p.offsets * p.head_dim; ++i)
+        vectors.push_back(T(get(kind, p.vectors, i)));
+    for (int64_t i = 0; p.vector_bias && i < p.vector_heads * p.offsets; ++i)
+        numbers.push_back(T(get(kind, p.vector_bias, i)));
     for (int i = OUT; i < DTABLE; ++i) {
         const auto& n = t.strides[i].size;
         value[i].resize(index(n[0] * n[1] * n[2] * n[3])), size[i].resize(value[i].size());
@@ -85,6 +94,52 @@ template <class T> int64_t Naive<T>::entry(int64_t head, int64_t i, int64_t j) c
     return head * p.entries + layout.query_place[i] - layout.key_place[j];
 }
 
+// Which of all vectors of all heads the row's query meets against a key along an axis; -1 for none.
+template <class T> int64_t Naive<T>::met(const Row& row, int64_t j, int64_t a) const {
+    if (row.query < layout.query_prefix || j < layout.key_prefix) return -1;
+    const int32_t* of = layout.axis + a * locant::AXIS_NUMBERS;
+    const auto offset = layout.query_at[a * layout.queries + row.query] - layout.key_at[a * layout.keys + j];
+    int64_t first = p.vector_heads == 1 ? 0 : row.head * p.offsets;
+    for (const int32_t* before = layout.axis; before < of; before += locant::AXIS_NUMBERS)
+        first += before[locant::HIGHEST_OFFSET] - before[locant::LOWEST_OFFSET] + 1;
+    return first + std::min(std::max(offset, of[locant::LOWEST_OFFSET]), of[locant::HIGHEST_OFFSET]) -
+           of[locant::LOWEST_OFFSET];
+}
+
+template <class T> T Naive<T>::content(const Row& row, int64_t j, double& magnitude) const {
+    const T* own = &given[p.content.data ? CONTENT : Q][index(place(row) * p.head_dim)];
+    T sum = 0;
+    for (int64_t a = 0; a < layout.axes; ++a) {
+        const int64_t o = met(row, j, a);
+        if (o < 0) continue;
+        for (int64_t c = 0; c < p.head_dim; ++c) {
+            const T x = T(p.content_scale) * own[c] * vectors[index(o * p.head_dim + c)];
+            sum += x, magnitude += std::fabs(double(x));
+        }
+        if (p.vector_bias) sum += T(p.content_scale) * numbers[index(o)];
+        if (p.vector_bias) magnitude += std::fabs(double(p.content_scale) * double(numbers[index(o)]));
+    }
+    return sum;
+}
+
+template <class T> void Naive<T>::add_content_gradient(const Row& row, int64_t j, T ds, double magnitude) {
+    const int64_t own = place(row) * p.head_dim;
+    const T scale = T(p.content_scale), *x = &given[p.content.data ? CONTENT : Q][index(own)];
+    for (int64_t a = 0; a < layout.axes; ++a) {
+        const int64_t o = met(row, j, a);
+        if (o < 0) continue;
+        const int64_t learned = p.vector_heads == 1 ? row.head * p.offsets + o : o;
+        for (int64_t c = 0; c < p.head_dim; ++c) {
+            const T by_vector = scale * vectors[index(o * p.head_dim + c)], by_query = scale * x[c];
+            add(p.content.data ? DCONTENT : DQ, own + c, ds * by_vector, magnitude * std::fabs(double(by_vector)));
+            if (task.learns_vectors)
+                add(DVECTORS, learned * p.head_dim + c, ds * by_query, magnitude * std::fabs(double(by_query)));
+        }
+        if (task.learns_vectors && p.vector_bias)
+            add(DVECTOR_BIAS, learned, ds * scale, magnitude * std::fabs(double(scale)));
+    }
+}
+
 // What the query sees: keys, and their weights.
 template <class T> void Naive<T>::attend(const Row& row) {
     const int64_t own = place(row), depth = p.head_dim, first = keys_before(row);
@@ -100,6 +155,7 @@ template <class T> void Naive<T>::attend(const Row& row) {
         double magnitude = 0;
         for (int64_t c = 0; c < depth; ++c)
             score += scale * q[c] * k[c], magnitude += std::fabs(double(scale * q[c] * k[c]));
+        if (p.vectors) score += content(row, j, magnitude);
         if (std::isfinite(extra)) largest = std::max(largest, magnitude + std::fabs(double(extra)));
         seen.push_back(j), weight.push_back(score + extra);
         top = std::max(top, score + extra);
@@ -149,6 +205,7 @@ template <class T> void Naive<T>::backward(const Row& row, const vector<int64_t>
         for (int64_t c = 0; c < width; ++c)
             add(DV, (first + j) * width + c, share * dout[c], std::fabs(double(share * dout[c])));
         if (task.trained && e >= 0) add(DTABLE, e, ds, magnitude);
+        if (p.vectors) add_content_gradient(row, j, ds, magnitude);
     }
 }
 

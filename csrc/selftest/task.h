@@ -11,7 +11,9 @@ namespace {
 using locant::Layout;
 using locant::Problem;
 
-enum Kind { Q, K, V, DOUT, OUT, LSE, DQ, DK, DV, DTABLE, DROWS, KINDS };  // of tensors; results come from OUT on
+enum Kind {  // of tensors; results come from OUT on
+    Q, K, V, DOUT, CONTENT, OUT, LSE, DQ, DK, DV, DCONTENT, DVECTORS, DVECTOR_BIAS, DTABLE, DROWS, KINDS
+};
 constexpr int64_t MARGIN = 64;  // numbers around a table that kernels may read (csrc/bindings.cpp)
 
 class Task {
@@ -19,17 +21,17 @@ public:
     explicit Task(uint64_t number);
     std::string description() const;
     Dtype dtype(int kind) const {
-        const bool summed = kind == LSE || kind == DTABLE || kind == DROWS;
+        const bool summed = kind == LSE || kind >= DVECTORS;
         return summed ? arithmetic(problem.dtype) : problem.dtype;
     }
     void allocate(int first, int last, Shared* memory) const;  // the parts of a packed projection share theirs
 
     Problem problem{};  // all but the results
     Layout layout{};
-    bool packed = false, trained = false, together = false;  // together: two callers at once
+    bool packed = false, trained = false, learns_vectors = false, together = false;  // together: two callers at once
     int threads = 2;
     Strides strides[KINDS];
-    Shared given[OUT], dlse, table, learned;
+    Shared given[OUT], dlse, table, learned, vectors, vector_bias;
 
 private:
     void choose_sizes();
@@ -45,6 +47,10 @@ private:
     void choose_padding();
     void choose_strides();
     void choose_numbers();
+    void choose_content();
+    void place_content();
+    int32_t widest(const vector<int32_t>& list, const vector<int32_t>& start, const int32_t* at, int64_t prefix,
+                   int64_t count) const;
     Shared random_memory(int64_t count, int64_t margin, double size);
 
     Random random;
@@ -53,6 +59,7 @@ private:
     vector<int32_t> query, query_start, key, key_start, kind, query_place, key_place;
     vector<int64_t> query_rank, key_rank, query_id, key_id;
     vector<uint8_t> valid;
+    vector<int32_t> query_at, key_at, axis;
 };
 
 Task::Task(uint64_t number) : random{number * 0x2545f4914f6cdd1d} {
@@ -68,6 +75,7 @@ Task::Task(uint64_t number) : random{number * 0x2545f4914f6cdd1d} {
     problem.layout = &layout;
     threads = int(random.from(2, 3));
     together = random.one_in(4);
+    if (random.one_in(2)) choose_content();
 }
 
 void Task::choose_sizes() {
@@ -263,6 +271,7 @@ void Task::choose_strides() {
     strides[OUT] = scattered_strides(random, {p.batch, p.heads, n, p.value_dim}, false);
     strides[DOUT] = scattered_strides(random, strides[OUT].size, true);
     strides[LSE] = plain_strides({p.batch, p.heads, n, 1});
+    strides[CONTENT] = strides[DCONTENT] = strides[DVECTORS] = strides[DVECTOR_BIAS] = plain_strides({0, 0, 0, 0});
     const bool table_wanted = !random.one_in(3) && p.heads * p.entries <= 30000, rows = random.one_in(2);
     trained = table_wanted && !random.one_in(4);
     if (!table_wanted) problem.entries = 0;
@@ -332,6 +341,10 @@ std::string Task::description() const {
                        std::to_string(layout.orders) + ", scale " + std::to_string(p.scale);
     if (p.table) text += ", table " + std::to_string(p.entries);
     if (p.table) text += std::string(learned ? " with rows" : "") + (trained ? "" : " (fixed)");
+    if (p.vectors)
+        text += ", content of " + std::to_string(p.vector_heads) + " x " + std::to_string(p.offsets) + " vectors" +
+                (p.content.data ? " met by rows of its own" : "") + (p.vector_bias ? " with numbers" : "") +
+                (learns_vectors ? "" : " (fixed)") + ", scale " + std::to_string(p.content_scale);
     if (p.valid.data) text += ", padding";
     if (p.query_id.data) text += ", segments" + std::string(p.free_queries + p.free_keys ? " with a free prefix" : "");
     if (p.dropout > 0) text += ", dropout " + std::to_string(p.dropout);

@@ -12,12 +12,15 @@ struct B { const real* at; int64_t row; };
 struct C { real* at; int64_t row; };
 
 // What a product starts from: row m of C, vector n, is load(row[m] + place[n]), or where `twice` is set that of `other`
-// in the lanes of `mask`. So a bias costs a load in place of a zero, wherever it lies.
+// in the lanes of `mask`. So a bias costs a load in place of a zero, wherever it lies. With `more` it is the sum of two
+// loads, the other one being load(more[m] + more_place[n]).
 struct Seeds {
     const real* const* row;
     int64_t place[MAX_VECTORS], other[MAX_VECTORS];
     ivec mask[MAX_VECTORS];
     bool twice;
+    const real* const* more;
+    int64_t more_place[MAX_VECTORS];
 };
 
 enum class Into {
@@ -50,6 +53,10 @@ INLINE void start_sums(const Product& x, const real* const* seed, vec (&sum)[HEI
         return;
     }
     UNROLL(m, HEIGHT) UNROLL(n, WIDTH) sum[m][n] = load(seed[m] + x.seeds->place[n]);
+    if (x.seeds->more) {
+        const real* const* more = x.seeds->more + (seed - x.seeds->row);
+        UNROLL(m, HEIGHT) UNROLL(n, WIDTH) sum[m][n] += load(more[m] + x.seeds->more_place[n]);
+    }
     if (x.seeds->twice)
         UNROLL(n, WIDTH) {
             const ivec mask = x.seeds->mask[n];

@@ -40,7 +40,7 @@ def frames(numbers: tuple[int, ...]) -> Frames | None:
 
     Passes: cells of each axis; frames by kind; places and the pairs of each offset.
     """
-    grid, key_grid, windows, causal, needed = read(numbers)
+    grid, key_grid, windows, causal, needed, _ = read(numbers)
     if grid != key_grid or len(windows) != 1 or causal or grid.prefix or not grid.cells:
         return None
     # 1 the slots that are ever filled, and the frames, of each axis

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,10 @@ class Layout:
     key_place: Int32s
     query_rank: Int64s
     key_rank: Int64s
+    axes: int  # along which content has vectors; 0 without
+    query_at: Int32s  # coordinates, axis by axis
+    key_at: Int32s
+    axis: Int32s  # of each axis, in the order of csrc/attention.h, AxisNumber
 
     @property
     def scores(self) -> int:
@@ -60,17 +65,24 @@ class Layout:
         return int(np.dot(np.diff(self.query_start.astype(np.int64)), np.diff(self.key_start.astype(np.int64))))
 
 
-def described(grid: Grid, key_grid: Grid, mask: Structure, reach: Sequence[int]) -> tuple[int, ...]:
-    """All that a layout depends on, as whole numbers. `reach` is the table's; empty without one."""
+Ranges = tuple[tuple[int, int], ...]  # the lowest and the highest offset along each axis
+
+
+def described(
+    grid: Grid, key_grid: Grid, mask: Structure, reach: Sequence[int], ranges: Ranges = ()
+) -> tuple[int, ...]:
+    """All that a layout depends on, as whole numbers. `reach` is the table's, `ranges` are content's; empty without."""
     numbers = [grid.axes]
     for g in (grid, key_grid):
         numbers += [*g.shape, g.prefix, *g.origin, *g.stride]
     numbers += [len(mask.windows), *(n for w in mask.windows for n in (*w.size, *w.shift))]
     numbers += [len(mask.causal), *(-1 if c.axis is None else c.axis for c in mask.causal)]
-    return (*numbers, *reach)
+    return (*numbers, len(reach), *reach, *itertools.chain.from_iterable(ranges))
 
 
-def read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tuple[Causal, ...], tuple[int, ...]]:
+def read(
+    numbers: tuple[int, ...],
+) -> tuple[Grid, Grid, tuple[Windows, ...], tuple[Causal, ...], tuple[int, ...], Ranges]:
     """The inverse of `described`."""
     rest: Iterator[int] = iter(numbers)
 
@@ -82,13 +94,14 @@ def read(numbers: tuple[int, ...]) -> tuple[Grid, Grid, tuple[Windows, ...], tup
     grid, key_grid = (Grid(*shape, prefix=p, origin=o, stride=s) for shape, p, o, s in shapes)
     windows = tuple(Windows(take(axes), take(axes)) for _ in range(next(rest)))
     causal = tuple(Causal(None if axis < 0 else axis) for axis in take(next(rest)))
-    return grid, key_grid, windows, causal, take(axes)
+    reach, bounds = take(next(rest)), tuple(rest)
+    return grid, key_grid, windows, causal, reach, tuple(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 @lru_cache(maxsize=64)
 def layout(numbers: tuple[int, ...]) -> Layout:
     """The layout of a description, remembered: modules ask for few, again and again."""
-    grid, key_grid, windows, causal, needed = read(numbers)
+    grid, key_grid, windows, causal, needed, ranges = read(numbers)
     queries, keys, kind = _lists(windows, grid, key_grid)
     query, query_start = _joined(queries)
     key, key_start = _joined(keys)
@@ -107,6 +120,7 @@ def layout(numbers: tuple[int, ...]) -> Layout:
         key_place=_places(key_grid, origin, steps).astype(np.int32),
         query_rank=np.array([q for q, _ in ranks], dtype=np.int64),
         key_rank=np.array([k for _, k in ranks], dtype=np.int64),
+        **_axes(grid, key_grid, ranges, (query, query_start), (key, key_start)),
     )  # fmt: skip
 
 
@@ -153,6 +167,39 @@ def _places(grid: Grid, origin: tuple[int, ...], steps: list[int]) -> np.ndarray
     places = sum(((line - start) * step for line, start, step in lines), np.zeros(grid.tokens, np.int64))
     places[: grid.prefix] = 0
     return places
+
+
+def _axes(
+    grid: Grid, key_grid: Grid, ranges: Ranges, queries: tuple[Int32s, Int32s], keys: tuple[Int32s, Int32s]
+) -> dict[str, Any]:
+    """What content needs to know of its axes: coordinates, from where keys begin, and how far these lie apart."""
+    at, key_at, numbers = [], [], []
+    lines = zip(_coordinates(grid), _coordinates(key_grid), key_grid.origin, ranges, strict=True) if ranges else ()
+    for line, key_line, start, (low, high) in lines:
+        at.append((line - start).astype(np.int32))
+        key_at.append((key_line - start).astype(np.int32))
+        spans = (_span(at[-1], *queries, grid.prefix, 64), _span(key_at[-1], *keys, key_grid.prefix, 64))
+        numbers.append((low, high, *spans, _span(key_at[-1], *keys, key_grid.prefix, key_grid.tokens) + 1))
+    joined = (np.array(x, dtype=np.int32).reshape(-1) for x in (at, key_at, numbers))
+    return dict(zip(("query_at", "key_at", "axis"), joined, strict=True), axes=len(ranges))
+
+
+def _span(line: Int32s, tokens: Int32s, starts: Int32s, prefix: int, count: int) -> int:
+    """How far apart coordinates lie among `count` tokens, at the most, that follow each other in a cell."""
+    own, cell = line[tokens], np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    placed = tokens >= prefix  # prefix tokens, which lie nowhere, come first in their cells
+    own, cell = own[placed], cell[placed]
+    if not len(own):
+        return 0
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    sizes = np.diff(first, append=len(own))
+    whole = np.maximum.reduceat(own, first) - np.minimum.reduceat(own, first)
+    found = int(whole[sizes <= count].max(initial=0))
+    if (sizes > count).any():
+        runs = np.lib.stride_tricks.sliding_window_view(own, count)
+        inside = cell[: len(runs)] == cell[count - 1 :]
+        found = max(found, int((runs.max(1) - runs.min(1))[inside].max(initial=0)))
+    return found
 
 
 def _ranks(causal: Causal, grid: Grid, key_grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -47,6 +47,12 @@ class Forward(NamedTuple):
     table: Address  # [heads, entries]
     entries: int
     prefix_bias: Address  # [3, heads]: of prefix queries, of prefix keys, between both
+    content: Rows  # what meets the vectors; 0: q
+    vectors: Address  # [vector_heads, offsets, head_dim], axis by axis
+    vector_heads: int  # 1: all heads meet the same
+    offsets: int
+    vector_bias: Address  # [vector_heads, offsets]
+    content_scale: float
     valid: PerSample  # bool, of keys
     query_id: PerSample  # int64: segments
     key_id: PerSample
@@ -66,6 +72,9 @@ class Gradients(NamedTuple):
     dv: Rows
     dtable: Address
     dprefix_bias: Address
+    dcontent: Rows
+    dvectors: Address  # [heads, offsets, head_dim]
+    dvector_bias: Address
 
 
 class Weight(NamedTuple):
@@ -189,7 +198,9 @@ def address(x: Tensor | None) -> Address:
     return 0 if x is None else x.data_ptr()
 
 
-def rows(x: Tensor) -> Rows:
+def rows(x: Tensor | None) -> Rows:
+    if x is None:
+        return 0, 0, 0, 0, 0
     batch, head, token, channel = x.stride()
     return x.data_ptr(), batch, head, token, channel
 
@@ -200,18 +211,23 @@ def per_sample(x: Tensor | None) -> PerSample:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, table: Tensor | None, prefix_bias: Tensor | None,
-    valid: Tensor | None, query_id: Tensor | None, key_id: Tensor | None, free: Sequence[int], scale: float,
+    content: Tensor | None, vectors: Tensor | None, vector_bias: Tensor | None, valid: Tensor | None,
+    query_id: Tensor | None, key_id: Tensor | None, free: Sequence[int], scale: float, content_scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Forward, tuple[Tensor | None, ...]]:  # fmt: skip
     """The operands of a problem, and the tensors to keep alive beside those that were given."""
-    bias, of_prefix = (None if x is None else x.detach().to(lse.dtype).contiguous() for x in (table, prefix_bias))
+    bias, of_prefix, met, beside = (
+        None if x is None else x.detach().to(lse.dtype).contiguous() for x in (table, prefix_bias, vectors, vector_bias)
+    )
     real = None if valid is None else valid.to(torch.bool).contiguous()
     ids, key_ids = (None if x is None else x.to(torch.int64).contiguous() for x in (query_id, key_id))
     operands = Forward(
         DTYPES[q.dtype], q.shape[0], q.shape[1], k.shape[1], q.shape[3], v.shape[3],
         rows(q), rows(k), rows(v), rows(out), lse.data_ptr(), scale,
         address(bias), 0 if table is None else math.prod(table.shape[1:]), address(of_prefix),
+        rows(content), address(met), 0 if met is None else met.shape[0], 0 if met is None else met.shape[1],
+        address(beside), content_scale,
         per_sample(real), per_sample(ids), per_sample(key_ids), free[0], free[1],
         dropout, 0 if seed is None else int(seed.item()),
     )  # fmt: skip
-    return operands, (bias, of_prefix, real, ids, key_ids)
+    return operands, (bias, of_prefix, met, beside, real, ids, key_ids)

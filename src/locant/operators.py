@@ -1,11 +1,14 @@
 """The compiled CPU kernels as torch operators: `locant::attend`, `locant::attend_packed`, and their gradients.
 
-    out, lse = attend(q, k, v, table, rows, valid, query_id, key_id, described, free, scale, dropout, seed)
+    out, lse = attend(q, k, v, table, rows, content, vectors, vector_bias, valid, query_id, key_id, described, free,
+                      scale, content_scale, dropout, seed)
 
 q [batch, heads, queries, head_dim], k and v with kv_heads, any strides; or qkv [batch, *grid, 3, heads, head_dim].
-`table [heads, *offsets]`, `rows [3, heads]` (query_prefix, key_prefix, both) are the bias, `valid [batch or 1, keys]`
-is the padding, `query_id` and `key_id` are the segments, `free` counts the prefix queries and keys that belong to every
-segment; `described` is the layout (locant.layout). `seed` is drawn outside: checkpointing, compile, resume repeat it.
+`table [heads, *offsets]`, `rows [3, heads]` (query_prefix, key_prefix, both) are the bias; `content [batch, heads,
+queries, head_dim]`, or q where it is None, meets `vectors [heads or 1, offsets, head_dim]`, axis by axis, beside
+`vector_bias [heads or 1, offsets]`, times `content_scale`. `valid [batch or 1, keys]` is the padding, `query_id` and
+`key_id` are the segments, `free` counts the prefix queries and keys that belong to every segment; `described` is the
+layout (locant.layout). `seed` is drawn outside: checkpointing, compile, resume repeat it.
 
 out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32 (float64 for float64).
 """
@@ -81,14 +84,16 @@ def _new_out(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
-    query_id: Tensor | None, key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, content: Tensor | None,
+    vectors: Tensor | None, vector_bias: Tensor | None, valid: Tensor | None, query_id: Tensor | None,
+    key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float, content_scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     native, _ = _native_layout(tuple(described))
     out, lse = _new_out(q, v)
     problem, _kept = operands.forward(
-        q, k, v, out, lse, table, rows, valid, query_id, key_id, free, scale, dropout, seed
+        q, k, v, out, lse, table, rows, content, vectors, vector_bias, valid, query_id, key_id, free, scale,
+        content_scale, dropout, seed,
     )  # fmt: skip
     _module().forward(native, problem, torch.get_num_threads())
     return out, lse
@@ -96,28 +101,41 @@ def _forward(
 
 def _backward(
     into: tuple[Tensor, Tensor, Tensor], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool,
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None, valid: Tensor | None,
+    learns_vectors: bool, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, rows: Tensor | None,
+    content: Tensor | None, vectors: Tensor | None, vector_bias: Tensor | None, valid: Tensor | None,
     query_id: Tensor | None, key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float,
-    dropout: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Writes the gradients of q, k and v into `into`; returns those of the table and its rows, empty if not wanted."""
+    content_scale: float, dropout: float, seed: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Writes the gradients of q, k and v into `into`, and returns those of the bias and of content.
+
+    These are table, rows, content, vectors and vector_bias, empty if they are not wanted or not there.
+    """
     native, own = _native_layout(tuple(described))
     problem, _kept = operands.forward(
-        q, k, v, out, lse, table, rows, valid, query_id, key_id, free, scale, dropout, seed
+        q, k, v, out, lse, table, rows, content, vectors, vector_bias, valid, query_id, key_id, free, scale,
+        content_scale, dropout, seed,
     )  # fmt: skip
-    dtable, drows = (torch.empty(x.shape if learns and x is not None else (0,), dtype=lse.dtype) for x in (table, rows))
+    bias = _fake_gradients(lse, learns, learns_vectors, table, rows, content, vectors, vector_bias)
+    dtable, drows, dcontent, dvectors, dnumbers = bias
+    if dvectors.numel() and vectors is not None and vectors.shape[0] != q.shape[1]:  # one for all heads: summed below
+        dvectors, dnumbers = (x.new_empty(q.shape[1], *x.shape[1:]) if x.numel() else x for x in (dvectors, dnumbers))
     dlse = None if dlse is None else dlse.to(lse.dtype).contiguous()
     dq, dk, dv = into
     if own.cells == 0:
         dk.zero_(), dv.zero_()
+    at = [operands.address(x) if x.numel() else 0 for x in (dtable, drows, dvectors, dnumbers)]
     gradients = operands.Gradients(
         operands.rows(dout), operands.address(dlse), operands.rows(dq), operands.rows(dk), operands.rows(dv),
-        operands.address(dtable) if dtable.numel() else 0, operands.address(drows) if drows.numel() else 0,
+        at[0], at[1], operands.rows(None if content is None else dcontent), at[2], at[3],
     )  # fmt: skip
     module = _module()
     partial = torch.empty(module.backward_partial_bytes(native, problem, gradients), dtype=torch.uint8)
     module.backward(native, problem, gradients, partial.data_ptr(), torch.get_num_threads())
-    return dtable, drows
+    dvectors, dnumbers = (
+        x.sum(0, keepdim=True) if x.numel() and own is not None and len(own) != len(x) else x
+        for x, own in ((dvectors, vectors), (dnumbers, vector_bias))
+    )
+    return dtable, drows, dcontent, dvectors, dnumbers
 
 
 def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,25 +145,27 @@ def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _REST = (
-    "Tensor? table, Tensor? rows, Tensor? valid, Tensor? query_id, Tensor? key_id, int[] described, int[] free, "
-    "float scale, float dropout, Tensor? seed"
+    "Tensor? table, Tensor? rows, Tensor? content, Tensor? vectors, Tensor? vector_bias, Tensor? valid, "
+    "Tensor? query_id, Tensor? key_id, int[] described, int[] free, float scale, float content_scale, float dropout, "
+    "Tensor? seed"
 )
 _LIBRARY = torch.library.Library("locant", "DEF")
 _LIBRARY.define(f"attend(Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor)")
 _LIBRARY.define(f"attend_packed(Tensor qkv, {_REST}) -> (Tensor, Tensor)")
-_GIVEN = "Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool learns"
+_GIVEN = "Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool learns, bool learns_vectors"
+_GRADIENTS = ", ".join(["Tensor"] * 5)  # of table, rows, content, vectors, vector_bias
 _LIBRARY.define(
-    f"attend_backward({_GIVEN}, Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"attend_backward({_GIVEN}, Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor, Tensor, {_GRADIENTS})"
 )
-_LIBRARY.define(f"attend_packed_backward({_GIVEN}, Tensor qkv, {_REST}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"attend_packed_backward({_GIVEN}, Tensor qkv, {_REST}) -> (Tensor, {_GRADIENTS})")
 
 
 def _attend_backward(
-    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, q: Tensor, k: Tensor, v: Tensor,
-    *rest: Any,
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, learns_vectors: bool, q: Tensor,
+    k: Tensor, v: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     into = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
-    return (*into, *_backward(into, dout, dlse, out, lse, learns, q, k, v, *rest))
+    return (*into, *_backward(into, dout, dlse, out, lse, learns, learns_vectors, q, k, v, *rest))
 
 
 def _attend_packed(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -153,30 +173,36 @@ def _attend_packed(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _attend_packed_backward(
-    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, qkv: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, learns_vectors: bool, qkv: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     into = torch.empty(qkv.shape, dtype=qkv.dtype)  # contiguous: its parts are views
-    return (into, *_backward(_unpacked(into), dout, dlse, out, lse, learns, *_unpacked(qkv), *rest))
+    return (into, *_backward(_unpacked(into), dout, dlse, out, lse, learns, learns_vectors, *_unpacked(qkv), *rest))
 
 
-def _fake_gradients(lse: Tensor, learns: bool, table: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fake_gradients(
+    lse: Tensor, learns: bool, learns_vectors: bool, table: Tensor | None, rows: Tensor | None, content: Tensor | None,
+    vectors: Tensor | None, vector_bias: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     sizes = [x.shape if learns and x is not None else (0,) for x in (table, rows)]
-    return lse.new_empty(sizes[0]), lse.new_empty(sizes[1])
+    sizes += [x.shape if learns_vectors and x is not None else (0,) for x in (vectors, vector_bias)]
+    dtable, drows, *met = (lse.new_empty(size) for size in sizes)  # each of its own: operators return no views
+    return dtable, drows, lse.new_empty(0) if content is None else torch.empty_like(content), *met
 
 
 def _fake_backward(
-    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, q: Tensor, k: Tensor, v: Tensor,
-    table: Tensor | None, rows: Tensor | None, *rest: Any,
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, learns_vectors: bool, q: Tensor,
+    k: Tensor, v: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     into = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
-    return (*into, *_fake_gradients(lse, learns, table, rows))
+    return (*into, *_fake_gradients(lse, learns, learns_vectors, *rest[:5]))
 
 
 def _fake_packed_backward(
-    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, qkv: Tensor, table: Tensor | None,
-    rows: Tensor | None, *rest: Any,
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, learns_vectors: bool, qkv: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return qkv.new_empty(qkv.shape), *_fake_gradients(lse, learns, table, rows)
+    return qkv.new_empty(qkv.shape), *_fake_gradients(lse, learns, learns_vectors, *rest[:5])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -191,12 +217,11 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, operator:
     inputs = [plain if tensor is None else tensor for tensor, plain in zip(saved, ctx.plain, strict=True)]
     if dout is None:
         dout = torch.zeros_like(out)
-    learns = any(ctx.needs_input_grad[leading : leading + 2])
-    *own, dtable, drows = operator(dout, dlse, out, lse, learns, *inputs)
-    table, rows = inputs[leading], inputs[leading + 1]
-    dtable = dtable.to(table.dtype) if dtable.numel() else None
-    drows = drows.to(rows.dtype) if drows.numel() else None
-    return (*own, dtable, drows, *[None] * (len(inputs) - leading - 2))
+    needs = ctx.needs_input_grad[leading : leading + 5]
+    found = operator(dout, dlse, out, lse, any(needs[:2]), any(needs[3:]), *inputs)
+    own, bias = found[:leading], found[leading:]
+    bias = [dx.to(x.dtype) if dx.numel() else None for x, dx in zip(inputs[leading : leading + 5], bias, strict=True)]
+    return (*own, *bias, *[None] * (len(inputs) - leading - 5))
 
 
 def _attend_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
@@ -243,34 +268,40 @@ for _name, _cpu, _fake in (
     torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
 
 
-def _products(q: tuple[int, ...], described: Sequence[int], widths: int) -> int:
-    """FLOPs of matrix products of so many channels in all; q is [batch, heads, ...]."""
-    return 2 * q[0] * q[1] * layout(tuple(described)).scores * widths
+def _products(q: tuple[int, ...], rest: Sequence[Any], widths: int, of_terms: int) -> int:
+    """FLOPs of matrix products of so many channels in all, and of so many of queries and vectors.
+
+    q is [batch, heads, ...], and the rest as in the operators.
+    """
+    vectors, described = rest[3], tuple(rest[8])
+    own = layout(described)
+    met = 0 if vectors is None else own.queries * vectors[1] * vectors[2]
+    return 2 * q[0] * q[1] * (own.scores * widths + of_terms * met)
 
 
 @register_flop_formula(torch.ops.locant.attend)
 def _attend_flops(*sizes: Any, **_: Any) -> int:
     q, _k, v, *rest = sizes
-    return _products(q, rest[5], q[3] + v[3])
+    return _products(q, rest, q[3] + v[3], 1)
 
 
 @register_flop_formula(torch.ops.locant.attend_packed)
 def _packed_flops(*sizes: Any, **_: Any) -> int:
     qkv, *rest = sizes
-    return _products((qkv[0], qkv[-2]), rest[5], 2 * qkv[-1])
+    return _products((qkv[0], qkv[-2]), rest, 2 * qkv[-1], 1)
 
 
 @register_flop_formula(torch.ops.locant.attend_backward)
 def _attend_backward_flops(*sizes: Any, **_: Any) -> int:
-    """Scores again, the gradients of weights, and those of v, q and k: five products."""
-    q, _k, v, *rest = sizes[5:]
-    return _products(q, rest[5], 3 * q[3] + 2 * v[3])
+    """Scores again, the gradients of weights, and those of v, q and k: five products; three of vectors."""
+    q, _k, v, *rest = sizes[6:]
+    return _products(q, rest, 3 * q[3] + 2 * v[3], 3)
 
 
 @register_flop_formula(torch.ops.locant.attend_packed_backward)
 def _packed_backward_flops(*sizes: Any, **_: Any) -> int:
-    qkv, *rest = sizes[5:]
-    return _products((qkv[0], qkv[-2]), rest[5], 5 * qkv[-1])
+    qkv, *rest = sizes[6:]
+    return _products((qkv[0], qkv[-2]), rest, 5 * qkv[-1], 3)
 
 
 def _no_second(ctx: Any, *_: Tensor) -> None:

@@ -51,14 +51,14 @@ class Places:
 
 def _needed(numbers: tuple[int, ...]) -> tuple[int, ...]:
     """The reach of the table; an order without a table needs one to forbid offsets in."""
-    grid, key_grid, windows, causal, needed = read(numbers)
+    grid, key_grid, windows, causal, needed, _ = read(numbers)
     return needed or (reach(grid, key_grid, windows) if causal else ())
 
 
 @lru_cache(maxsize=64)
 def both_ways(numbers: tuple[int, ...]) -> tuple[Layout, Layout]:
     """The layout, and the one with queries and keys exchanged: there a prefix key, though in all cells, is one row."""
-    grid, key_grid, windows, causal, _ = read(numbers)
+    grid, key_grid, windows, causal, *_ = read(numbers)
     structure, needed = Structure(causal=causal, windows=windows), _needed(numbers)
     return tuple(layout(described(*grids, structure, needed)) for grids in ((grid, key_grid), (key_grid, grid)))  # type: ignore[return-value]
 
@@ -100,7 +100,7 @@ def places(numbers: tuple[int, ...]) -> Places:
 
 def _forbidden(numbers: tuple[int, ...], needed: tuple[int, ...]) -> np.ndarray | None:
     """Which offsets an order forbids: those before 0 on its axis, or the first of them that is not 0."""
-    *_, causal, _ = read(numbers)
+    *_, causal, _, _ = read(numbers)
     if not causal:
         return None
     lines = np.meshgrid(*(np.arange(-r, r + 1) for r in needed), indexing="ij")

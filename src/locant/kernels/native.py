@@ -1,9 +1,10 @@
-"""The compiled CPU kernels (csrc/): an offset table is run and trained without ever being formed.
+"""The compiled CPU kernels (csrc/): an offset table, or what queries meet, is run and trained without being formed.
 
 Identity: softmax needs its keys one block at a time, as long as what was summed is rescaled when the largest score
 moves; and the bias of one key for neighbouring queries is one slice of the table, so that it seeds the product q kᵀ
-as a load in place of a zero. The gradient of the table is added to the same slices. Windows are lists of tokens, cell
-by cell: nothing is rolled, gathered or masked. Memory is O(N).
+as a load in place of a zero. The gradient of the table is added to the same slices. What queries make of a content
+scheme's vectors is one more product, of few rows, made where the scores are, and read in the same way. Windows are
+lists of tokens, cell by cell: nothing is rolled, gathered or masked. Memory is O(N).
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ def refuses(problem: Problem) -> str | None:
         return "under export the graph is made of torch's own operators, so that it runs without Locant"
     if problem.transformed:
         return "torch.func transforms need rules for each operator, and torch's own operators have them"
-    if problem.content is not None:
-        return "these kernels read one table for all queries, and content brings each query terms of its own"
     if problem.mask.pairs:
         return "Pairs is dense by nature, and these kernels never form what is dense"
     if problem.mask.segments > 1:
@@ -48,6 +47,13 @@ def work(problem: Problem) -> Work:
     notes = []
     if problem.bias is not None:
         notes.append(f"reads the table in place: {held:,} bytes, whatever the number of pairs")
+    if problem.content is not None:
+        vectors = problem.heads * sum(problem.content.sizes)
+        own = vectors * problem.head_dim * max(4, problem.width)
+        flops, held = flops + 2 * _made(problem) * problem.head_dim, held + own
+        notes.append(
+            f"makes content's terms where the scores are: {vectors // problem.heads:,} vectors per head, {own:,} bytes"
+        )
     if problem.gate is not None:
         flops += separable.flops(problem)
         notes.append(separable.note(problem))
@@ -55,9 +61,17 @@ def work(problem: Problem) -> Work:
     return Work(flops, problem.stream + held, held, tuple(notes), items=cells, computed=computed)
 
 
+def _made(problem: Problem) -> int:
+    """How many of content's terms are made: a panel of 64 queries meets the offsets that it has to the keys."""
+    assert problem.content is not None
+    each = sum(min(high - low, high + 64) + 1 for low, high in problem.content.ranges)
+    return problem.batch * problem.heads * problem.queries * each
+
+
 def run(problem: Problem, inputs: Inputs) -> Output:
+    *content, content_scale = _content(inputs)
     rest = (
-        *_bias(inputs), *_masks(problem, inputs.mask), inputs.scale, inputs.dropout,
+        *_bias(inputs), *content, *_masks(problem, inputs.mask), inputs.scale, content_scale, inputs.dropout,
         torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,
     )  # fmt: skip
     if inputs.qkv is not None:
@@ -68,7 +82,9 @@ def run(problem: Problem, inputs: Inputs) -> Output:
 
 
 def _described(problem: Problem) -> tuple[int, ...]:
-    return described(problem.grid, problem.key_grid, problem.mask, () if problem.bias is None else problem.bias.reach)
+    reach = () if problem.bias is None else problem.bias.reach
+    ranges = () if problem.content is None else problem.content.ranges
+    return described(problem.grid, problem.key_grid, problem.mask, reach, ranges)
 
 
 def _bias(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
@@ -77,6 +93,27 @@ def _bias(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     rows = (bias.query_prefix, bias.key_prefix, bias.both)
     return bias.table, None if rows[0] is None else torch.stack([row for row in rows if row is not None])
+
+
+def _content(inputs: Inputs) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
+    """What meets vectors (None is q), the vectors of all axes, the numbers beside them, and what scales them."""
+    met = inputs.content
+    if met is None:
+        return None, None, None, 1.0
+    queries, biases, factor = met.queries, met.biases, met.factor
+    vectors, numbers = _joined(met.vectors), None if biases is None else _joined(biases)
+    if isinstance(factor, Tensor):  # a number for a kernel has no gradient
+        queries = queries * factor.to(queries.dtype)
+        if numbers is not None:
+            numbers = numbers * factor.to(numbers.dtype).reshape(-1, 1)
+            vectors = vectors.expand(len(numbers), -1, -1)
+        factor = 1.0
+    return None if queries is inputs.q else queries, vectors, numbers, factor
+
+
+def _joined(lines: tuple[Tensor, ...]) -> Tensor:
+    """The offsets of all axes, one axis after the other."""
+    return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
 
 
 def _masks(

@@ -56,7 +56,7 @@ def work(problem: Problem) -> Work:
         whole = problem.grid.axes == 1 and problem.content.sizes[0] >= problem.keys
         long = "; in 1-D that is O(N²)" if whole else ""
         notes.append(f"content's terms are {terms:,} bytes{long}; expanded for every pair and sample: {pairs:,} bytes")
-    if problem.bias_grad and problem.device == "cpu":
+    if problem.bias_grad and problem.device in ("cpu", "meta"):
         held += 2 * scores * problem.width
         notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
     spelled = _spelled_out(problem, sum(g.count * g.scores for g in groups))
