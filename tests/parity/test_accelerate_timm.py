@@ -141,3 +141,25 @@ def test_unknown_sources_are_tried(timm, monkeypatch, name: str) -> None:
 
 def test_the_classes_are_known_by_source(timm) -> None:
     accelerated.check_known(FAMILIES)
+
+
+@pytest.mark.parametrize("part", ["norm1", "norm2", "mlp", "drop_path2", "attn.proj_drop", "mlp.act", None])
+def test_norms_and_sums_are_joined_unless_a_hook_wants_a_part(timm, part: str | None) -> None:
+    """Two stages of a Swin, maps that windows divide and not: joined where nothing is called, called where asked."""
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=160, depths=(2, 2), embed_dim=48).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(3, 3, 160, 160)
+    called: list[int] = []
+    if part is not None:
+        block = model.layers[0].blocks[1]
+        block.get_submodule(part).register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        right = copy.deepcopy(model).double()(x.double())
+        low = (model(x) - right).abs().max()
+        called.clear()
+        locant.accelerate(model)
+        found = model(x)
+    assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
+    assert len(called) == (part is not None)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from locant.dispatch import hooks_of
 from locant.integrations.family import Family, Offer
-from locant.integrations.replacing import Replacement, runs
+from locant.integrations.replacing import STATE, Replacement, State, runs
 from locant.products import linear, perceptron
 
 
@@ -80,10 +80,21 @@ def run_perceptron(one: Any, activation: nn.Module, two: Any, x: Tensor) -> Tens
     return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not two.training)
 
 
-def draws(module: nn.Module) -> bool:
-    """Whether a dropout in it is at work now: its parts then have to be called."""
-    parts = module._modules.values() if module.training else ()
-    return any(getattr(part, "p", 0) and "Drop" in type(part).__name__ for part in parts)
+def parts_of(mlp: Any) -> tuple[Any, str, Any] | None:
+    """Both layers of a replaced perceptron and its activation, where a product may do all of it; else None."""
+    names = getattr(vars(mlp).get(STATE), "parts", None)
+    if names is None:
+        return None
+    one, act, two = (getattr(mlp, name) for name in names)
+    activation = _activation(act)
+    return None if activation is None or hooks_of(act) or not _are_plain(one, two) else (one, activation, two)
+
+
+def calls_parts(module: nn.Module) -> bool:
+    """Whether its parts have to be called: a dropout in it is at work now, or somebody hooked into one."""
+    parts = [part for part in module._modules.values() if part is not None]
+    at_work = module.training and any(getattr(part, "p", 0) and "Drop" in type(part).__name__ for part in parts)
+    return at_work or any(hooks_of(part) for part in parts)
 
 
 def _activation(module: object) -> str | None:
@@ -101,7 +112,7 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
 
     def forward(self: Any, *inputs: Any) -> Tensor:
         one, two, act = getattr(self, first), getattr(self, second), _activation(getattr(self, activation))
-        if act is None or not _are_plain(one, two) or draws(self):
+        if act is None or not _are_plain(one, two) or calls_parts(self):
             return type(self).forward(self, *inputs)
         (x,) = inputs
         return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not self.training)
@@ -117,7 +128,8 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
         if not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
             return "it has a norm between its layers"
         sizes = f"{one.in_features} → {one.out_features} → {two.out_features}"
-        return Offer(Replacement({"forward": forward}), sizes, _rows_for(first))
+        state = State(parts=(first, activation, second))
+        return Offer(Replacement({"forward": forward}, state), sizes, _rows_for(first))
 
     return Family("perceptron", names, ("forward",), offer, frozenset(known))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedGate, BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
+from locant.integrations.halves import residual_perceptron
 from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import attend_projected, cosine_attention, swin_attention
+from locant.integrations.windowed import attend_projected, cosine_attention, residual_swin_attention, swin_attention
 from locant.masks import Windows
 from locant.positions.position import Position
 
@@ -27,6 +29,19 @@ from locant.positions.position import Position
 def _attn(self: Any, x: Tensor) -> Tensor:
     window, shift = tuple(self.window_size), tuple(self.shift_size)
     return swin_attention(self.attn, x, window, shift, "roll-pad", self._locant.position)
+
+
+def _swin_forward(self: Any, x: Tensor) -> Tensor:
+    window, shift = tuple(self.window_size), tuple(self.shift_size)
+    position = self._locant.position
+    half = residual_swin_attention(self.attn, x, self.norm1, self.drop_path1, window, shift, "roll-pad", position)
+    if half is None:
+        return type(self).forward(self, x)
+    out = residual_perceptron(half, self.norm2, self.mlp, self.drop_path2)
+    return half + self.drop_path2(self.mlp(self.norm2(half))) if out is None else out
+
+
+_swin_forward.__name__ = "forward"
 
 
 def _angles(self: Any, x: Tensor) -> Tensor:
@@ -49,7 +64,8 @@ def _swin(block: nn.Module) -> Offer:
     module: Any = block
     attn = module.attn
     position = BorrowedTable(attn, "relative_position_bias_table", "window_size", attn.num_heads)
-    return _block(module, _attn, position, "table", module.input_resolution)
+    offer = _block(module, _attn, position, "table", module.input_resolution)
+    return replace(offer, replacement=Replacement({"_attn": _attn, "forward": _swin_forward}, offer.replacement.state))
 
 
 def _swin_v2(block: nn.Module) -> Offer:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.layers import draws, run_perceptron
+from locant.integrations.layers import calls_parts, run_perceptron
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows, attend_projected
 from locant.masks import Windows
@@ -149,7 +149,7 @@ def _three(q: nn.Module, k: nn.Module, v: nn.Module) -> Project:
 def _fed_forward(layer: Any, x: Tensor) -> Tensor:
     """A perceptron whose halves are modules of their own, intermediate and output."""
     inner, outer = layer.intermediate, layer.output
-    out = None if draws(outer) else run_perceptron(inner.dense, inner.intermediate_act_fn, outer.dense, x)
+    out = None if calls_parts(outer) else run_perceptron(inner.dense, inner.intermediate_act_fn, outer.dense, x)
     return outer(inner(x)) if out is None else out
 
 
