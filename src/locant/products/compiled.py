@@ -14,7 +14,7 @@ from locant.operators import built
 from locant.products.activations import number_of
 from locant.products.packed import packed
 
-MEASURED = ("amx", "avx512")  # instruction sets on which they were the fastest for float32 (docs/performance.md)
+MEASURED = ("amx", "avx512")  # instruction sets on which they were the fastest for float32 (docs/models-speed.md)
 FEW = 192  # rows up to which a perceptron's two layers, each shared out by columns, are faster than one pass by rows
 HELD = 1 << 20  # numbers of a hidden layer at once, backward: they stay in the cache
 
