@@ -1,4 +1,5 @@
-"""Two parts, one command each: with the shape hook (`pytest`) and without it (`pytest --plain`).
+"""Three parts, one command each: with the shape hook (`pytest`), without it (`pytest --plain`), and Triton's kernels on
+CPU tensors (`TRITON_INTERPRET=1 pytest`).
 
 The hook checks every jaxtyping annotation of `locant` at run time, through beartype. Graphs cannot carry such checks,
 and a wrong argument would meet them before the library's own sentence: tests marked `compiled` and `plain` therefore
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 WITHOUT_HOOK = ("compiled", "plain")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # all kernels of the process: only tests of them run
 
 settings.register_profile("locant", deadline=None, derandomize=True, database=None)  # no clock, the same examples
 settings.load_profile("locant")
@@ -25,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--plain"):
+    if not config.getoption("--plain") and not INTERPRETED:
         early = sorted(name for name in sys.modules if name.startswith("locant."))
         assert not early, f"the hook must come before the modules that it checks; already imported: {early}"
         from jaxtyping import install_import_hook
@@ -38,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    if INTERPRETED:
+        return "part: Triton's interpreter (no shape hook; only tests marked interpreted)"
     if config.getoption("--plain"):
         return "part: plain (no shape hook; only tests marked compiled or plain)"
     return "part: shapes checked (tests marked compiled or plain are left out: run them with --plain)"
@@ -48,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         without = any(item.get_closest_marker(name) for name in WITHOUT_HOOK)
-        (kept if without == plain else left).append(item)
+        interpreted = item.get_closest_marker("interpreted") is not None
+        (kept if interpreted == INTERPRETED and (interpreted or without == plain) else left).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mutation import function, replaced
 
 # what only the compiled kernels run through
-COMPILED = {"locant.kernels.native", "locant.layout", "locant.operands", "locant.operators"}
+COMPILED = {"locant.kernels.native", "locant.layout", "locant.operands", "locant.operators", "locant.operate"}
 
 
 @dataclass(frozen=True)
@@ -145,20 +145,20 @@ MUTANTS = (
     Mutant("earlier is later", "layout._ranks", "q, k = _a + queries[axis] - low, _b + keys[axis] - low", "q, k = _a - queries[axis] - low, _b - keys[axis] - low", CACHE),
     Mutant("last axis decides in ranks", "layout._ranks", "range(grid.axes)", "reversed(range(grid.axes))", f"{TRUTH}/table-2d-prefix-causal"),
     Mutant("prefix sees the future in ranks", "layout._ranks", "q[_a] = k[_b] = FIRST", "q[_a], k[_b] = -FIRST, FIRST", PREFIX),
-    Mutant("prefix rows swapped in native", "native._bias", "(bias.query_prefix, bias.key_prefix, bias.both)", "(bias.key_prefix, bias.query_prefix, bias.both)", f"{TRUTH}/table-2d-prefix"),
-    Mutant("scale forgotten in native", "native.run", "(..., inputs.scale, _c, inputs.dropout, _a)", "(..., 1.0, _c, inputs.dropout, _a)", f"{TRUTH}/none"),
-    Mutant("what meets vectors is q in native", "native._content", "None if queries is _a else queries", "None", f"{TRUTH}/xl-1d"),
-    Mutant("content not scaled in native", "native._content", "_n, vectors, numbers, factor", "_n, vectors, numbers, 1.0", f"{TRUTH}/shaw-1d"),
-    Mutant("axes of vectors in another order", "native._joined", "torch.cat(lines, 1)", "torch.cat(lines[::-1], 1)", f"{TRUTH}/decomposed-3d"),
+    Mutant("prefix rows swapped in native", "operate._bias", "(bias.query_prefix, bias.key_prefix, bias.both)", "(bias.key_prefix, bias.query_prefix, bias.both)", f"{TRUTH}/table-2d-prefix"),
+    Mutant("scale forgotten in native", "operate.operate", "(..., inputs.scale, _c, inputs.dropout, _a)", "(..., 1.0, _c, inputs.dropout, _a)", f"{TRUTH}/none"),
+    Mutant("what meets vectors is q in native", "operate._content", "None if queries is _a else queries", "None", f"{TRUTH}/xl-1d"),
+    Mutant("content not scaled in native", "operate._content", "_n, vectors, numbers, factor", "_n, vectors, numbers, 1.0", f"{TRUTH}/shaw-1d"),
+    Mutant("axes of vectors in another order", "operate._joined", "torch.cat(lines, 1)", "torch.cat(lines[::-1], 1)", f"{TRUTH}/decomposed-3d"),
     Mutant("vectors of key - query in native", "layout._axes", "(line - start).astype(_a)", "(start - line).astype(_a)", f"{TRUTH}/xl-1d"),
     Mutant("columns before rows in native's vectors", "layout._axes", "zip(_a, _b, key_grid.origin, ranges, strict=True)", "zip(_a[::-1], _b[::-1], key_grid.origin, ranges, strict=True)", f"{TRUTH}/decomposed-3d"),
     Mutant("content not scaled backward", "operators._backward", "operands.forward(..., content_scale, dropout, seed)", "operands.forward(..., 1.0, dropout, seed)", f"{TRUTH}/xl-1d"),
     Mutant("vectors learn if numbers do", "operators._differentiate", "needs[3:]", "needs[4:]", f"{TRUTH}/xl-1d"),
     Mutant("an order hides the query itself from its vectors", "call._seen", "max(low, 0)", "max(low, 1)", f"{TRUTH}/xl-1d"),
-    Mutant("padding inverted in native", "native._masks", "member.valid if _a else _b", "~member.valid if _a else _b", "padded_is_truncated"),
-    Mutant("last of two paddings alone", "native._masks", "valid & member.valid", "member.valid", f"{TRUTH}/none-twice"),
-    Mutant("the prefix has a segment", "native._masks", "member.free(...)", "(0, 0)", f"{TRUTH}/table-2d-prefix-samples"),
-    Mutant("segments of queries and keys swapped", "native._masks", "(member.ids, member.key_ids, _a)", "(member.key_ids, member.ids, _a)", f"{TRUTH}/table-2d-prefix-samples"),
+    Mutant("padding inverted in native", "operate._masks", "member.valid if _a else _b", "~member.valid if _a else _b", "padded_is_truncated"),
+    Mutant("last of two paddings alone", "operate._masks", "valid & member.valid", "member.valid", f"{TRUTH}/none-twice"),
+    Mutant("the prefix has a segment", "operate._masks", "member.free(...)", "(0, 0)", f"{TRUTH}/table-2d-prefix-samples"),
+    Mutant("segments of queries and keys swapped", "operate._masks", "(member.ids, member.key_ids, _a)", "(member.key_ids, member.ids, _a)", f"{TRUTH}/table-2d-prefix-samples"),
     # what the operators do with it
     Mutant("a table as it lies in memory", "operands.forward", "x.detach().to(lse.dtype).contiguous()", "x.detach().to(lse.dtype)", CACHE),
     Mutant("rows of a bias in another order", "operands.forward", "(table, prefix_bias, ...)", "(table, prefix_bias if prefix_bias is None else prefix_bias.flip(0), ...)", f"{TRUTH}/table-2d-prefix"),

@@ -1,6 +1,6 @@
 """How a mutant is made: a function found by its name, and one small change to its syntax.
 
-A function is named as shortly as is clear, `Causal.pairs` or `native._masks`, and found wherever it stands in the
+A function is named as shortly as is clear, `Causal.pairs` or `operate._masks`, and found wherever it stands in the
 package: a mutant follows a function that moves to another file. The change is a piece of Python and what stands in its
 place, compared as syntax, so that lines may break elsewhere. A name of an underscore and one letter is a hole, which
 takes any expression and gives it back; `...` in a list of arguments takes any number of them. `name=value` is an

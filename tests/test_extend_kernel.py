@@ -52,16 +52,18 @@ def run(problem: Problem, inputs: Inputs) -> Output:
     out = separable.mixed(problem, inputs.gate, torch.stack(outs, 1), v)
     return out, torch.stack(sums, 1) if problem.lse else None
 '''
-LINE = "FAMILY: tuple[Kernel, ...] = (native, sdpa, flex, reference)"
+LINE = "FAMILY: tuple[Kernel, ...] = (triton, native, sdpa, flex, reference)"
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     made = Copy(tmp_path_factory.mktemp("kernel"))
     made.add("src/locant/kernels/heads.py", SOURCE)
-    made.replace("src/locant/planner.py", LINE, LINE.replace("(native,", "(heads, native,"))
+    made.replace("src/locant/planner.py", LINE, LINE.replace("(triton,", "(heads, triton,"))
     made.replace(
-        "src/locant/planner.py", "import flex, native, reference, sdpa", "import flex, heads, native, reference, sdpa"
+        "src/locant/planner.py",
+        "import flex, native, reference, sdpa, triton",
+        "import flex, heads, native, reference, sdpa, triton",
     )
     made.python("docs/index.py")
     return made

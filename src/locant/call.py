@@ -18,6 +18,7 @@ from locant.cells import reach
 from locant.checks import check_number, check_tensor, check_type, description
 from locant.dispatch import is_exporting, is_transformed
 from locant.forms import AxialVectors, OffsetTable, Separable, add_values
+from locant.gpu.chips import chip_of
 from locant.grid import Grid, check_grid
 from locant.masks import Mask, Pairs, Structure, check_mask
 from locant.positions.position import Bias, Content, Embedding, Gate, Position, Rotation
@@ -140,7 +141,7 @@ def describe(
         grid=grid, key_grid=key_grid, dtype=DTYPES[_dtype(q)], device=q.device.type,
         bias=bias, content=content, bias_grad=torch.is_grad_enabled() and _learns(beside, q), gate=gate,
         mask=structure, dropout=dropout > 0, lse=lse, rotated=schemes.rotation is not None,
-        exporting=is_exporting(), transformed=is_transformed(),
+        exporting=is_exporting(), transformed=is_transformed(), chip=chip_of(str(q.device)) if q.is_cuda else "",
     )  # fmt: skip
     return Call(q, k, v, problem, schemes, mask, _checked_scale(scale, q), dropout, kernel, qkv)
 

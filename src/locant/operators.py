@@ -1,4 +1,4 @@
-"""The compiled CPU kernels as torch operators: `locant::attend`, `locant::attend_packed`, and their gradients.
+"""The compiled kernels as torch operators: `locant::attend`, `locant::attend_packed`, and their gradients.
 
     out, lse = attend(q, k, v, table, rows, content, vectors, vector_bias, valid, query_id, key_id, described, free,
                       scale, content_scale, dropout, seed)
@@ -10,6 +10,8 @@ queries, head_dim]`, or q where it is None, meets `vectors [heads or 1, offsets,
 `key_id` are the segments, `free` counts the prefix queries and keys that belong to every segment; `described` is the
 layout (locant.layout). `seed` is drawn outside: checkpointing, compile, resume repeat it.
 
+On a CPU they are those of csrc, on a GPU Triton's (locant.gpu), which TRITON_INTERPRET=1 runs on CPU tensors as well.
+
 out lies in memory as [batch, queries, heads, value_dim], ready for a projection; lse is float32 (float64 for float64).
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -28,6 +31,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from locant import operands
 from locant.dispatch import constant_to_graphs, is_unwatched
+from locant.gpu.chips import interpreted
 from locant.layout import Layout, layout
 
 
@@ -77,6 +81,20 @@ def _native_layout(described: tuple[int, ...]) -> tuple[Any, Layout]:
     return _module().Layout(operands.of_layout(own)), own
 
 
+def _by_triton(q: Tensor) -> bool:
+    return q.is_cuda or interpreted()
+
+
+def _device_of(q: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current GPU, which need not be that of the tensors."""
+    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
+
+
+def _launch() -> ModuleType:
+    """Triton, and with it seconds of importing, comes with the first call on a GPU."""
+    return importlib.import_module("locant.gpu.launch")
+
+
 def _new_out(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = q.shape
     out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
@@ -89,6 +107,11 @@ def _forward(
     key_id: Tensor | None, described: Sequence[int], free: Sequence[int], scale: float, content_scale: float,
     dropout: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if _by_triton(q):
+        with _device_of(q):
+            return _launch().forward(
+                q, k, v, table, rows, valid, query_id, key_id, described, free, scale, dropout, seed
+            )  # fmt: skip
     native, _ = _native_layout(tuple(described))
     out, lse = _new_out(q, v)
     problem, _kept = operands.forward(
@@ -110,6 +133,13 @@ def _backward(
 
     These are table, rows, content, vectors and vector_bias, empty if they are not wanted or not there.
     """
+    if _by_triton(q):
+        with _device_of(q):
+            found = _launch().backward(
+                into, dout, dlse, out, lse, learns, q, k, v, table, rows, valid, query_id, key_id, described, free,
+                scale, dropout, seed,
+            )  # fmt: skip
+        return *found, *(lse.new_empty(0) for _ in range(3))
     native, own = _native_layout(tuple(described))
     problem, _kept = operands.forward(
         q, k, v, out, lse, table, rows, content, vectors, vector_bias, valid, query_id, key_id, free, scale,
@@ -176,7 +206,7 @@ def _attend_packed_backward(
     dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, learns: bool, learns_vectors: bool, qkv: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    into = torch.empty(qkv.shape, dtype=qkv.dtype)  # contiguous: its parts are views
+    into = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)  # contiguous: its parts are views
     return (into, *_backward(_unpacked(into), dout, dlse, out, lse, learns, learns_vectors, *_unpacked(qkv), *rest))
 
 
@@ -258,13 +288,14 @@ def _called(name: str, run: Callable[..., Any], gradient: Callable[..., Any]) ->
 attend = _called("attend", _forward, _attend_gradient)
 attend_packed = _called("attend_packed", _attend_packed, _packed_gradient)
 
-for _name, _cpu, _fake in (
+for _name, _run, _fake in (
     ("attend", _forward, lambda q, k, v, *rest: _new_out(q, v)),
     ("attend_packed", _attend_packed, lambda qkv, *rest: _new_out(*_unpacked(qkv)[::2])),
     ("attend_backward", _attend_backward, _fake_backward),
     ("attend_packed_backward", _attend_packed_backward, _fake_packed_backward),
 ):
-    _LIBRARY.impl(_name, _cpu, "CPU")
+    for _device in ("CPU", "CUDA"):
+        _LIBRARY.impl(_name, _run, _device)
     torch.library.register_fake(f"locant::{_name}", _fake, lib=_LIBRARY)
 
 

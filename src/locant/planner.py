@@ -17,11 +17,11 @@ import torch
 
 from locant import speed
 from locant.costs import PROCESSOR, SECONDS
-from locant.kernels import flex, native, reference, sdpa
+from locant.kernels import flex, native, reference, sdpa, triton
 from locant.kernels.kernel import Kernel, Work
 from locant.problem import Problem
 
-FAMILY: tuple[Kernel, ...] = (native, sdpa, flex, reference)  # read at each call; in a traced graph, the first that can
+FAMILY: tuple[Kernel, ...] = (triton, native, sdpa, flex, reference)  # read at each call; graphs take the first
 
 
 @dataclass(frozen=True)

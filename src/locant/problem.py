@@ -37,6 +37,7 @@ class Problem:
     rotated: bool = False  # q and k are turned before a kernel meets them
     exporting: bool = False
     transformed: bool = False  # by torch.func
+    chip: str = ""  # of a GPU: "sm90", "gfx942"
 
     @property
     def queries(self) -> int:

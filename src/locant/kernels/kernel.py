@@ -29,6 +29,7 @@ class Work:
         items: cells × heads × samples, each worked on by itself.
         computed: the part of `flops` that is left where pairs are skipped that an order forbids; None is all of it.
         copied: bytes of what is spelled out, gathered or repeated before the arithmetic begins.
+        padded: scores of all samples and heads with the tiles of a GPU rounded up; None is as many as there are.
     """
 
     flops: int
@@ -38,6 +39,7 @@ class Work:
     items: int = 0
     computed: float | None = None
     copied: int = 0
+    padded: int | None = None
 
 
 @runtime_checkable

@@ -9,14 +9,11 @@ lists of tokens, cell by cell: nothing is rolled, gathered or masked. Memory is 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from locant import operators, separable
 from locant.cells import count, visible_share
+from locant.gpu import chips
 from locant.kernels.kernel import Output, Work
-from locant.layout import described
-from locant.masks import Mask, Padding, Segments
+from locant.operate import operate
 from locant.problem import Inputs, Problem
 
 name = "native"
@@ -25,6 +22,8 @@ name = "native"
 def refuses(problem: Problem) -> str | None:
     if problem.device not in ("cpu", "meta"):
         return f"these are kernels for the CPU, and the tensors are on {problem.device}"
+    if chips.interpreted():
+        return "TRITON_INTERPRET=1 has the operators run Triton's kernels on CPU tensors, under its interpreter"
     missing = operators.missing()  # asked for tensors on the CPU alone: it warns
     if missing is not None:
         return missing
@@ -69,60 +68,5 @@ def _made(problem: Problem) -> int:
 
 
 def run(problem: Problem, inputs: Inputs) -> Output:
-    *content, content_scale = _content(inputs)
-    rest = (
-        *_bias(inputs), *content, *_masks(problem, inputs.mask), inputs.scale, content_scale, inputs.dropout,
-        torch.randint(2**62, (1,)) if inputs.dropout > 0 else None,
-    )  # fmt: skip
-    if inputs.qkv is not None:
-        out, lse = operators.attend_packed(inputs.qkv, *rest)
-    else:
-        out, lse = operators.attend(inputs.q, inputs.k, inputs.v, *rest)
+    out, lse = operate(problem, inputs)
     return separable.mixed(problem, inputs.gate, out, inputs.grouped()[1] if inputs.gate is not None else out), lse
-
-
-def _described(problem: Problem) -> tuple[int, ...]:
-    reach = () if problem.bias is None else problem.bias.reach
-    ranges = () if problem.content is None else problem.content.ranges
-    return described(problem.grid, problem.key_grid, problem.mask, reach, ranges)
-
-
-def _bias(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
-    bias = inputs.bias
-    if bias is None:
-        return None, None
-    rows = (bias.query_prefix, bias.key_prefix, bias.both)
-    return bias.table, None if rows[0] is None else torch.stack([row for row in rows if row is not None])
-
-
-def _content(inputs: Inputs) -> tuple[Tensor | None, Tensor | None, Tensor | None, float]:
-    """What meets vectors (None is q), the vectors of all axes, the numbers beside them, and what scales them."""
-    met = inputs.content
-    if met is None:
-        return None, None, None, 1.0
-    queries, biases, factor = met.queries, met.biases, met.factor
-    vectors, numbers = _joined(met.vectors), None if biases is None else _joined(biases)
-    if isinstance(factor, Tensor):  # a number for a kernel has no gradient
-        queries = queries * factor.to(queries.dtype)
-        if numbers is not None:
-            numbers = numbers * factor.to(numbers.dtype).reshape(-1, 1)
-            vectors = vectors.expand(len(numbers), -1, -1)
-        factor = 1.0
-    return None if queries is inputs.q else queries, vectors, numbers, factor
-
-
-def _joined(lines: tuple[Tensor, ...]) -> Tensor:
-    """The offsets of all axes, one axis after the other."""
-    return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
-
-
-def _masks(
-    problem: Problem, mask: Mask | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, tuple[int, ...], tuple[int, int]]:
-    valid, ids, key_ids, free = None, None, None, (0, 0)
-    for member in () if mask is None else mask.members():
-        if isinstance(member, Padding):
-            valid = member.valid if valid is None else valid & member.valid
-        elif isinstance(member, Segments):
-            ids, key_ids, free = member.ids, member.key_ids, member.free(problem.grid, problem.key_grid)
-    return valid, ids, key_ids, _described(problem), free
