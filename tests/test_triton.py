@@ -43,6 +43,7 @@ FAMILIES = {
     "windows, causal": (Grid(6, 6), None, Windows((3, 3), (1, 2)) & Causal()),
     "windows, padding": (Grid(6, 6), None, Windows((3, 3)) & Padding.from_lengths(torch.tensor([36, 20]), 36)),
     "windows of 70": (Grid(7, 20), None, Windows((7, 10), (0, 5))),
+    "one window": (Grid(9, 8), None, Windows((9, 8))),
     "a slice of keys": (Grid(40)[30:], Grid(40), Causal()),
     "pooled keys": (Grid(6, 8), Grid(6, 8).pooled(2), None),
     "keys in no cell": (Grid(12)[:5], Grid(12), Windows((3,))),

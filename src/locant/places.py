@@ -188,14 +188,14 @@ def _ranks_of(rank: Int64s, tokens: Int32s) -> Int64s:
     return rank.reshape(-1, rank.shape[-1])[:, tokens] if rank.size else np.empty((0, len(tokens)), np.int64)
 
 
-def alike(own: Layout, rows: int, columns: int) -> Int32s:
+def alike(own: Layout, rows: int, columns: int, *, whole: bool) -> Int32s:
     """[groups, 8]: row, rows, column, columns (counted in a cell), cell, how many, step of rows, step of columns.
 
     The pairs of tiles in a group have the same offsets, number by number, so that gradients of the table may be summed
-    over them before they leave. They are the cells of a kind, or, where there is one cell, pairs of tiles along a
-    diagonal of the grid. Every visible pair of tokens is in one pair of tiles.
+    over them before they leave. They are the cells of a kind, or, where the grid is not cut (`whole`), pairs of tiles
+    along a diagonal of it. Every visible pair of tokens is in one pair of tiles.
     """
-    if own.cells == 1:
+    if whole:
         return _diagonals(own, rows, columns)
     found = []
     for kind in np.unique(own.kind):

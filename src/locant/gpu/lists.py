@@ -11,6 +11,7 @@ from torch import Tensor
 from locant import places
 from locant.frames import Frames, frames
 from locant.gpu.chips import processors
+from locant.layout import read
 
 Numbers = tuple[int, ...]
 
@@ -50,7 +51,7 @@ def words(numbers: Numbers, device: str, block: int, key_major: bool) -> tuple[T
 @lru_cache(maxsize=64)
 def groups(numbers: Numbers, device: str, rows: int, columns: int, batch: int, heads: int) -> tuple[Tensor, int]:
     """Groups of pairs of tiles, and into how many parts their samples are cut: four programs for each processor."""
-    found = places.alike(places.both_ways(numbers)[0], rows, columns)
+    found = places.alike(places.both_ways(numbers)[0], rows, columns, whole=not read(numbers)[2])
     each = max(1, -(-int(found[:, 5].sum()) * batch * heads // (4 * processors(device))))
     return _tensor(places.cut_groups(found, max(1, each // batch)), device), max(1, min(batch, -(-batch // each)))
 
