@@ -26,6 +26,7 @@ from locant.integrations import (
 )
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
+from locant.integrations.hat import family_of_hat
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
 from locant.integrations.report import Report, Row
 from locant.integrations.shapes import family_of_shape
@@ -156,7 +157,9 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
     for path, module in model.named_modules():
         if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
             continue
-        family = family_of(type(module)) or family_of_shape(module) or sam.family_of_sam(module)
+        family = (
+            family_of(type(module)) or family_of_shape(module) or sam.family_of_sam(module) or family_of_hat(module)
+        )
         if isinstance(module, nn.Linear):
             if pack:
                 yield _linear(path, module)

@@ -103,7 +103,7 @@ def _block_forward(self: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
     sides = _sides(self, state.call, name)
     filled = tuple(-(-side // size) * size for side, size in zip(sides, window, strict=True))
     given = state.call == "mask_matrix" and any(shift)
-    if (state.call != "mask_matrix" and filled != sides) or (given and not _is_mask(name, filled, window, shift)):
+    if (state.call != "mask_matrix" and filled != sides) or (given and not is_mask(name, filled, window, shift)):
         return type(self).forward(self, x, *more, **named)
     # 2 the block
     drop_path = getattr(self, "drop_path", None) or nn.Identity()
@@ -128,7 +128,7 @@ def _sides(block: Any, call: str, given: Any) -> tuple[int, ...]:
     return (block.H, block.W) if call == "mask_matrix" else tuple(block.input_resolution)
 
 
-def _is_mask(mask: Any, sides: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> bool:
+def is_mask(mask: Any, sides: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> bool:
     """Whether it is that of these windows. A graph can't ask: it keeps the class's own forward."""
     if torch.compiler.is_compiling() or not isinstance(mask, Tensor):
         return False
