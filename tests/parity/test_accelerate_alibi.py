@@ -98,6 +98,8 @@ def test_what_it_hands_out_beside_is_the_library_s(transformers, name: str) -> N
                     strict=True,
                 ):
                     assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+        ours, theirs = (m(IDS[:, 40:], past_key_values=m(IDS[:, :40], use_cache=True).cache)[0] for m in (model, plain))
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()  # a cache by its older name
         words = model.get_input_embeddings()(IDS)
         assert (model(inputs_embeds=words)[0] - model(IDS)[0]).abs().max() == 0
         assert isinstance(model(IDS, return_dict=False), tuple)

@@ -20,7 +20,7 @@ from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedSlopes
 from locant.integrations.family import Attended, Family, Offer, dropout_of
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.transformers_text import grows
+from locant.integrations.transformers_text import grows, with_cache
 from locant.masks import Causal, Mask, Padding
 
 
@@ -57,10 +57,12 @@ def _forward(
     more = output_attentions or config.output_attentions or output_hidden_states or config.output_hidden_states
     more = more or named or (self.gradient_checkpointing and self.training)
     if more or not _is_known(self, input_ids, cache, attention_mask, inputs_embeds):
-        return type(self).forward(
-            self, input_ids, cache, attention_mask, inputs_embeds, use_cache, output_attentions, output_hidden_states,
-            return_dict, **named,
-        )  # fmt: skip
+        given = {
+            "input_ids": input_ids, "cache": cache, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache, "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states, "return_dict": return_dict,
+        }  # fmt: skip
+        return type(self).forward(self, **{name: x for name, x in given.items() if x is not None}, **named)
     # 2 the loop
     if cache is None and (config.use_cache if use_cache is None else use_cache):
         cache = sys.modules[type(self).__module__].DynamicCache(config=config)
@@ -112,7 +114,9 @@ def _mpt_attention(
     **named: Any,
 ) -> Any:  # fmt: skip
     if not isinstance(position_bias, _Told):
-        return type(self).forward(self, hidden_states, position_bias, cache, attention_mask, **named)
+        return type(self).forward(
+            self, hidden_states, position_bias, attention_mask=attention_mask, **with_cache(cache, named)
+        )
     qkv = self.Wqkv(hidden_states)
     if self.clip_qkv:
         qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)

@@ -56,12 +56,19 @@ def grows(cache: Any) -> bool:
     return all(type(part).__name__ == "DynamicCache" for part in parts)
 
 
+def with_cache(cache: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, a cache among them if there is one: by its older name it may be there already."""
+    return named if cache is None else {**named, "cache": cache}
+
+
 def _shared_forward(
     self: Any, hidden_states: Tensor, mask: Tensor | None = None, key_value_states: Tensor | None = None,
     position_bias: Tensor | None = None, cache: Any = None, *, locant: _Told | None = None, **named: Any,
 ) -> Any:  # fmt: skip
     if locant is None:
-        return type(self).forward(self, hidden_states, mask, key_value_states, position_bias, cache, **named)
+        return type(self).forward(
+            self, hidden_states, mask, key_value_states, position_bias, **with_cache(cache, named)
+        )
     if key_value_states is None and not self.is_decoder:
         return self.o(_attend(self, hidden_states, locant.position, locant.padding)), None, None
     # 1 queries, and the keys so far
@@ -104,7 +111,9 @@ def _own_forward(
 ) -> Any:  # fmt: skip
     others = encoder_hidden_states is not None or cache is not None or attention_mask is not None
     if others or self.config._attn_implementation != "sdpa":
-        return type(self).forward(self, hidden_states, encoder_hidden_states, cache, attention_mask, **named)
+        return type(self).forward(
+            self, hidden_states, encoder_hidden_states, attention_mask=attention_mask, **with_cache(cache, named)
+        )
     return self.o(_attend(self, hidden_states, self._locant.position, None)), None
 
 
