@@ -25,5 +25,6 @@ SIZES = {"embed_dim": 24, "window_size": 4, "img_size": 16, "upscale": 2}
 def test_super_resolution(name: str, more: dict, count: int | None, size: int) -> None:
     pytest.importorskip("spandrel")
     module = importlib.import_module(f"spandrel.architectures.{name}.__arch.{FILES.get(name, name)}")
+    size = 24 if name == "DRCT" and size == 21 else size  # it fills no picture that windows do not divide
     torch.manual_seed(0)
     accelerated.check(getattr(module, name)(**SIZES, **more), torch.rand(2, 3, size, size), count=count)
