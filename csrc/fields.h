@@ -88,7 +88,7 @@
     X(const void*, packed_from)                                                                                      \
     X(void*, packed)                /* packed_numbers of them */
 
-// y = act(n(x) W + b) + r. `before` is what the activation takes, for the backward pass.
+// y = act(n(x) W + b) ∘ gain + r. `before` is what the activation takes, for the backward pass.
 #define LOCANT_LINEAR(X)                                                                                             \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
@@ -100,11 +100,12 @@
     X(double, epsilon)                                                                                               \
     X(const void*, weight)          /* packed */                                                                     \
     X(const void*, bias)            /* [outputs], or null */                                                         \
+    X(const void*, gain)            /* [outputs], before r is added; or null */                                      \
     X(const void*, residual)        /* [rows, outputs], or null */                                                   \
     X(void*, before)                /* [rows, outputs], or null */                                                   \
     X(void*, y)                     /* [rows, outputs] */
 
-// y = act(n(x) W1 + b1) W2 + b2 + r.
+// y = (act(n(x) W1 + b1) W2 + b2) ∘ gain + r.
 #define LOCANT_PERCEPTRON(X)                                                                                         \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
@@ -119,6 +120,7 @@
     X(const void*, bias1)           /* [hidden], or null */                                                          \
     X(const void*, weight2)         /* packed */                                                                     \
     X(const void*, bias2)           /* [outputs], or null */                                                         \
+    X(const void*, gain)            /* [outputs], before r is added; or null */                                      \
     X(const void*, residual)        /* [rows, outputs], or null */                                                   \
     X(void*, before)                /* [rows, hidden], what the activation takes; or null */                         \
     X(void*, y)                     /* [rows, outputs] */

@@ -1,7 +1,7 @@
 // Linear maps and perceptrons as plain pointers and sizes, in float alone. No torch, no Python.
 //
-//     linear        y = act(n(x) W + b) + r                  n: a LayerNorm in front, or nothing; r: a residual, or none
-//     perceptron    y = act(n(x) W1 + b1) W2 + b2 + r        whose hidden layer is never formed whole
+//     linear        y = act(n(x) W + b) ∘ g + r                n: a LayerNorm in front, or nothing; g: LayerScale, or 1;
+//     perceptron    y = (act(n(x) W1 + b1) W2 + b2) ∘ g + r    r: a residual, or 0; no hidden layer is formed whole
 //
 // and their gradients. Rows are contiguous. Weights come packed, by `pack`, in the order in which products read them.
 #pragma once

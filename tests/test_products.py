@@ -102,7 +102,7 @@ def _exact(given: list[torch.Tensor], activation: str, norm: bool, residual: boo
     x, w1, b1, w2, b2, scale, shift, other = given
     x = F.layer_norm(x, x.shape[-1:], scale, shift, 1e-5) if norm else x
     y = F.linear(activations.activate(F.linear(x, w1, b1), activation), w2, b2)
-    return y + other if residual else y
+    return y * (b2 - 2) + other if residual else y
 
 
 @pytest.mark.parametrize("activation", products.ACTIVATIONS)
@@ -115,14 +115,17 @@ def test_compiled_products_are_no_worse_than_torchs(
     low = _perceptron_of(size)
     x, w1, b1, w2, b2, scale, shift, other = low
     more = {"norm": (scale, shift, 1e-5) if fused[0] else None, "residual": other if fused[1] else None}
+    more["gain"] = b2 - 2 if fused[1] else None
     exact = _exact([t.double() for t in low], activation, *fused)
     allowed = max(2 * (_exact(low, activation, *fused) - exact).abs().max(), 1e-5 * exact.abs().max())
     with torch.no_grad():
         assert (products.perceptron(x, w1, b1, w2, b2, activation, True, **more) - exact).abs().max() <= allowed
-        one = more | {"residual": torch.ones(len(x), len(w1)) if fused[1] else None}
+        one = more | ({"residual": torch.ones(len(x), len(w1)), "gain": b1} if fused[1] else {})
         found = products.linear(x, w1, b1, True, activation=activation, **one)
         layer = F.layer_norm(x.double(), x.shape[-1:], scale.double(), shift.double(), 1e-5) if fused[0] else x.double()
-        right = activations.activate(F.linear(layer, w1.double(), b1.double()), activation) + (1 if fused[1] else 0)
+        right = activations.activate(F.linear(layer, w1.double(), b1.double()), activation) * (
+            b1.double() if fused[1] else 1
+        ) + (1 if fused[1] else 0)
         assert (found - right).abs().max() <= 2e-6 * right.abs().max()  # sums of up to 800 terms of size 1
 
 
@@ -325,7 +328,7 @@ def test_copies_have_their_own() -> None:
 
 def test_the_operators_are_sound() -> None:
     x, weight, bias = _drawn(40, 24, 32)
-    fused = "none", None, None, None, 0.0, False
+    fused = "none", None, None, None, None, 0.0, False
     torch.library.opcheck(torch.ops.locant.linear.default, (x.requires_grad_(), weight.requires_grad_(), bias, *fused))
     torch.library.opcheck(
         torch.ops.locant.perceptron.default,

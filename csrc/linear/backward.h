@@ -136,8 +136,9 @@ inline void hidden_gradient_item(const HiddenGradient& p, const Shares& by, int6
         multiply_strip_by<true>(rows, p.hidden, A{dh, p.hidden, 1}, turned1 + column * p.hidden, width,
                                 C{w.sums + column, wide}, nullptr, false);
     }
-    finish_rows(int64_t(Activation::none), rows, p.inputs, w.sums, wide, p.inputs, nullptr, nullptr,
-                static_cast<real*>(p.dx) + start * p.inputs, p.inputs);
+    finish_rows(rows, p.inputs, w.sums, wide,
+                {int64_t(Activation::none), nullptr, nullptr, nullptr, static_cast<real*>(p.dx) + start * p.inputs, 0,
+                 p.inputs});
 }
 
 }  // namespace

@@ -75,35 +75,50 @@ struct BiasSeeds {
 
 // --- what follows a product -----------------------------------------------------------------------------------------
 
-// `count` numbers of one row: before = y, y = act(y) + residual, wherever they are wanted.
-template <Activation which>
-INLINE void finish_row(const real* sums, int64_t count, const real* residual, real* before, real* y) {
+// What is done to sums on their way out: before = sums, y = act(sums) ∘ gain + residual. Null: not wanted.
+struct Finish {
+    int64_t activation;
+    const real *gain, *residual;
+    real *before, *y;
+    int64_t step, y_step;  // from a row of `residual` and `before`, and of y, to the next
+
+    Finish at(int64_t row, int64_t column) const {
+        const int64_t own = row * step + column;
+        return {activation, gain ? gain + column : nullptr, residual ? residual + own : nullptr,
+                before ? before + own : nullptr, y + row * y_step + column, step, y_step};
+    }
+};
+
+template <Activation which> INLINE void finish_row(const real* sums, int64_t count, const Finish& by) {
     int64_t c = 0;
     for (; c + LANES <= count; c += LANES) {
         const vec x = load(sums + c);
-        if (before) store(before + c, x);
+        if (by.before) store(by.before + c, x);
         vec found = activate<which>(x);
-        if (residual) found += load(residual + c);
-        store(y + c, found);
+        if (by.gain) found *= load(by.gain + c);
+        if (by.residual) found += load(by.residual + c);
+        store(by.y + c, found);
     }
     if (c == count) return;
     real in[LANES] = {}, out[LANES];
     for (int64_t i = c; i < count; ++i) in[i - c] = sums[i];
     store(out, activate<which>(load(in)));
     for (int64_t i = c; i < count; ++i) {
-        if (before) before[i] = sums[i];
-        y[i] = out[i - c] + (residual ? residual[i] : real(0));
+        if (by.before) by.before[i] = sums[i];
+        by.y[i] = out[i - c] * (by.gain ? by.gain[i] : real(1)) + (by.residual ? by.residual[i] : real(0));
     }
 }
 
-// Rows of sums, `step` apart, to rows of results: `count` numbers each, which lie `wide` apart in all three.
-inline void finish_rows(int64_t which, int64_t rows, int64_t count, const real* sums, int64_t step, int64_t wide,
-                        const real* residual, real* before, real* y, int64_t y_step) {
-    with_activation(which, [&](auto activation) INLINE_LAMBDA {
-        for (int64_t i = 0; i < rows; ++i)
-            finish_row<activation()>(sums + i * step, count, residual ? residual + i * wide : nullptr,
-                                     before ? before + i * wide : nullptr, y + i * y_step);
+// `rows` rows of `count` sums, `step` apart.
+inline void finish_rows(int64_t rows, int64_t count, const real* sums, int64_t step, const Finish& by) {
+    with_activation(by.activation, [&](auto activation) INLINE_LAMBDA {
+        for (int64_t i = 0; i < rows; ++i) finish_row<activation()>(sums + i * step, count, by.at(i, 0));
     });
+}
+
+template <class Asked> INLINE Finish finish_of(const Asked& p, int64_t activation, void* before, int64_t before_step) {
+    return {activation, static_cast<const real*>(p.gain), static_cast<const real*>(p.residual),
+            static_cast<real*>(before), static_cast<real*>(p.y), before_step, p.outputs};
 }
 
 // --- linear ---------------------------------------------------------------------------------------------------------
@@ -129,13 +144,12 @@ inline void linear_item(const Linear& p, const Shares& by, int64_t item, LinearW
     }
     w.bias.set(static_cast<const real*>(p.bias), p.outputs, rows);
     // 3 strip by strip, by way of a tile that stays in the cache
+    const Finish out = finish_of(p, p.activation, p.before, p.outputs);
     for (int64_t s = low; s < high; ++s) {
-        const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s), at = start * p.outputs + column;
+        const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s);
         multiply_strip_by<true>(rows, p.inputs, A{x, p.inputs, 1}, static_cast<const real*>(p.weight) + column * p.inputs,
                                 width, C{w.tile, width}, w.bias.at(column), false);
-        finish_rows(p.activation, rows, least(p.outputs - column, STRIP), w.tile, width, p.outputs,
-                    p.residual ? static_cast<const real*>(p.residual) + at : nullptr,
-                    p.before ? static_cast<real*>(p.before) + at : nullptr, static_cast<real*>(p.y) + at, p.outputs);
+        finish_rows(rows, least(p.outputs - column, STRIP), w.tile, width, out.at(start, column));
     }
 }
 
@@ -172,8 +186,8 @@ inline void perceptron_item(const Perceptron& p, const Shares& by, int64_t item,
             real* sums = w.hidden + (column - h);
             multiply_strip_by<true>(rows, p.inputs, A{x, p.inputs, 1}, weight1 + column * p.inputs, width, C{sums, part},
                                     w.bias1.at(column), false);
-            finish_rows(p.activation, rows, count, sums, part, p.hidden, nullptr, before ? before + column : nullptr,
-                        sums, part);
+            finish_rows(rows, count, sums, part,
+                        {p.activation, nullptr, nullptr, before ? before + column : nullptr, sums, p.hidden, part});
         }
         for (int64_t s = 0; s < by.strips; ++s) {
             const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s);
@@ -181,11 +195,9 @@ inline void perceptron_item(const Perceptron& p, const Shares& by, int64_t item,
                                     C{w.sums + column, wide}, h ? nullptr : w.bias2.at(column), h > 0);
         }
     }
-    // 3 the residual, and out
-    const int64_t at = start * p.outputs;
-    finish_rows(int64_t(Activation::none), rows, p.outputs, w.sums, wide, p.outputs,
-                p.residual ? static_cast<const real*>(p.residual) + at : nullptr, nullptr,
-                static_cast<real*>(p.y) + at, p.outputs);
+    // 3 the gain, the residual, and out
+    const Finish out = finish_of(p, int64_t(Activation::none), nullptr, p.outputs);
+    finish_rows(rows, p.outputs, w.sums, wide, out.at(start, 0));
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct Layers {
     int64_t rows, inputs, hidden, outputs;
     Activation activation;
     bool normalised, added;
-    vector<float> x, w1, b1, w2, b2, scale, shift, residual, dy;
+    vector<float> x, w1, b1, w2, b2, scale, shift, gain, residual, dy;
 };
 
 struct LayersRun { vector<float> y, before, layer, dx, dw1, db1, dw2, db2; };
@@ -26,7 +26,7 @@ Layers random_layers(uint64_t number) {
     random.next();
     const auto size = [&](uint64_t most) { return int64_t(1 + random.next() % most); };
     Layers a{size(220), size(130), size(600), size(150), Activation(random.next() % 5), random.next() % 2 == 0,
-             random.next() % 2 == 0, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+             random.next() % 2 == 0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     const auto fill = [&](vector<float>& to, int64_t count, double factor) {
         to.resize(index(count));
         for (float& one : to) one = float(factor * (double(random.next() % 4001) / 1000 - 2));
@@ -34,6 +34,7 @@ Layers random_layers(uint64_t number) {
     fill(a.x, a.rows * a.inputs, 1), fill(a.w1, a.hidden * a.inputs, 1 / std::sqrt(double(a.inputs)));
     fill(a.b1, a.hidden, 1), fill(a.w2, a.outputs * a.hidden, 1 / std::sqrt(double(a.hidden))), fill(a.b2, a.outputs, 1);
     fill(a.scale, a.inputs, 1), fill(a.shift, a.inputs, 1), fill(a.residual, a.rows * a.outputs, 1);
+    fill(a.gain, a.outputs, 1);
     fill(a.dy, a.rows * a.outputs, 1);
     return a;
 }
@@ -56,10 +57,11 @@ LayersRun run(const Layers& a, int threads) {
     const auto kind = int64_t(a.activation);
     const float *scale = a.normalised ? a.scale.data() : nullptr, *shift = a.normalised ? a.shift.data() : nullptr;
     locant::run(locant::Perceptron{a.rows, a.inputs, a.hidden, a.outputs, kind, a.x.data(), scale, shift, 1e-5, w1.data(),
-                                   a.b1.data(), w2.data(), a.b2.data(), a.added ? a.residual.data() : nullptr,
+                                   a.b1.data(), w2.data(), a.b2.data(), a.added ? a.gain.data() : nullptr,
+                                   a.added ? a.residual.data() : nullptr,
                                    r.before.data(), r.y.data()}, threads);
     locant::run(locant::Linear{a.rows, a.inputs, a.hidden, kind, a.x.data(), scale, shift, 1e-5, w1.data(), a.b1.data(),
-                               nullptr, nullptr, r.layer.data()}, threads);
+                               nullptr, nullptr, nullptr, r.layer.data()}, threads);
     vector<float> dh(r.before.size(), NAN), after(r.before.size(), NAN);
     locant::run(locant::HiddenGradient{a.rows, a.inputs, a.hidden, a.outputs, kind, a.dy.data(), r.before.data(),
                                        t1.data(), t2.data(), dh.data(), after.data(), r.dx.data()}, threads);
@@ -141,13 +143,14 @@ private:
 
     void check_outputs(int64_t i) {
         for (int64_t o = 0; o < a.outputs; ++o) {
-            double sum = at(a.b2, o) + (a.added ? at(a.residual, i * a.outputs + o) : 0), size = 4;
+            double sum = at(a.b2, o), size = 4;
             for (int64_t h = 0; h < a.hidden; ++h) {
                 const double after = bent(a.activation, at(r.before, i * a.hidden + h), false);
                 const double term = after * at(a.w2, o * a.hidden + h);
                 sum += term, size += std::fabs(term);
             }
-            check("y", at(r.y, i * a.outputs + o), sum, size);
+            if (a.added) sum = sum * at(a.gain, o) + at(a.residual, i * a.outputs + o);
+            check("y", at(r.y, i * a.outputs + o), sum, 2 * size);
             db2[index(o)] += at(a.dy, i * a.outputs + o);
         }
     }

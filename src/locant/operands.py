@@ -90,7 +90,7 @@ class Weight(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """y = act(n(x) W + b) + residual, n a LayerNorm or nothing. Rows are contiguous."""
+    """y = act(n(x) W + b) ∘ gain + residual, n a LayerNorm or nothing. Rows are contiguous."""
 
     rows: int
     inputs: int
@@ -102,13 +102,14 @@ class Linear(NamedTuple):
     epsilon: float
     weight: Address  # packed
     bias: Address  # [outputs]
+    gain: Address  # [outputs], before the residual is added
     residual: Address  # [rows, outputs]
     before: Address  # [rows, outputs], written: what the activation takes
     y: Address  # [rows, outputs]
 
 
 class Perceptron(NamedTuple):
-    """y = act(n(x) W1 + b1) W2 + b2 + residual."""
+    """y = (act(n(x) W1 + b1) W2 + b2) ∘ gain + residual."""
 
     rows: int
     inputs: int
@@ -123,6 +124,7 @@ class Perceptron(NamedTuple):
     bias1: Address
     weight2: Address
     bias2: Address
+    gain: Address
     residual: Address
     before: Address  # [rows, hidden], written: what the activation takes
     y: Address

@@ -163,3 +163,30 @@ def test_norms_and_sums_are_joined_unless_a_hook_wants_a_part(timm, part: str | 
         found = model(x)
     assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
     assert len(called) == (part is not None)
+
+
+@pytest.mark.parametrize("part", ["norm2", "mlp.fc1", "mlp.drop1", None])
+@pytest.mark.parametrize(
+    "name", ["beit", "beit, scaled", "table", "table, class token", "convit", "vit", "vit, scaled"]
+)
+def test_second_halves_of_blocks_are_joined_unless_a_hook_wants_a_part(timm, name: str, part: str | None) -> None:
+    torch.manual_seed(0)
+    if name == "vit, scaled":
+        more = {"img_size": 64, "patch_size": 16, "depth": 2, "num_heads": 2, "init_values": 0.1}
+        model = timm.models.vision_transformer.VisionTransformer(**more, **SMALL | {"embed_dim": 96})
+    else:
+        model = _vit(timm, name)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model, x, called = model.eval(), torch.randn(40, 3, 64, 64), []
+    if part is not None:
+        model.blocks[1].get_submodule(part).register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        right = copy.deepcopy(model).double()(x.double())
+        low = (model(x) - right).abs().max()
+        called.clear()
+        report = locant.accelerate(model)
+        found = model(x)
+    assert [row.why for row in report.rows if row.kind == "block"] == ["", ""]
+    assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
+    assert len(called) == (part is not None)

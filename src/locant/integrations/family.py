@@ -66,7 +66,7 @@ class Family:
     """Modules of one shape in one library.
 
     Attributes:
-        kind: "attention" or "perceptron".
+        kind: "attention", "perceptron", or "block": what joins a norm and a sum with one of them.
         classes: their full names, `package.module.Class`.
         methods: what is replaced and what that calls, functions and classes of its file too: the source that `known`
             speaks of.

@@ -19,6 +19,7 @@ from locant.products import linear, perceptron
 
 Norm = tuple[Tensor, Tensor, float]
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
+SCALES = ("timm.layers.layer_scale.LayerScale",)
 
 
 def norm_of(module: Any) -> Norm | None:
@@ -39,13 +40,23 @@ def projection(layer: nn.Module) -> Any:
     return layer if is_packed(layer) else None
 
 
-def residual_perceptron(x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor | None:
-    """x + mlp(norm(x)) in one pass, or None."""
+def residual_perceptron(
+    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None
+) -> Tensor | None:
+    """x + scale(mlp(norm(x))) in one pass, or None. `scale` is a LayerScale, its numbers, or does nothing."""
+    called = [part for part in (norm, mlp, drop_path, scale) if isinstance(part, nn.Module)]
     front, parts = norm_of(norm), parts_of(mlp)
-    if front is None or parts is None or not only_numbers(norm, mlp, drop_path) or calls_parts(mlp):
+    if front is None or parts is None or not only_numbers(*called) or calls_parts(mlp):
         return None
+    gain: Any = scale
+    if isinstance(scale, nn.Module):
+        gain = getattr(scale, "gamma", None)
+        if type(scale) is not nn.Identity and class_name(type(scale)) not in SCALES:
+            return None
     one, activation, two = parts
-    return perceptron(x, one.weight, one.bias, two.weight, two.bias, activation, True, residual=x, norm=front)
+    return perceptron(
+        x, one.weight, one.bias, two.weight, two.bias, activation, True, gain=gain, residual=x, norm=front
+    )
 
 
 def normalised_linear(x: Tensor, norm: Norm, layer: Any) -> Tensor:

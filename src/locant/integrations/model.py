@@ -163,7 +163,7 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
         if isinstance(module, nn.Linear):
             if pack:
                 yield _linear(path, module)
-        elif path in inside or (family is not None and family.kind == "perceptron" and not pack):
+        elif path in inside or (family is not None and family.kind in ("perceptron", "block") and not pack):
             continue
         elif isinstance(module, OWN) or class_name(type(module)) in OWN_IN_MODELS:
             yield Row(path, "attention", class_name(type(module)), kernel="Locant's own"), module, None

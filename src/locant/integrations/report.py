@@ -20,7 +20,7 @@ class Row:
 
     Attributes:
         path: of the module; of several that are alike, with `*` in place of their numbers.
-        kind: "attention", "perceptron" or "linear".
+        kind: "attention", "perceptron", "linear" or "block".
         cls: its class.
         what: scheme, windows, sizes.
         kernel: what runs now: "native", "sdpa", "packed"; None where nothing was replaced.

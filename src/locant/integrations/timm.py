@@ -157,6 +157,41 @@ def _gated_forward(self: Any, x: Tensor) -> Tensor:
     return self.proj_drop(self.proj(out))
 
 
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _vit_block_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    half = self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
+    return _second_half(self, x + self.drop_path1(half), self.ls2, self.drop_path2)
+
+
+def _relpos_block_forward(self: Any, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+    half = self.ls1(self.attn(self.norm1(x), shared_rel_pos=shared_rel_pos))
+    return _second_half(self, x + self.drop_path1(half), self.ls2, self.drop_path2)
+
+
+def _beit_block_forward(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+    half = self.attn(self.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias)
+    half = half if self.gamma_1 is None else self.gamma_1 * half
+    return _second_half(self, x + self.drop_path1(half), self.gamma_2, self.drop_path2)
+
+
+def _convit_block_forward(self: Any, x: Tensor) -> Tensor:
+    return _second_half(self, x + self.drop_path(self.attn(self.norm1(x))), None, self.drop_path)
+
+
+def _second_half(self: Any, x: Tensor, scale: nn.Module | Tensor | None, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(scale(mlp(norm(x))))."""
+    out = residual_perceptron(x, self.norm2, self.mlp, drop_path, scale)
+    if out is not None:
+        return out
+    half = self.mlp(self.norm2(x))
+    half = scale(half) if isinstance(scale, nn.Module) else half if scale is None else scale * half
+    return x + drop_path(half)
+
+
+for _method in (_vit_block_forward, _relpos_block_forward, _beit_block_forward, _convit_block_forward):
+    _method.__name__ = "forward"
 for _method in (_beit_forward, _relpos_forward, _plain_forward, _class_forward, _gated_forward):
     _method.__name__ = "forward"
 
@@ -245,6 +280,20 @@ def _offer(
 _MODELS = "timm.models"
 
 
+def _joined(name: str, forward: Callable[..., Tensor], known: str) -> Family:
+    """A block whose second half is done in one pass."""
+
+    def offer(block: nn.Module) -> Offer:
+        module: Any = block
+        owner = getattr(module.attn, "rel_pos", module.attn)
+        sides = getattr(owner, "window_size", None) or (7, 7)
+        tokens = math.prod(sides) + getattr(owner, "prefix_tokens", int(hasattr(owner, "relative_position_bias_table")))
+        trial = (torch.randn(2, tokens, module.norm2.weight.shape[0], dtype=torch.float64),)
+        return Offer(Replacement({"forward": forward}), "norm, perceptron and sum in one pass", lambda _: trial)
+
+    return Family("block", (f"{_MODELS}.{name}",), ("forward",), offer, frozenset({known}))
+
+
 def _blocks(file: str, name: str, attn: str, method: str, offer: Callable[[nn.Module], Offer], known: str) -> Family:
     sources = ("forward", method, "get_attn_mask", attn, "window_partition", "window_reverse")
     parts = (("attn", f"{_MODELS}.{file}.{attn}"),)
@@ -269,4 +318,8 @@ FAMILIES = (
     _attention("models.convit.GPSA", _gated, "8e89a4d6f96f2b2a", "get_attention", "get_rel_indices"),
     _attention("models.convit.MHSA", _class, "7fd1a09d396920b1"),
     _attention("layers.attention.Attention", _plain, "0bafdd4c06027799"),
+    _joined("vision_transformer.Block", _vit_block_forward, "b0251e6642e6e0a6"),
+    _joined("vision_transformer_relpos.RelPosBlock", _relpos_block_forward, "5b68ae42ed44b5f9"),
+    _joined("beit.Block", _beit_block_forward, "5b138adb56ff9544"),
+    _joined("convit.Block", _convit_block_forward, "8408fbbe0861d8d0"),
 )  # 1.0.31  # fmt: skip

@@ -1,7 +1,7 @@
 """Linear maps and perceptrons on CPUs, by products whose weights are packed.
 
-    linear(x, weight, bias, keep, ...)                      act(n(x) weightᵀ + bias) + residual
-    perceptron(x, w1, b1, w2, b2, activation, keep, ...)    act(n(x) w1ᵀ + b1) w2ᵀ + b2 + residual
+    linear(x, weight, bias, keep, ...)                      act(n(x) weightᵀ + bias) ∘ gain + residual
+    perceptron(x, w1, b1, w2, b2, activation, keep, ...)    (act(n(x) w1ᵀ + b1) w2ᵀ + b2) ∘ gain + residual
 
 x [..., in], weights [out, in] as torch has them, n a LayerNorm in front or nothing. torch's own `linear` goes to a
 library that is slow on some processors, and what stands between two products goes through memory. Here a block of rows

@@ -56,35 +56,36 @@ def _run(pass_: str, request: tuple[Any, ...]) -> None:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, epsilon: float, keep: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gain: Tensor | None, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     """x and residual [rows, ...] contiguous."""
     y = x.new_empty(len(x), weight.shape[0])
-    own, at = [_plain(v) for v in (bias, scale, shift)], operands.address
+    own, at = [_plain(v) for v in (bias, scale, shift, gain)], operands.address
     copy = _packed(weight, keep)
     _run("linear", operands.Linear(
         len(x), x.shape[1], y.shape[1], number_of(activation), x.data_ptr(), at(own[1]), at(own[2]), epsilon,
-        copy.data_ptr(), at(own[0]), at(residual), 0, y.data_ptr(),
+        copy.data_ptr(), at(own[0]), at(own[3]), at(residual), 0, y.data_ptr(),
     ))  # fmt: skip
     return y
 
 
 def perceptron(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool, before: Tensor | None = None,
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, gain: Tensor | None,
+    residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
+    before: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x and residual [rows, ...] contiguous; `before` [rows, hidden] is written where a gradient will be wanted."""
     if len(x) <= FEW and before is None:
-        hidden = linear(x, w1, b1, activation, None, scale, shift, epsilon, keep)
-        return linear(hidden, w2, b2, "none", residual, None, None, 0.0, keep)
+        hidden = linear(x, w1, b1, activation, None, None, scale, shift, epsilon, keep)
+        return linear(hidden, w2, b2, "none", gain, residual, None, None, 0.0, keep)
     y = x.new_empty(len(x), w2.shape[0])
-    own, at = [_plain(v) for v in (b1, b2, scale, shift)], operands.address
+    own, at = [_plain(v) for v in (b1, b2, scale, shift, gain)], operands.address
     copies = _packed(w1, keep), _packed(w2, keep)
     _run("perceptron", operands.Perceptron(
         len(x), x.shape[1], w1.shape[0], y.shape[1], number_of(activation), x.data_ptr(), at(own[2]), at(own[3]),
-        epsilon, copies[0].data_ptr(), at(own[0]), copies[1].data_ptr(), at(own[1]), at(residual), at(before),
-        y.data_ptr(),
+        epsilon, copies[0].data_ptr(), at(own[0]), copies[1].data_ptr(), at(own[1]), at(own[4]), at(residual),
+        at(before), y.data_ptr(),
     ))  # fmt: skip
     return y
 
@@ -93,7 +94,7 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     """dX = dY W."""
     copy, dx = _pack(weight.detach(), True), dy.new_empty(len(dy), weight.shape[1])
     _run("linear", operands.Linear(
-        len(dy), dy.shape[1], dx.shape[1], 0, dy.data_ptr(), 0, 0, 0.0, copy.data_ptr(), 0, 0, 0, dx.data_ptr()
+        len(dy), dy.shape[1], dx.shape[1], 0, dy.data_ptr(), 0, 0, 0.0, copy.data_ptr(), 0, 0, 0, 0, dx.data_ptr()
     ))  # fmt: skip
     return dx
 

@@ -41,17 +41,18 @@ def _normalise(x: Tensor, scale: Tensor | None, shift: Tensor | None, epsilon: f
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, epsilon: float, keep: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gain: Tensor | None, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     """x [rows, in] contiguous."""
     y = _multiply(_normalise(x, scale, shift, epsilon), weight, bias, activation, keep)
+    y = y if gain is None else y.mul_(gain.detach())
     return y if residual is None else y.add_(residual)
 
 
 def perceptron(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, gain: Tensor | None,
+    residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     """x [rows, in] contiguous, a chunk of rows at a time."""
     out = x.new_empty(len(x), w2.shape[0])
@@ -59,6 +60,7 @@ def perceptron(
         part = slice(start, start + CHUNK)
         hidden = _multiply(_normalise(x[part], scale, shift, epsilon), w1, b1, activation, keep)
         y = _multiply(hidden, w2, b2, "none", keep)
+        y = y if gain is None else y.mul_(gain.detach())
         torch.add(y, residual[part], out=out[part]) if residual is not None else out[part].copy_(y)
     return out
 

@@ -40,11 +40,11 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, epsilon: float, keep: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gain: Tensor | None, residual: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
-    y = _library(x.dtype).linear(rows, weight, bias, activation, other, scale, shift, epsilon, keep)
+    y = _library(x.dtype).linear(rows, weight, bias, activation, gain, other, scale, shift, epsilon, keep)
     # a view would be refused to whoever writes into it, such as ReLU(inplace=True)
     return y.view(*x.shape[:-1], weight.shape[0]).detach()
 
@@ -84,11 +84,11 @@ def _linear_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _perceptron(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, residual: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, gain: Tensor | None,
+    residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
-    y = _library(x.dtype).perceptron(rows, w1, b1, w2, b2, activation, other, scale, shift, epsilon, keep)
+    y = _library(x.dtype).perceptron(rows, w1, b1, w2, b2, activation, gain, other, scale, shift, epsilon, keep)
     return y.view(*x.shape[:-1], w2.shape[0]).detach()
 
 
@@ -98,7 +98,7 @@ def _perceptron_training(
     """The perceptron, and what its activation took [rows, hidden]."""
     rows = _rows(x)
     before = rows.new_empty(len(rows), w1.shape[0])
-    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, 0.0, False, before)
+    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, None, 0.0, False, before)
     return y.view(*x.shape[:-1], w2.shape[0]).detach(), before
 
 
@@ -135,7 +135,7 @@ def _perceptron_gradient(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, .
 
 # --- registered -------------------------------------------------------------------------------------------------------
 
-_FUSED = "Tensor? residual, Tensor? scale, Tensor? shift, float epsilon, bool keep"
+_FUSED = "Tensor? gain, Tensor? residual, Tensor? scale, Tensor? shift, float epsilon, bool keep"
 _LAYERS = "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str activation"
 _LIBRARY = torch.library.Library("locant", "FRAGMENT")
 _LIBRARY.define(f"linear(Tensor x, Tensor weight, Tensor? bias, str activation, {_FUSED}) -> Tensor")
@@ -244,33 +244,35 @@ def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], norm[0], norm[1], norm[2])
 
 
-def _added(y: Tensor, residual: Tensor | None) -> Tensor:
+def _added(y: Tensor, gain: Tensor | None, residual: Tensor | None) -> Tensor:
+    y = y if gain is None else y * gain
     return y if residual is None else residual + y
 
 
 def linear(
     x: Float[Tensor, "*batch in"], weight: Tensor, bias: Tensor | None, keep: bool, *, activation: str = "none",
-    residual: Tensor | None = None, norm: Norm | None = None,
+    gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None,
 ) -> Tensor:  # fmt: skip
-    """act(n(x) weightᵀ + bias) + residual, autocast included; with x, weight and bias alone torch's F.linear.
+    """act(n(x) weightᵀ + bias) ∘ gain + residual, autocast included; with x, weight and bias alone torch's F.linear.
 
     Args:
         weight: [out, in].
         keep: hold a packed copy of the weight.
         activation: one of ACTIVATIONS.
+        gain: [out] (LayerScale).
         residual: [*batch, out].
         norm: a LayerNorm of x in front: its scale and shift [in], and its ε.
     """
     # 1 where a gradient is wanted, or torch multiplies: one after the other
-    fused = activation != "none" or residual is not None or norm is not None
-    learns = _learns(x, weight, bias, residual, *(norm[:2] if norm else ()))
+    fused = activation != "none" or any(t is not None for t in (gain, residual, norm))
+    learns = _learns(x, weight, bias, gain, residual, *(norm[:2] if norm else ()))
     if fused and (learns or torch.is_autocast_enabled("cpu") or not _is_ours(x, weight)):
-        return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), residual)
+        return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), gain, residual)
     if not _is_ours(x, weight):
         return F.linear(x, weight, bias)
     # 2 in one go
     scale, shift, epsilon = norm or (None, None, 0.0)
-    arguments = x.to(_dtype(x)), weight, bias, activation, residual, scale, shift, epsilon, keep
+    arguments = x.to(_dtype(x)), weight, bias, activation, gain, residual, scale, shift, epsilon, keep
     if not dispatch.is_unwatched(arguments):
         return torch.ops.locant.linear(*arguments)
     return _Linear.apply(*arguments) if learns else _linear(*arguments)
@@ -278,26 +280,28 @@ def linear(
 
 def perceptron(
     x: Float[Tensor, "*batch in"], w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
-    keep: bool, *, residual: Tensor | None = None, norm: Norm | None = None,
+    keep: bool, *, gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None,
 ) -> Tensor:  # fmt: skip
-    """act(n(x) w1ᵀ + b1) w2ᵀ + b2 + residual, whose hidden layer is never formed whole.
+    """(act(n(x) w1ᵀ + b1) w2ᵀ + b2) ∘ gain + residual, whose hidden layer is never formed whole.
 
     Where a gradient is wanted what the activation takes is kept, [rows, hidden], and nothing else of that size.
 
     Args:
         w1, w2: [hidden, in] and [out, hidden].
-        activation, keep, residual, norm: as for `linear`.
+        activation, keep, gain, residual, norm: as for `linear`.
     """
     inputs = (x, w1, b1, w2, b2)
-    learns = _learns(*inputs, residual, *(norm[:2] if norm else ()))
+    learns = _learns(*inputs, gain, residual, *(norm[:2] if norm else ()))
     plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2)
     if learns and plain and all(t is None or t.dtype == torch.float32 for t in inputs) and compiled.available():
         given = _normalise(x, norm), w1, b1, w2, b2, activation
         direct = dispatch.is_unwatched(given)
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
-        return _added(y, residual)
+        return _added(y, gain, residual)
     if learns or not plain:
-        return linear(linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, residual=residual)
-    arguments = *inputs, activation, residual, *(norm or (None, None, 0.0)), keep
+        return linear(
+            linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, gain=gain, residual=residual
+        )
+    arguments = *inputs, activation, gain, residual, *(norm or (None, None, 0.0)), keep
     run = _perceptron if dispatch.is_unwatched(arguments) else torch.ops.locant.perceptron
     return run(*arguments)
