@@ -17,7 +17,7 @@ from locant.layout import Layout
 pytestmark = pytest.mark.native
 
 MODULE = operators.built()
-LISTS = ("LAYOUT", "FORWARD", "GRADIENTS")
+LISTS = tuple(operands.RECORDS)
 
 
 def module_like(**changed: object) -> ModuleType:
@@ -32,8 +32,8 @@ def module_like(**changed: object) -> ModuleType:
 def test_the_module_reads_what_it_is_handed():
     operands.check(module_like())
     assert [name for name, _ in MODULE.LAYOUT] == [*Layout.__dataclass_fields__]
-    assert [name for name, _ in MODULE.FORWARD] == [*operands.Forward._fields]
-    assert [name for name, _ in MODULE.GRADIENTS] == [*operands.Gradients._fields]
+    for name, record in operands.RECORDS.items():
+        assert record is Layout or [field for field, _ in getattr(MODULE, name)] == [*record._fields]
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -92,7 +92,7 @@ def parts_of(mlp: Any) -> tuple[Any, str, Any] | None:
 
 def calls_parts(module: nn.Module) -> bool:
     """Whether its parts have to be called: a dropout in it is at work now, or somebody hooked into one."""
-    parts = [part for part in module._modules.values() if part is not None]
+    parts = [*module.children()]
     at_work = module.training and any(getattr(part, "p", 0) and "Drop" in type(part).__name__ for part in parts)
     return at_work or any(hooks_of(part) for part in parts)
 
