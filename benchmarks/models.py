@@ -153,8 +153,18 @@ def run_cell(cell: list[str], threads: int, seconds: float) -> dict[str, Any]:
         "cell": cell,
         "contest": found.as_dict(),
         "report": report.summary(),
-        "machine": machine.description(*packages),
+        "machine": {**machine.description(*packages), "kind": processor_kind()},
     }
+
+
+def processor_kind() -> str:
+    """Family and model of the processor, which a name such as "AMD EPYC" leaves open; "" where nobody says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return f"family {said['cpu family']}, model {said['model']}" if {"cpu family", "model"} <= said.keys() else ""
 
 
 def in_a_process(cell: tuple[str, int, str, str], threads: int, seconds: float) -> dict[str, Any]:
@@ -200,6 +210,8 @@ Each figure is how many times as long as `locant.accelerate` a contender takes: 
 which all contenders of a row are timed in turn, in one process. A star marks a row whose machine was not quiet.
 Everybody was compared with float64 first; who was wrong has no time. "fused" is the library's own switch for torch's
 attention, OpenVINO's precision is that of the row. A dash is a contender that there is not; words are the reason.
+"memory" is what a call takes at its peak beyond what there was before it, as it comes and accelerated; "first call"
+counts conversion, compiling and packing.
 """
 
 
@@ -220,11 +232,13 @@ def page(paths: list[Path]) -> str:
 
 
 def about_machine(about: dict[str, Any]) -> str:
-    return f"{about['processor']}, {about['threads']} threads, torch {about['torch']}"
+    kind = f" ({about['kind']})" if about.get("kind") else ""
+    return f"{about['processor']}{kind}, {about['threads']} threads, torch {about['torch']}"
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    heads = ["model", "batch", "dtype", *[c for c in CONTENDERS if c != "locant"], "Locant, ms", "largest error"]
+    others = [c for c in CONTENDERS if c != "locant"]
+    heads = ["model", "batch", "dtype", *others, "Locant, ms", "largest error", "memory, MiB", "first call, s"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for result in results:
         name, batch, dtype, _ = result["cell"]
@@ -241,8 +255,11 @@ def figures(rows: dict[str, dict[str, Any]]) -> list[str]:
     cells = [ratio(rows.get(name)) for name in CONTENDERS if name != "locant"]
     ours = rows.get("locant") or {}
     if ours.get("seconds") is None:
-        return [*cells, ours.get("why", ""), ""]
-    return [*cells, f"{1e3 * ours['seconds']:.1f}", f"{ours['error']:.0e}"]
+        return [*cells, ours.get("why", ""), "", "", ""]
+    before = rows.get("as it comes") or {}
+    memory = " → ".join(f"{(row.get('bytes') or 0) / 2**20:.0f}" for row in (before, ours))
+    first = ", ".join(f"{name} {rows[name]['first']:.0f}" for name in rows if rows[name].get("first", None) is not None)
+    return [*cells, f"{1e3 * ours['seconds']:.1f}", f"{ours['error']:.0e}", memory, first]
 
 
 def ratio(row: dict[str, Any] | None) -> str:
