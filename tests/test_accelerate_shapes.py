@@ -140,7 +140,7 @@ def test_a_mask_of_another_pattern_runs_the_class_s_own_forward() -> None:
     x, masks = torch.randn(2, 84, 32), [_mask(block).flip(0), 0.5 * _mask(block), _mask(block).double()]
     with torch.no_grad():
         wanted = [block(x, mask.float()) for mask in masks[:2]]
-        locant.accelerate(block)
+        locant.accelerate(block, pack=False)  # packed products sum in another order
         assert all(torch.equal(block(x, mask), y) for mask, y in zip(masks, wanted, strict=False))
 
 
