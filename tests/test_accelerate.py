@@ -19,6 +19,7 @@ from locant import products
 from locant.integrations import model as whole
 from locant.integrations.family import Attended, Family, Offer, digest
 from locant.integrations.replacing import Replacement, State, is_replaced
+from locant.nn.perceptron import Perceptron
 
 WIDTH = 96
 
@@ -369,3 +370,20 @@ def test_our_own_models_of_content() -> None:
         kernels = {row.kernel for row in report.rows if row.kind == "attention"}
         assert kernels == {"Locant's own"}
         assert any(row.kernel == "packed" for row in report.rows)
+
+
+def test_a_hook_on_all_modules_is_called_for_the_parts_of_a_perceptron() -> None:
+    """torch tells only that there is one: what may want each part gets each part."""
+    torch.manual_seed(0)
+    mlp = Perceptron(96, 384).eval()
+    x, called = torch.randn(2, 300, 96), []
+    with torch.no_grad():
+        right = mlp(x)
+        locant.accelerate(mlp)
+        hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+        try:
+            found = mlp(x)
+        finally:
+            hook.remove()
+    assert [module for module in called if module is not mlp] == [*mlp.children()]
+    assert (found - right).abs().max() <= 1e-5 * right.abs().max()

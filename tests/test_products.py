@@ -82,7 +82,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     module = operators.built()
     before = module.isa()
     module.choose_isa(request.param)
-    monkeypatch.setattr(compiled, "MEASURED", (request.param,))
+    monkeypatch.setattr(compiled, "CHOSEN", (request.param,))
     yield request.param
     module.choose_isa(before)
 
@@ -185,6 +185,27 @@ def test_activations_far_out(isa: str, activation: str) -> None:
     right = activations.activate(x[:-2, 0].double(), activation)
     # exponents of up to 17 are rounded to 2⁻²⁰; numbers of size 1 to 2⁻²⁴, a few times
     assert ((found[:-2] - right).abs() <= 2**-20 * right.abs() + 2**-24).all()
+
+
+def test_what_does_not_fit_is_torchs_to_broadcast_or_refuse() -> None:
+    """Kernels read by addresses: a vector or a residual of another length or dtype never gets to them."""
+    x, w1, b1, w2, b2, scale, shift, _ = _perceptron_of((700, 96, 384, 96))
+    with torch.no_grad():
+        for wrong in (b1[:5], b1.double(), b1[None].expand(2, -1)):
+            with pytest.raises(RuntimeError):
+                products.linear(x, w1, wrong, True)
+            with pytest.raises(RuntimeError):
+                products.perceptron(x, w1, wrong, w2, b2, "gelu", True)
+        with pytest.raises(RuntimeError):
+            products.perceptron(x, w1, b1, w2[:, :300], b2, "gelu", True)
+        with pytest.raises(RuntimeError):
+            products.linear(x, w1, b1, True, norm=(scale[:5], shift, 1e-5))
+        right = F.linear(x, w1, b1)
+        for residual in (b1, torch.ones(700, 1), right.double()):
+            found = products.linear(x, w1, b1, True, residual=residual)
+            assert found.dtype == (residual + right).dtype
+            assert _apart(found, residual + right) <= ROUNDING
+        assert _apart(products.linear(x, w1, b1, True, gain=torch.tensor(3.0)), 3 * right) <= ROUNDING
 
 
 def test_a_gradient_of_a_gradient_of_a_perceptron() -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locant.dispatch import hooks_of
 from locant.integrations.family import class_name
-from locant.integrations.layers import calls_parts, is_packed, parts_of
+from locant.integrations.layers import calls_parts, is_unhooked, parts_of
 from locant.products import linear, perceptron
 
 Norm = tuple[Tensor, Tensor, float]
@@ -24,7 +23,7 @@ SCALES = ("timm.layers.layer_scale.LayerScale",)
 
 def norm_of(module: Any) -> Norm | None:
     """Scale, shift and ε of a LayerNorm over the last axis that does nothing else."""
-    plain = class_name(type(module)) in NORMS and not hooks_of(module) and not getattr(module, "_fast_norm", False)
+    plain = class_name(type(module)) in NORMS and is_unhooked(module) and not getattr(module, "_fast_norm", False)
     if not plain or "forward" in vars(module) or len(module.normalized_shape) != 1:
         return None
     return None if module.weight is None or module.bias is None else (module.weight, module.bias, module.eps)
@@ -32,12 +31,7 @@ def norm_of(module: Any) -> Norm | None:
 
 def only_numbers(*parts: nn.Module) -> bool:
     """Whether nothing is drawn, recorded or called in these parts, so that they need not be called one by one."""
-    return not torch.is_grad_enabled() and not any(part.training or hooks_of(part) for part in parts)
-
-
-def projection(layer: nn.Module) -> Any:
-    """A linear layer whose product may be joined with what stands around it, or None."""
-    return layer if is_packed(layer) else None
+    return not torch.is_grad_enabled() and not any(part.training or not is_unhooked(part) for part in parts)
 
 
 def residual_perceptron(

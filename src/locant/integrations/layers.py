@@ -43,7 +43,12 @@ def reason_not_to_pack(layer: nn.Module) -> str | None:
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a linear layer does what its weight says: a wrapper that came later (LoRA), or a hook, is called."""
     plain = type(layer) is nn.Linear and type(layer.weight) in (Tensor, nn.Parameter)
-    return plain and not hooks_of(layer)
+    return plain and is_unhooked(layer)
+
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether torch says that it calls nothing beside the forward; where it does not tell, a module is called."""
+    return hooks_of(module) == []
 
 
 def _are_plain(one: Any, two: Any) -> bool:
@@ -87,14 +92,14 @@ def parts_of(mlp: Any) -> tuple[Any, str, Any] | None:
         return None
     one, act, two = (getattr(mlp, name) for name in names)
     activation = _activation(act)
-    return None if activation is None or hooks_of(act) or not _are_plain(one, two) else (one, activation, two)
+    return None if activation is None or not is_unhooked(act) or not _are_plain(one, two) else (one, activation, two)
 
 
 def calls_parts(module: nn.Module) -> bool:
     """Whether its parts have to be called: a dropout in it is at work now, or somebody hooked into one."""
     parts = [*module.children()]
     at_work = module.training and any(getattr(part, "p", 0) and "Drop" in type(part).__name__ for part in parts)
-    return at_work or any(hooks_of(part) for part in parts)
+    return at_work or not all(map(is_unhooked, parts))
 
 
 def _activation(module: object) -> str | None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from locant.attend import attention, attention_packed
 from locant.grid import Grid
 from locant.integrations.family import dropout_of
-from locant.integrations.halves import added_linear, norm_of, normalised_linear, only_numbers, projection
-from locant.integrations.layers import linear_with
+from locant.integrations.halves import added_linear, norm_of, normalised_linear, only_numbers
+from locant.integrations.layers import is_packed, linear_with
 from locant.masks import Mask, Windows
 from locant.nn.cosine import angles
 from locant.nn.window import attend_regrouped
@@ -70,18 +70,17 @@ def residual_swin_attention(
     """x + attention(norm(x)), the norm on the way into qkv and the sum on the way out of proj; None where parts have
     to be called one by one."""
     parts: Any = attn
-    front, within, behind = norm_of(norm), projection(parts.qkv), projection(parts.proj)
-    called = norm, attn, drop_path, parts.proj_drop, parts.attn_drop
-    if front is None or within is None or behind is None or not only_numbers(*called):
+    front, called = norm_of(norm), (norm, attn, drop_path, parts.proj_drop, parts.attn_drop)
+    if front is None or not (is_packed(parts.qkv) and is_packed(parts.proj) and only_numbers(*called)):
         return None
     divides = all(side % size == 0 for side, size in zip(x.shape[1:-1], window, strict=True))
 
     def project(tokens: Tensor) -> Tensor:
-        return normalised_linear(tokens, front, within) if divides else within(tokens)
+        return normalised_linear(tokens, front, parts.qkv) if divides else parts.qkv(tokens)
 
     tokens = x if divides else norm(x)  # where windows are filled up, they are with zeros, after the norm
     out = attend_in_windows(tokens, project, window, shift, border, position, parts.num_heads, parts.scale, 0.0)
-    return added_linear(out, behind, x)
+    return added_linear(out, parts.proj, x)
 
 
 def cosine_attention(

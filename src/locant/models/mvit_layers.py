@@ -14,6 +14,7 @@ from locant.attend import attention
 from locant.call import Positions
 from locant.grid import Grid
 from locant.nn.arguments import check_heads, check_tokens, position_module, split_embedding
+from locant.nn.block import drop_samples
 from locant.nn.linears import bare_weight
 from locant.nn.patches import CONVOLUTIONS
 from locant.nn.perceptron import Perceptron
@@ -154,10 +155,7 @@ class WideningBlock(nn.Module):
         return torch.cat([front, cells.flatten(2).transpose(1, 2)], dim=1)
 
     def _path(self, branch: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels"]:
-        if not self.training or self.drop_path == 0:
-            return branch
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
-        return branch * kept / (1 - self.drop_path)
+        return drop_samples(branch, self.drop_path) if self.training else branch
 
     def extra_repr(self) -> str:
         return f"drop_path={self.drop_path}" if self.drop_path else ""

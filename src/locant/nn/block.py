@@ -15,6 +15,14 @@ from locant.nn.perceptron import Perceptron
 from locant.nn.self_attention import Attention
 
 
+def drop_samples(branch: Float[Tensor, "batch tokens dim"], probability: float) -> Float[Tensor, "batch tokens dim"]:
+    """0 for whole samples, drawn with this probability, and the others so much larger (drop path)."""
+    if probability == 0:
+        return branch
+    kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - probability)
+    return branch * kept / (1 - probability)
+
+
 class Block(nn.Module):
     """x ← x + path(attention(norm1(x))),  x ← x + path(mlp(norm2(x))),  mlp = fc2 ∘ GELU ∘ fc1.
 
@@ -115,10 +123,7 @@ class Block(nn.Module):
         self, branch: Float[Tensor, "batch tokens dim"], gamma: Float[Tensor, " dim"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         branch = branch if gamma is None else branch * gamma
-        if not self.training or self.drop_path == 0:
-            return branch
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
-        return branch * kept / (1 - self.drop_path)
+        return drop_samples(branch, self.drop_path) if self.training else branch
 
     def extra_repr(self) -> str:
         return f"drop_path={self.drop_path}" if self.drop_path else ""

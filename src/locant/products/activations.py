@@ -5,18 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from locant.operands import ACTIVATIONS
-
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name, by torch."""
+    """The activation of that name (locant.operands.ACTIVATIONS), by torch."""
     if activation == "none":
         return x
     if activation in ("gelu", "gelu_tanh"):
         return F.gelu(x, approximate="none" if activation == "gelu" else "tanh")
     return F.relu(x) if activation == "relu" else F.silu(x)
-
-
-def number_of(activation: str) -> int:
-    """What the compiled kernels call it."""
-    return ACTIVATIONS.index(activation)

@@ -11,10 +11,11 @@ from torch import Tensor
 from locant import operands
 from locant.dispatch import constant_to_graphs
 from locant.operators import built
-from locant.products.activations import number_of
 from locant.products.packed import packed
 
-MEASURED = ("amx", "avx512")  # instruction sets on which they were the fastest for float32 (docs/models-speed.md)
+# Instruction sets under which they are chosen for float32. Measured on a Zen 4 alone (docs/models-speed.md), whose
+# kernels "avx512" are; "amx" runs the same ones in float32.
+CHOSEN = ("amx", "avx512")
 FEW = 192  # rows up to which a perceptron's two layers, each shared out by columns, are faster than one pass by rows
 HELD = 1 << 20  # numbers of a hidden layer at once, backward: they stay in the cache
 
@@ -25,16 +26,16 @@ def _module() -> Any:
 
 @constant_to_graphs
 def available() -> bool:
-    """Whether the kernels are there, and the instruction set in use is one on which they are the fastest."""
+    """Whether the kernels are there, and chosen under the instruction set in use."""
     module = built()
-    return isinstance(module, ModuleType) and module.isa() in MEASURED
+    return isinstance(module, ModuleType) and module.isa() in CHOSEN
 
 
 def _pack(weight: Tensor, turned: bool) -> Tensor:
     """The weight [out, in] from in to out, or turned: from out to in."""
     outputs, inputs = weight.shape if not turned else weight.shape[::-1]
     across, down = weight.stride() if not turned else weight.stride()[::-1]
-    module = _module()
+    module, weight = _module(), weight.detach().to(torch.float32)
     request = operands.Weight(inputs, outputs, down, across, weight.data_ptr(), 0)
     copy = torch.empty(module.packed_numbers(request), dtype=torch.float32)
     module.pack(request._replace(packed=copy.data_ptr()), torch.get_num_threads())
@@ -42,8 +43,7 @@ def _pack(weight: Tensor, turned: bool) -> Tensor:
 
 
 def _packed(weight: Tensor, keep: bool) -> Tensor:
-    own = weight.detach().to(torch.float32)
-    return packed(weight, _module().isa(), 4, lambda: _pack(own, False), keep)
+    return packed(weight, _module().isa(), 4, lambda: _pack(weight, False), keep)
 
 
 def _plain(x: Tensor | None) -> Tensor | None:
@@ -64,8 +64,8 @@ def linear(
     own, at = [_plain(v) for v in (bias, scale, shift, gain)], operands.address
     copy = _packed(weight, keep)
     _run("linear", operands.Linear(
-        len(x), x.shape[1], y.shape[1], number_of(activation), x.data_ptr(), at(own[1]), at(own[2]), epsilon,
-        copy.data_ptr(), at(own[0]), at(own[3]), at(residual), 0, y.data_ptr(),
+        len(x), x.shape[1], y.shape[1], operands.ACTIVATIONS.index(activation), x.data_ptr(), at(own[1]), at(own[2]),
+        epsilon, copy.data_ptr(), at(own[0]), at(own[3]), at(residual), 0, y.data_ptr(),
     ))  # fmt: skip
     return y
 
@@ -83,16 +83,16 @@ def perceptron(
     own, at = [_plain(v) for v in (b1, b2, scale, shift, gain)], operands.address
     copies = _packed(w1, keep), _packed(w2, keep)
     _run("perceptron", operands.Perceptron(
-        len(x), x.shape[1], w1.shape[0], y.shape[1], number_of(activation), x.data_ptr(), at(own[2]), at(own[3]),
-        epsilon, copies[0].data_ptr(), at(own[0]), copies[1].data_ptr(), at(own[1]), at(own[4]), at(residual),
-        at(before), y.data_ptr(),
+        len(x), x.shape[1], w1.shape[0], y.shape[1], operands.ACTIVATIONS.index(activation), x.data_ptr(), at(own[2]),
+        at(own[3]), epsilon, copies[0].data_ptr(), at(own[0]), copies[1].data_ptr(), at(own[1]), at(own[4]),
+        at(residual), at(before), y.data_ptr(),
     ))  # fmt: skip
     return y
 
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     """dX = dY W."""
-    copy, dx = _pack(weight.detach(), True), dy.new_empty(len(dy), weight.shape[1])
+    copy, dx = _pack(weight, True), dy.new_empty(len(dy), weight.shape[1])
     _run("linear", operands.Linear(
         len(dy), dy.shape[1], dx.shape[1], 0, dy.data_ptr(), 0, 0, 0.0, copy.data_ptr(), 0, 0, 0, 0, dx.data_ptr()
     ))  # fmt: skip
@@ -125,18 +125,18 @@ def perceptron_gradients(
         wanted: which of the five; the others are None.
     """
     # 1 both weights turned, and where sums go
-    turned = _pack(w1.detach(), True), _pack(w2.detach(), True)
+    turned = _pack(w1, True), _pack(w2, True)
     hidden, chunk = w1.shape[0], max(512, HELD // w1.shape[0])
     shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
     found = [x.new_empty(shape) if asked else None for shape, asked in zip(shapes, wanted, strict=True)]
     dx, dw1, db1, dw2, db2 = found
     dh, after = (x.new_empty(min(chunk, len(x)), hidden) for _ in range(2))
     # 2 chunk by chunk: the hidden layer's gradient, dx, and what is added to the weights'
-    for start in range(0, len(x), chunk):
+    for start in range(0, max(len(x), 1), chunk):  # without rows once, for sums of nothing
         part = slice(start, start + chunk)
         rows, given = x[part], dy[part]
         _run("hidden_gradient", operands.HiddenGradient(
-            len(rows), x.shape[1], hidden, dy.shape[1], number_of(activation), given.data_ptr(),
+            len(rows), x.shape[1], hidden, dy.shape[1], operands.ACTIVATIONS.index(activation), given.data_ptr(),
             before[part].data_ptr(), turned[0].data_ptr(), turned[1].data_ptr(), dh.data_ptr(), after.data_ptr(),
             0 if dx is None else dx[part].data_ptr(),
         ))  # fmt: skip

@@ -236,6 +236,25 @@ def _is_ours(x: Tensor, *weights: Tensor) -> bool:
     )
 
 
+def _reads(vector: Tensor | None, length: int, like: Tensor) -> bool:
+    """Whether a vector has the length and kind that kernels, which read it by its address, take it for."""
+    if vector is None:
+        return True
+    plain = type(vector) in (Tensor, torch.nn.Parameter) and vector.device.type == "cpu" and vector.shape == (length,)
+    cast = torch.is_autocast_enabled("cpu") and vector.is_floating_point()
+    return plain and (cast or vector.dtype == like.dtype)
+
+
+def _joins(x: Tensor, outputs: int, gain: Tensor | None, residual: Tensor | None, norm: Norm | None) -> bool:
+    """Whether norm, gain and residual are what one pass takes; torch broadcasts others, or refuses them."""
+    alike = residual is None or (
+        type(residual) is Tensor
+        and residual.shape == (*x.shape[:-1], outputs)
+        and (residual.dtype, residual.device) == (x.dtype, x.device)
+    )
+    return alike and _reads(gain, outputs, x) and all(_reads(v, x.shape[-1], x) for v in (norm or ())[:2])
+
+
 def _learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -266,9 +285,10 @@ def linear(
     # 1 where a gradient is wanted, or torch multiplies: one after the other
     fused = activation != "none" or any(t is not None for t in (gain, residual, norm))
     learns = _learns(x, weight, bias, gain, residual, *(norm[:2] if norm else ()))
-    if fused and (learns or torch.is_autocast_enabled("cpu") or not _is_ours(x, weight)):
+    joined = not learns and not torch.is_autocast_enabled("cpu") and _joins(x, weight.shape[0], gain, residual, norm)
+    if fused and not (joined and _is_ours(x, weight) and _reads(bias, weight.shape[0], x)):
         return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), gain, residual)
-    if not _is_ours(x, weight):
+    if not (_is_ours(x, weight) and _reads(bias, weight.shape[0], x)):
         return F.linear(x, weight, bias)
     # 2 in one go
     scale, shift, epsilon = norm or (None, None, 0.0)
@@ -292,8 +312,9 @@ def perceptron(
     """
     inputs = (x, w1, b1, w2, b2)
     learns = _learns(*inputs, gain, residual, *(norm[:2] if norm else ()))
-    plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2)
-    if learns and plain and all(t is None or t.dtype == torch.float32 for t in inputs) and compiled.available():
+    plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2) and w2.shape[1] == w1.shape[0]
+    plain = plain and _reads(b1, w1.shape[0], x) and _reads(b2, w2.shape[0], x)
+    if learns and plain and x.dtype == torch.float32 and compiled.available():
         given = _normalise(x, norm), w1, b1, w2, b2, activation
         direct = dispatch.is_unwatched(given)
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
