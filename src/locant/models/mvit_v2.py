@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -67,7 +66,7 @@ class MViTv2(nn.Module):
         num_classes: int = 1000,
         dim: int = 96,
         heads: int = 1,
-        depths: Sequence[int] = (1, 2, 11, 2),
+        depths: tuple[int, ...] = (1, 2, 11, 2),
         mlp_ratio: float = 4.0,
         stride_kv: int = 4,
         expand: bool = True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -78,7 +78,7 @@ class SAMEncoder(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         window: int = 14,
-        global_blocks: Collection[int] = (2, 5, 8, 11),
+        global_blocks: tuple[int, ...] = (2, 5, 8, 11),
         out_chans: int = 256,
         drop_path_rate: float = 0.0,
         like: str | None = None,
