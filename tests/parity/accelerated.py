@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import locant
 from locant.dispatch import tree_leaves
@@ -46,6 +47,45 @@ def check(
     assert all(row.kernel in (*kernels, "planned at the call") for row in attention), attention
     assert count is None or len(attention) == count, attention
     return report
+
+
+def check_halves(model: nn.Module, arguments: Sequence[Any], part: str | None, apart: Sequence[str] = ()) -> None:
+    """Norms and sums go with products, to the last digits; a hooked part is called once, wherever it is.
+
+    Args:
+        part: of the model, which gets a hook; None: nothing but what `apart` names is normalised by itself.
+        apart: the paths of norms that stand alone.
+    """
+    called: list[int] = []
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model.eval()
+    if part is not None:
+        model.get_submodule(part).register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        right = _tensor(copy.deepcopy(model).double()(*(_leaf(x) for x in arguments)))
+        low = (_tensor(model(*arguments)) - right).abs().max()
+        called.clear()
+        report = locant.accelerate(model)
+        with Counts() as counts:
+            found = _tensor(model(*arguments))
+    assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
+    assert len(called) == (part is not None)
+    if part is None:
+        assert counts.norms == len(apart), (counts.norms, apart)
+    report.undo()
+    with torch.no_grad():
+        assert (_tensor(model(*arguments)) - right).abs().max() <= low
+
+
+class Counts(TorchDispatchMode):
+    """LayerNorms that torch does by themselves."""
+
+    norms = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.norms += func is torch.ops.aten.native_layer_norm.default
+        return func(*args, **(kwargs or {}))
 
 
 def check_exact(model: nn.Module, example: Any, parity: Callable[..., None] | None = None, row: int = 0) -> None:

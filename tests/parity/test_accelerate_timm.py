@@ -135,6 +135,15 @@ def test_graphs(timm, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["v1", "v2", "cr", *WHOLE])
+def test_perceptrons_of_every_model_are_replaced(timm, name: str) -> None:
+    """timm has a GELU of its own, which Swin v2 takes."""
+    report = locant.accelerate(_swin(timm, name, 64) if len(name) == 2 else _vit(timm, name))
+    kernels = [row.kernel for row in report.rows if row.kind == "perceptron"]
+    assert kernels
+    assert set(kernels) == {"packed"}
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "cr", *WHOLE])
 def test_unknown_sources_are_tried(timm, monkeypatch, name: str) -> None:
     accelerated.check_tried(_swin(timm, name, 72, 2) if len(name) == 2 else _vit(timm, name), monkeypatch)
 
@@ -143,50 +152,37 @@ def test_the_classes_are_known_by_source(timm) -> None:
     accelerated.check_known(FAMILIES)
 
 
-@pytest.mark.parametrize("part", ["norm1", "norm2", "mlp", "drop_path2", "attn.proj_drop", "mlp.act", None])
-def test_norms_and_sums_are_joined_unless_a_hook_wants_a_part(timm, part: str | None) -> None:
-    """Two stages of a Swin, maps that windows divide and not: joined where nothing is called, called where asked."""
+@pytest.mark.parametrize("part", ["norm1", "norm2", "mlp", "drop_path2", "attn.proj_drop", "attn.qkv", "mlp.act", None])
+@pytest.mark.parametrize("side", [128, 160])  # windows of 8 do not divide 20 × 20, of the second stage
+def test_norms_and_sums_are_joined_unless_a_hook_wants_a_part(timm, part: str | None, side: int) -> None:
+    """Two stages of a Swin: joined where nothing is called, called where asked."""
     torch.manual_seed(0)
-    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=160, depths=(2, 2), embed_dim=48).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    x = torch.randn(3, 3, 160, 160)
-    called: list[int] = []
-    if part is not None:
-        block = model.layers[0].blocks[1]
-        block.get_submodule(part).register_forward_hook(lambda *_: called.append(1))
-    with torch.no_grad():
-        right = copy.deepcopy(model).double()(x.double())
-        low = (model(x) - right).abs().max()
-        called.clear()
-        locant.accelerate(model)
-        found = model(x)
-    assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
-    assert len(called) == (part is not None)
+    more = {"img_size": side, "depths": (2, 2), "num_heads": (2, 4), "window_size": 8, "embed_dim": 64}
+    model = timm.models.swin_transformer.SwinTransformer(num_classes=10, **more)
+    path = None if part is None else f"layers.0.blocks.1.{part}"
+    apart = ["norm", "patch_embed.norm", "layers.1.downsample.norm"]
+    apart += ["layers.1.blocks.*.norm1"] * 2 if side == 160 else []
+    accelerated.check_halves(model, [torch.randn(3, 3, side, side)], path, apart)
 
 
-@pytest.mark.parametrize("part", ["norm2", "mlp.fc1", "mlp.drop1", None])
 @pytest.mark.parametrize(
-    "name", ["beit", "beit, scaled", "table", "table, class token", "convit", "vit", "vit, scaled"]
+    "part", ["norm1", "norm2", "attn", "attn.proj", "attn.proj_drop", "ls1", "mlp.fc1", "mlp.drop1", None]
 )
-def test_second_halves_of_blocks_are_joined_unless_a_hook_wants_a_part(timm, name: str, part: str | None) -> None:
+@pytest.mark.parametrize(
+    "name", ["beit", "beit, scaled", "table", "table, class token", "convit", "vit", "vit, scaled", "vit, norms"]
+)
+def test_halves_of_blocks_are_joined_unless_a_hook_wants_a_part(timm, name: str, part: str | None) -> None:
     torch.manual_seed(0)
     if name == "vit, scaled":
         more = {"img_size": 64, "patch_size": 16, "depth": 2, "num_heads": 2, "init_values": 0.1}
         model = timm.models.vision_transformer.VisionTransformer(**more, **SMALL | {"embed_dim": 96})
     else:
         model = _vit(timm, name)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    model, x, called = model.eval(), torch.randn(40, 3, 64, 64), []
-    if part is not None:
-        model.blocks[1].get_submodule(part).register_forward_hook(lambda *_: called.append(1))
-    with torch.no_grad():
-        right = copy.deepcopy(model).double()(x.double())
-        low = (model(x) - right).abs().max()
-        called.clear()
-        report = locant.accelerate(model)
-        found = model(x)
-    assert [row.why for row in report.rows if row.kind == "block"] == ["", ""]
-    assert (found - right).abs().max() <= max(2 * low, 1e-5 * right.abs().max())
-    assert len(called) == (part is not None)
+    if part == "ls1" and not hasattr(model.blocks[1], "ls1"):
+        part = "drop_path" if name == "convit" else "drop_path1"
+    path, apart = None if part is None else f"blocks.1.{part}", ["norm"]
+    if name == "vit, norms":
+        apart += ["q_norm", "k_norm", "attn.norm"] * 2
+    if name == "convit" and part is not None and part.startswith("drop"):
+        pytest.skip("one drop path for both halves: called twice")
+    accelerated.check_halves(model, [torch.randn(40, 3, 64, 64)], path, apart)

@@ -1,24 +1,46 @@
 """Residual halves of a block, x + f(norm(x)), in one pass by rows where nothing but numbers is wanted of their parts.
 
 A LayerNorm in front of a product and the sum behind one cost as much memory traffic as attention itself. The kernels
-normalise a block of rows on its way in and add x on its way out. That needs every part to be plain: no hook to call, no
-dropout or drop path at work, no gradient; else None is the answer, and the class's own forward runs.
+normalise a block of rows on its way in, and multiply by a LayerScale and add x on its way out. That needs every part
+to be plain: no hook to call, no dropout or drop path at work, no gradient; else parts are called one by one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from locant.integrations.family import class_name
-from locant.integrations.layers import calls_parts, is_unhooked, parts_of
+from locant.integrations.layers import Layers, is_packed, is_unhooked, linear_with, parts_of
+from locant.integrations.replacing import state_of
 from locant.products import linear, perceptron
 
 Norm = tuple[Tensor, Tensor, float]
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
-SCALES = ("timm.layers.layer_scale.LayerScale",)
+_DINO = "transformers.models.dinov2"
+SCALES = {
+    "timm.layers.layer_scale.LayerScale": "gamma",
+    f"{_DINO}.modeling_dinov2.Dinov2LayerScale": "lambda1",
+    f"{_DINO}_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersLayerScale": "lambda1",
+}
+
+
+class Half(NamedTuple):
+    """What stands around f in x + gain ∘ f(norm(x)), and goes with f's first and last products.
+
+    Attributes:
+        norm: None where x came through it already.
+        gain: of a LayerScale.
+        residual: x.
+    """
+
+    norm: Norm | None
+    gain: Tensor | None
+    residual: Tensor
 
 
 def norm_of(module: Any) -> Norm | None:
@@ -29,35 +51,105 @@ def norm_of(module: Any) -> Norm | None:
     return None if module.weight is None or module.bias is None else (module.weight, module.bias, module.eps)
 
 
-def only_numbers(*parts: nn.Module) -> bool:
-    """Whether nothing is drawn, recorded or called in these parts, so that they need not be called one by one."""
-    return not torch.is_grad_enabled() and not any(part.training or not is_unhooked(part) for part in parts)
+def half_of(
+    x: Tensor, norm: nn.Module, idle: Sequence[nn.Module], called: Iterable[nn.Module] = (),
+    scale: nn.Module | Tensor | None = None,
+) -> Half | None:  # fmt: skip
+    """What goes with the products of a half, or None where its parts have to be called one by one.
+
+    Args:
+        idle: dropouts and drop paths.
+        called: other parts that are passed over: no hook on them would be called.
+        scale: a LayerScale, its numbers, or nothing.
+    """
+    # 1 what every part does in evaluation is known
+    gain: Any = scale
+    front, parts = norm_of(norm), [norm, *idle, *called]
+    if isinstance(scale, nn.Module):
+        parts.append(scale)
+        gain = getattr(scale, SCALES.get(class_name(type(scale)), ""), None)
+        if (gain is None and type(scale) is not nn.Identity) or "forward" in vars(scale):
+            return None
+    if front is None or not all(map(_does_nothing, idle)):
+        return None
+    # 2 and nothing is drawn, recorded or called
+    watched = torch.is_grad_enabled() or any(part.training or not is_unhooked(part) for part in parts)
+    return None if watched else Half(front, gain, x)
+
+
+def _does_nothing(part: nn.Module) -> bool:
+    """In evaluation."""
+    name = type(part).__name__
+    return type(part) is nn.Identity or "Drop" in name or name == "StochasticDepth"
+
+
+# --- first half -------------------------------------------------------------------------------------------------------
+
+
+def project(layer: Any, x: Tensor, half: Half | None) -> Tensor:
+    """layer(norm(x)) in one pass, or layer(x)."""
+    return layer(x) if half is None else linear_with(layer, x, layer.bias, half.norm)
+
+
+def conclude(layer: Any, drop: nn.Module | None, x: Tensor, half: Half | None) -> Tensor:
+    """x + gain ∘ layer(x) in one pass, or drop(layer(x))."""
+    if half is not None:
+        return linear(x, layer.weight, layer.bias, True, gain=half.gain, residual=half.residual)
+    return layer(x) if drop is None else drop(layer(x))
+
+
+def normalised(x: Tensor, half: Half | None, window: tuple[int, ...]) -> tuple[Tensor, Half | None]:
+    """A map [batch, *map, channels]; where windows are filled up with zeros it comes through its norm first."""
+    divides = all(side % size == 0 for side, size in zip(x.shape[1:-1], window, strict=True))
+    if half is None or half.norm is None or divides:
+        return x, half
+    scale, shift, epsilon = half.norm
+    return F.layer_norm(x, x.shape[-1:], scale, shift, epsilon), half._replace(norm=None)
+
+
+def residual_attention(
+    x: Tensor, norm: nn.Module, attn: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None,
+    **named: Any,
+) -> Tensor:  # fmt: skip
+    """x + drop_path(scale(attn(norm(x), **named))); an attention whose state names its products takes a `half`."""
+    layers = [getattr(attn, name) for name in getattr(state_of(attn), "products", ())]
+    if layers and all(map(is_packed, layers)):
+        parts = dict(attn.named_children())
+        idle = [part for part in (drop_path, parts.get("proj_drop")) if part is not None]
+        half = half_of(x, norm, idle, (attn, *parts.values()), scale)
+        out = None if half is None else attn.forward(x, **named, half=half)
+        if out is not None:
+            return _first(out)
+    return x + drop_path(_scaled(_first(attn(norm(x), **named)), scale))
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _scaled(x: Tensor, scale: nn.Module | Tensor | None) -> Tensor:
+    return scale(x) if isinstance(scale, nn.Module) else x if scale is None else scale * x
+
+
+# --- second half ------------------------------------------------------------------------------------------------------
+
+
+def run_perceptron(layers: Layers, x: Tensor, half: Half | None = None) -> Tensor:
+    """two(activation(one(x))) a chunk of rows at a time."""
+    one, activation, two = layers
+    norm, gain, residual = half or (None, None, None)
+    return perceptron(
+        x, one.weight, one.bias, two.weight, two.bias, activation, not two.training, gain=gain, residual=residual,
+        norm=norm,
+    )  # fmt: skip
 
 
 def residual_perceptron(
     x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None
-) -> Tensor | None:
-    """x + scale(mlp(norm(x))) in one pass, or None. `scale` is a LayerScale, its numbers, or does nothing."""
-    called = [part for part in (norm, mlp, drop_path, scale) if isinstance(part, nn.Module)]
-    front, parts = norm_of(norm), parts_of(mlp)
-    if front is None or parts is None or not only_numbers(*called) or calls_parts(mlp):
-        return None
-    gain: Any = scale
-    if isinstance(scale, nn.Module):
-        gain = getattr(scale, "gamma", None)
-        if type(scale) is not nn.Identity and class_name(type(scale)) not in SCALES:
-            return None
-    one, activation, two = parts
-    return perceptron(
-        x, one.weight, one.bias, two.weight, two.bias, activation, True, gain=gain, residual=x, norm=front
-    )
-
-
-def normalised_linear(x: Tensor, norm: Norm, layer: Any) -> Tensor:
-    """layer(norm(x))."""
-    return linear(x, layer.weight, layer.bias, True, norm=norm)
-
-
-def added_linear(x: Tensor, layer: Any, residual: Tensor) -> Tensor:
-    """residual + layer(x)."""
-    return linear(x, layer.weight, layer.bias, True, residual=residual)
+) -> Tensor:
+    """x + drop_path(scale(mlp(norm(x))))."""
+    layers = parts_of(mlp)
+    half = None if layers is None else half_of(x, norm, (drop_path,), (mlp,), scale)
+    if layers is None or half is None:
+        return x + drop_path(_scaled(mlp(norm(x)), scale))
+    return run_perceptron(layers, x, half)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.dispatch import hooks_of
-from locant.integrations.family import Family, Offer
-from locant.integrations.replacing import STATE, Replacement, State, runs
+from locant.integrations.family import Family, Offer, class_name
+from locant.integrations.replacing import Replacement, State, runs, state_of
 from locant.products import linear, perceptron
+
+Layers = tuple[Any, str, Any]  # of a perceptron: the first layer, the name of its activation, and the second
 
 
 def _linear_forward(self: Any, input: Tensor) -> Tensor:
@@ -64,10 +66,13 @@ def is_packed(layer: nn.Module) -> bool:
     return _is_plain(layer) and runs(layer, "forward", _linear_forward)
 
 
-def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer with a bias of its owner in place of its own; layers that are not plain are called."""
+def linear_with(layer: Any, x: Tensor, bias: Tensor | None, norm: tuple[Tensor, Tensor, float] | None = None) -> Tensor:
+    """The layer with a bias of its owner in place of its own; layers that are not plain are called.
+
+    `norm` is a LayerNorm of x in front, for packed layers.
+    """
     if is_packed(layer):
-        return linear(x, layer.weight, bias, keep=not layer.training)
+        return linear(x, layer.weight, bias, keep=not layer.training, norm=norm)
     if _is_plain(layer):
         return F.linear(x, layer.weight, bias)
     own, out = getattr(layer, "bias", None), layer(x)
@@ -77,22 +82,16 @@ def linear_with(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def run_perceptron(one: Any, activation: nn.Module, two: Any, x: Tensor) -> Tensor | None:
-    """two(activation(one(x))) a chunk of rows at a time; None where the layers have to be called."""
+def layers_of(one: Any, activation: nn.Module, two: Any) -> Layers | None:
+    """Both layers of a perceptron and its activation, where a product may do all of it; else None."""
     act = _activation(activation)
-    if act is None or not (_are_plain(one, two) and is_packed(one) and is_packed(two)):
-        return None
-    return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not two.training)
+    return None if act is None or not is_unhooked(activation) or not _are_plain(one, two) else (one, act, two)
 
 
-def parts_of(mlp: Any) -> tuple[Any, str, Any] | None:
-    """Both layers of a replaced perceptron and its activation, where a product may do all of it; else None."""
-    names = getattr(vars(mlp).get(STATE), "parts", None)
-    if names is None:
-        return None
-    one, act, two = (getattr(mlp, name) for name in names)
-    activation = _activation(act)
-    return None if activation is None or not is_unhooked(act) or not _are_plain(one, two) else (one, activation, two)
+def parts_of(mlp: Any) -> Layers | None:
+    """The same of a perceptron that was replaced, none of whose parts has to be called."""
+    names = getattr(state_of(mlp), "parts", None)
+    return None if names is None or calls_parts(mlp) else layers_of(*(getattr(mlp, name) for name in names))
 
 
 def calls_parts(module: nn.Module) -> bool:
@@ -107,6 +106,8 @@ def _activation(module: object) -> str | None:
     name = type(module).__name__
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
+    if class_name(type(module)) == "timm.layers.activations.GELU":
+        return "gelu"
     if name in _GELUS:
         return _GELUS[name]
     return "relu" if isinstance(module, nn.ReLU) else "silu" if isinstance(module, nn.SiLU) else None

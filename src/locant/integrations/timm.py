@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedGate, BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.halves import residual_perceptron
+from locant.integrations.halves import Half, conclude, project, residual_attention, residual_perceptron
 from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import attend_projected, cosine_attention, residual_swin_attention, swin_attention
+from locant.integrations.windowed import attend_projected, cosine_attention, half_of_swin, swin_attention
 from locant.masks import Windows
 from locant.positions.position import Position
 
@@ -32,13 +32,13 @@ def _attn(self: Any, x: Tensor) -> Tensor:
 
 
 def _swin_forward(self: Any, x: Tensor) -> Tensor:
-    window, shift = tuple(self.window_size), tuple(self.shift_size)
-    position = self._locant.position
-    half = residual_swin_attention(self.attn, x, self.norm1, self.drop_path1, window, shift, "roll-pad", position)
+    half = half_of_swin(x, self.norm1, self.attn, self.drop_path1)
     if half is None:
-        return type(self).forward(self, x)
-    out = residual_perceptron(half, self.norm2, self.mlp, self.drop_path2)
-    return half + self.drop_path2(self.mlp(self.norm2(half))) if out is None else out
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
+    else:
+        window, shift = tuple(self.window_size), tuple(self.shift_size)
+        x = swin_attention(self.attn, x, window, shift, "roll-pad", self._locant.position, half)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2)
 
 
 _swin_forward.__name__ = "forward"
@@ -116,89 +116,87 @@ def _bias(attn: Any) -> Tensor | None:
 # --- all tokens -------------------------------------------------------------------------------------------------------
 
 
-def _beit_forward(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+def _beit_forward(
+    self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None, half: Half | None = None
+) -> Tensor | None:
     if shared_rel_pos_bias is not None:
-        return type(self).forward(self, x, shared_rel_pos_bias)
+        return None if half else type(self).forward(self, x, shared_rel_pos_bias)
     position = self._locant.position
-    qkv = linear_with(self.qkv, x, _bias(self))
+    qkv = linear_with(self.qkv, x, _bias(self), half and half.norm)
     out = attend_projected(qkv, position.grid, None, position, self.num_heads, self.scale, dropout_of(self.attn_drop))
-    return self.proj_drop(self.proj(out))
+    return conclude(self.proj, self.proj_drop, out, half)
 
 
-def _relpos_forward(self: Any, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+def _relpos_forward(self: Any, x: Tensor, shared_rel_pos: Tensor | None = None, half: Half | None = None) -> Tensor:
     position = self._locant.position
-    return self.proj_drop(self.proj(_attend(self, x, position.grid, position)))
+    return conclude(self.proj, self.proj_drop, _attend(self, x, position.grid, position, half), half)
 
 
-def _plain_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    if attn_mask is not None or is_causal:
-        return type(self).forward(self, x, attn_mask, is_causal)
-    out = self.norm(_attend(self, x, Grid(x.shape[1]), None))
+def _plain_forward(
+    self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, half: Half | None = None
+) -> Tensor | None:
+    if attn_mask is not None or is_causal or (half and self.gate is not None):
+        return None if half else type(self).forward(self, x, attn_mask, is_causal)
+    out = self.norm(_attend(self, x, Grid(x.shape[1]), None, half))
     out = out if self.gate is None else out * self.gate(x).sigmoid()
-    return self.proj_drop(self.proj(out))
+    return conclude(self.proj, self.proj_drop, out, half)
 
 
-def _class_forward(self: Any, x: Tensor) -> Tensor:
-    dropout = dropout_of(self.attn_drop)
-    out = attend_projected(self.qkv(x), Grid(x.shape[1]), None, None, self.num_heads, self.scale, dropout)
-    return self.proj_drop(self.proj(out))
+def _class_forward(self: Any, x: Tensor, half: Half | None = None) -> Tensor:
+    qkv, dropout = project(self.qkv, x, half), dropout_of(self.attn_drop)
+    out = attend_projected(qkv, Grid(x.shape[1]), None, None, self.num_heads, self.scale, dropout)
+    return conclude(self.proj, self.proj_drop, out, half)
 
 
-def _gated_forward(self: Any, x: Tensor) -> Tensor:
+def _gated_forward(self: Any, x: Tensor, half: Half | None = None) -> Tensor | None:
     side = math.isqrt(x.shape[1])
     if side * side != x.shape[1]:
-        return type(self).forward(self, x)
+        return None if half else type(self).forward(self, x)
     if self.rel_indices is None or self.rel_indices.shape[1] != x.shape[1]:
         self.rel_indices = self.get_rel_indices(x.shape[1])  # what the module's maps are drawn from
-    projected = *self.qk(x).chunk(2, dim=-1), self.v(x)
+    projected = *project(self.qk, x, half).chunk(2, dim=-1), project(self.v, x, half)
     dropout = dropout_of(self.attn_drop)
     position = self._locant.position
     out = attend_projected(projected, Grid(side, side), None, position, self.num_heads, self.scale, dropout)
-    return self.proj_drop(self.proj(out))
+    return conclude(self.proj, self.proj_drop, out, half)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
 def _vit_block_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    half = self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
-    return _second_half(self, x + self.drop_path1(half), self.ls2, self.drop_path2)
+    named = {"attn_mask": attn_mask, "is_causal": is_causal}
+    x = residual_attention(x, self.norm1, self.attn, self.drop_path1, self.ls1, **named)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, self.ls2)
 
 
 def _relpos_block_forward(self: Any, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
-    half = self.ls1(self.attn(self.norm1(x), shared_rel_pos=shared_rel_pos))
-    return _second_half(self, x + self.drop_path1(half), self.ls2, self.drop_path2)
+    x = residual_attention(x, self.norm1, self.attn, self.drop_path1, self.ls1, shared_rel_pos=shared_rel_pos)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, self.ls2)
 
 
 def _beit_block_forward(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-    half = self.attn(self.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias)
-    half = half if self.gamma_1 is None else self.gamma_1 * half
-    return _second_half(self, x + self.drop_path1(half), self.gamma_2, self.drop_path2)
+    named = {"shared_rel_pos_bias": shared_rel_pos_bias}
+    x = residual_attention(x, self.norm1, self.attn, self.drop_path1, self.gamma_1, **named)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, self.gamma_2)
 
 
 def _convit_block_forward(self: Any, x: Tensor) -> Tensor:
-    return _second_half(self, x + self.drop_path(self.attn(self.norm1(x))), None, self.drop_path)
+    x = residual_attention(x, self.norm1, self.attn, self.drop_path)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path)
 
 
-def _second_half(self: Any, x: Tensor, scale: nn.Module | Tensor | None, drop_path: nn.Module) -> Tensor:
-    """x + drop_path(scale(mlp(norm(x))))."""
-    out = residual_perceptron(x, self.norm2, self.mlp, drop_path, scale)
-    if out is not None:
-        return out
-    half = self.mlp(self.norm2(x))
-    half = scale(half) if isinstance(scale, nn.Module) else half if scale is None else scale * half
-    return x + drop_path(half)
-
-
-for _method in (_vit_block_forward, _relpos_block_forward, _beit_block_forward, _convit_block_forward):
-    _method.__name__ = "forward"
-for _method in (_beit_forward, _relpos_forward, _plain_forward, _class_forward, _gated_forward):
+_METHODS: tuple[Any, ...] = (
+    _beit_forward, _relpos_forward, _plain_forward, _class_forward, _gated_forward,
+    _vit_block_forward, _relpos_block_forward, _beit_block_forward, _convit_block_forward,
+)  # fmt: skip
+for _method in _METHODS:
     _method.__name__ = "forward"
 
 
-def _attend(self: Any, x: Tensor, grid: Grid, position: Position | None) -> Tensor:
+def _attend(self: Any, x: Tensor, grid: Grid, position: Position | None, half: Half | None) -> Tensor:
     """Attention of a module that may bring q and k to a norm first."""
-    qkv = self.qkv(x)
+    qkv: Any = project(self.qkv, x, half)
     if not (isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)):
         q, k, v = qkv.chunk(3, dim=-1)
         q, k = (
@@ -263,7 +261,7 @@ def _plain(attn: nn.Module) -> Offer:
 
 
 def _offer(
-    module: Any, forward: Callable[..., Tensor], position: Position | None, grid: Grid | None, what: str,
+    module: Any, forward: Callable[..., Tensor | None], position: Position | None, grid: Grid | None, what: str,
     inside: tuple[str, ...] = (),
 ) -> Offer:  # fmt: skip
     dim = module.proj.in_features
@@ -274,14 +272,16 @@ def _offer(
     def trial(_: nn.Module) -> tuple[Any, ...]:
         return (torch.randn(2, tokens, width, dtype=torch.float64),)
 
-    return Offer(Replacement({"forward": forward}, State(position=position)), what, trial, attended, inside)
+    products = tuple(name for name in ("qkv", "qk", "v", "proj") if hasattr(module, name))
+    state = State(position=position, products=products)
+    return Offer(Replacement({"forward": forward}, state), what, trial, attended, inside)
 
 
 _MODELS = "timm.models"
 
 
 def _joined(name: str, forward: Callable[..., Tensor], known: str) -> Family:
-    """A block whose second half is done in one pass."""
+    """A block whose norms and sums go with products."""
 
     def offer(block: nn.Module) -> Offer:
         module: Any = block
@@ -289,7 +289,7 @@ def _joined(name: str, forward: Callable[..., Tensor], known: str) -> Family:
         sides = getattr(owner, "window_size", None) or (7, 7)
         tokens = math.prod(sides) + getattr(owner, "prefix_tokens", int(hasattr(owner, "relative_position_bias_table")))
         trial = (torch.randn(2, tokens, module.norm2.weight.shape[0], dtype=torch.float64),)
-        return Offer(Replacement({"forward": forward}), "norm, perceptron and sum in one pass", lambda _: trial)
+        return Offer(Replacement({"forward": forward}), "norms and sums with their products", lambda _: trial)
 
     return Family("block", (f"{_MODELS}.{name}",), ("forward",), offer, frozenset({known}))
 

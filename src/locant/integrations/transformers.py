@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.layers import calls_parts, run_perceptron
+from locant.integrations.halves import run_perceptron
+from locant.integrations.layers import Layers, calls_parts, is_packed, layers_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows, attend_projected
 from locant.masks import Windows
@@ -148,9 +149,14 @@ def _three(q: nn.Module, k: nn.Module, v: nn.Module) -> Project:
 
 def _fed_forward(layer: Any, x: Tensor) -> Tensor:
     """A perceptron whose halves are modules of their own, intermediate and output."""
+    layers = _layers_of(layer)
+    return layer.output(layer.intermediate(x)) if layers is None else run_perceptron(layers, x)
+
+
+def _layers_of(layer: Any) -> Layers | None:
     inner, outer = layer.intermediate, layer.output
-    out = None if calls_parts(outer) else run_perceptron(inner.dense, inner.intermediate_act_fn, outer.dense, x)
-    return outer(inner(x)) if out is None else out
+    packed = is_packed(inner.dense) and is_packed(outer.dense) and not calls_parts(outer)
+    return layers_of(inner.dense, inner.intermediate_act_fn, outer.dense) if packed else None
 
 
 # --- offers -----------------------------------------------------------------------------------------------------------

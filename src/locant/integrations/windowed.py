@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from locant.attend import attention, attention_packed
 from locant.grid import Grid
 from locant.integrations.family import dropout_of
-from locant.integrations.halves import added_linear, norm_of, normalised_linear, only_numbers
+from locant.integrations.halves import Half, conclude, half_of, normalised, project
 from locant.integrations.layers import is_packed, linear_with
 from locant.masks import Mask, Windows
 from locant.nn.cosine import angles
@@ -53,34 +53,24 @@ def attend_projected(
 
 def swin_attention(
     attn: nn.Module, x: Float[Tensor, "batch *map dim"], window: tuple[int, ...], shift: tuple[int, ...], border: str,
-    position: Position,
+    position: Position, half: Half | None = None,
 ) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
     """Of a module with qkv, attn_drop, proj, proj_drop, num_heads and scale, as the original Swin has them."""
     parts: Any = attn
+    x, half = normalised(x, half, window)
     out = attend_in_windows(
-        x, parts.qkv, window, shift, border, position, parts.num_heads, parts.scale, dropout_of(parts.attn_drop)
-    )
-    return parts.proj_drop(parts.proj(out))
+        x, lambda tokens: project(parts.qkv, tokens, half), window, shift, border, position, parts.num_heads,
+        parts.scale, dropout_of(parts.attn_drop),
+    )  # fmt: skip
+    return conclude(parts.proj, parts.proj_drop, out, half)
 
 
-def residual_swin_attention(
-    attn: nn.Module, x: Float[Tensor, "batch *map dim"], norm: nn.Module, drop_path: nn.Module,
-    window: tuple[int, ...], shift: tuple[int, ...], border: str, position: Position,
-) -> Float[Tensor, "batch *map dim"] | None:  # fmt: skip
-    """x + attention(norm(x)), the norm on the way into qkv and the sum on the way out of proj; None where parts have
-    to be called one by one."""
+def half_of_swin(x: Tensor, norm: nn.Module, attn: nn.Module, drop_path: nn.Module) -> Half | None:
+    """What goes with its products, which are not called as a whole; None where parts have to be called."""
     parts: Any = attn
-    front, called = norm_of(norm), (norm, attn, drop_path, parts.proj_drop, parts.attn_drop)
-    if front is None or not (is_packed(parts.qkv) and is_packed(parts.proj) and only_numbers(*called)):
+    if not (is_packed(parts.qkv) and is_packed(parts.proj)):
         return None
-    divides = all(side % size == 0 for side, size in zip(x.shape[1:-1], window, strict=True))
-
-    def project(tokens: Tensor) -> Tensor:
-        return normalised_linear(tokens, front, parts.qkv) if divides else parts.qkv(tokens)
-
-    tokens = x if divides else norm(x)  # where windows are filled up, they are with zeros, after the norm
-    out = attend_in_windows(tokens, project, window, shift, border, position, parts.num_heads, parts.scale, 0.0)
-    return added_linear(out, parts.proj, x)
+    return half_of(x, norm, (drop_path, parts.proj_drop, parts.attn_drop), (attn,))
 
 
 def cosine_attention(
