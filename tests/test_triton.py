@@ -271,6 +271,25 @@ def test_dropout(mask):
     close(found, [golden, *torch.autograd.grad(golden, inputs, weight)])
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**61 + 12345])
+@pytest.mark.parametrize("mask", [None, Windows((2, 3), (1, 1))], ids=["global", "windows"])
+def test_a_seed_drops_the_same_weights_as_on_a_cpu(mask, seed, monkeypatch):
+    """csrc's kernels and Triton's draw by one hash: a run that moves to another device repeats itself."""
+    grid = Grid(4, 5, prefix=1)
+    q, k, _ = drawn(grid, grid, torch.float32, HEADS)
+    v = torch.eye(grid.tokens).expand(2, HEADS, -1, -1)
+    numbers = described(grid, grid, Structure.of(mask), ())
+    rest = (*[None] * 8, list(numbers), [0, 0], 0.25, 1.0, 0.4, torch.tensor([seed]))
+    by_triton, _ = torch.ops.locant.attend(q, k, v, *rest)
+    monkeypatch.setattr(operators, "interpreted", lambda: False)
+    by_csrc, _ = torch.ops.locant.attend(q, k, v, *rest)
+    assert torch.equal(by_triton == 0, by_csrc == 0)
+    close([by_triton], [by_csrc])
+    whole, _ = torch.ops.locant.attend(q, k, v, *rest[:-2], 0.0, None)
+    assert 0.5 < (by_csrc != 0).double().mean() / (whole != 0).double().mean() < 0.7
+
+
 def test_the_operators_pass_torchs_checks():
     grid, mask = Grid(3, 4), Windows((2, 2), (1, 0))
     q, k, v = (x.requires_grad_() for x in drawn(grid, grid, torch.float32, HEADS))

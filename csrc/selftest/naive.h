@@ -80,11 +80,17 @@ template <class T> bool Naive<T>::sees(int64_t sample, int64_t i, int64_t j) con
 // What dropout does to a weight (attention/dropout.h).
 template <class T> double Naive<T>::dropout_factor(const Row& row, int64_t j) const {
     if (p.dropout == 0) return 1;
-    uint64_t x = p.seed ^ uint64_t(row.sample * p.heads + row.head) * 0x9e3779b97f4a7c15 ^
-                 (uint64_t(row.query) << 32 | uint64_t(j)) * 0xd1342543de82ef95;
-    x = (x ^ (x >> 32)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 29)) * 0x94d049bb133111eb;
-    return double((x ^ (x >> 31)) >> 32) < std::floor(p.dropout * 0x1p32) ? 0 : 1 / (1 - p.dropout);
+    const auto mix = [](uint32_t x) {
+        x = (x ^ (x >> 16)) * 0x7feb352d;
+        x = (x ^ (x >> 15)) * 0x846ca68b;
+        return x ^ (x >> 16);
+    };
+    const uint32_t head = mix(uint32_t(row.sample * p.heads + row.head));
+    const uint32_t key = mix(uint32_t(p.seed) ^ mix(uint32_t(p.seed >> 32) ^ head));
+    uint32_t x = mix(key + uint32_t(row.query) * 0x9e3779b9) ^ mix((key ^ 0x85ebca6b) + uint32_t(j) * 0x9e3779b9);
+    x = x * 0x7feb352d;
+    x = (x ^ (x >> 15)) * 0x846ca68b;
+    return (x ^ (x >> 16)) >> 1 < std::floor(p.dropout * 0x1p31) ? 0 : 1 / (1 - p.dropout);
 }
 
 template <class T> int64_t Naive<T>::entry(int64_t head, int64_t i, int64_t j) const {  // of the bias; -1 for none

