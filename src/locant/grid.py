@@ -111,7 +111,8 @@ class Grid:
         """The tokens at `index` (prefix included in the count), by default all of them as one group."""
         index = torch.arange(self.tokens, device=device)[None] if index is None else index
         places = self.coordinates(index.device)
-        places = torch.cat([places.new_zeros(self.prefix, self.axes), places])
+        if self.prefix:  # an empty one would stay in exported graphs, and OpenVINO's converter divides by its size
+            places = torch.cat([places.new_zeros(self.prefix, self.axes), places])
         return Tokens(index, places[index], index >= self.prefix)
 
     def pooled(self, stride: int | tuple[int, ...]) -> Grid:

@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from locant import separable
 from locant.caching import remember
 from locant.cells import Cell, cells, count, offsets_kind, visible_share
+from locant.dispatch import is_exporting
 from locant.forms import AxialTerms
 from locant.grid import Grid
 from locant.kernels.kernel import Output, Work
@@ -147,7 +148,11 @@ def _sdpa(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None,
     if extra is not None:  # a 3-D mask would silently take torch's unfused path: always four axes, fully spelled out
         extra = extra.expand(*extra.shape[:2], q.shape[2], k.shape[2])
     with sdpa_kernel(WITHOUT_CUDNN) if _cudnn_gives_nan(q, k, v, extra) else nullcontext():
-        return scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
+        out = scaled_dot_product_attention(q, k, v, extra, inputs.dropout, causal, scale=inputs.scale)
+    # What is exported is traced twice, with gradients and without: torch's attention then lays its output out in two
+    # ways, and views that were traced of the first have no meaning on the second. A copy has one layout.
+    learned = extra is not None and extra.requires_grad and is_exporting()
+    return out.clone(memory_format=torch.contiguous_format) if learned else out
 
 
 def _cudnn_gives_nan(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None) -> bool:
@@ -213,6 +218,8 @@ class _Group:
         """Token numbers of the queries and of the keys, `[cells, count]` each."""
         queries = _flat([[c.queries for c in line] for line in self.axes], grid, device)
         keys = _flat([[c.keys for c in line] for line in self.axes], key_grid, device)
+        if not key_grid.prefix:  # no empty prefix in a graph: OpenVINO's converter divides by its size
+            return queries, keys
         prefix = torch.arange(key_grid.prefix, device=device).expand(len(keys), -1)
         return queries, torch.cat([prefix, keys], dim=1)
 
