@@ -33,7 +33,8 @@ def randomised(model: nn.Module) -> nn.Module:
                 p.normal_(std=0.1 if "mlp" in name else 1.0)
             elif not p.any():
                 p.normal_(std=0.5)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def check(

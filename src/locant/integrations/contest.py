@@ -212,7 +212,9 @@ def _rival(name: str, model: nn.Module, inputs: list[Tensor], dtype: torch.dtype
 def _exported(model: nn.Module, inputs: list[Tensor], folder: str) -> Path:
     path = Path(folder) / "model.onnx"
     with torch.no_grad():
-        program = torch.onnx.export(copy.deepcopy(model).eval(), tuple(inputs), dynamo=True, verbose=False)
+        model = copy.deepcopy(model)
+        model.eval()
+        program = torch.onnx.export(model, tuple(inputs), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
     return path

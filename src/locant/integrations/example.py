@@ -28,15 +28,19 @@ class Example:
         named = isinstance(example, dict)
         self.named = dict(example) if named else {}
         self.arguments = () if named else tuple(example) if isinstance(example, tuple | list) else (example,)
+        copied = copy.deepcopy(
+            model
+        )  # called in its place: what a call leaves in a model (timm's TinyViT keeps a table
+        # with its graph, which no deepcopy takes) stays out of it
         try:
-            self.before = self._result(model)
+            self.before = self._result(copied)
         except Exception as error:
             raise ValueError(
                 f"accelerate needs an `example` that {type(model).__name__} takes, a tensor, a tuple of arguments or a "
                 f"dictionary of named ones; the model raised {type(error).__name__} on it, which stands above. Call "
                 "model(example) first."
             ) from error
-        self.exact = self._result(copy.deepcopy(model).to(torch.float64), double=True)
+        self.exact = self._result(copied.to(torch.float64), double=True)
 
     def compare(self) -> Checked:
         """Differences and times. Raises ValueError where the outputs differ by more than rounding."""

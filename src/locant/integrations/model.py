@@ -19,6 +19,7 @@ from locant.integrations import (
     mvit,
     sam,
     timm,
+    timm_hybrid,
     torchvision,
     transformers,
     transformers_alibi,
@@ -37,8 +38,9 @@ from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAtt
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 OWN_IN_MODELS = ("locant.models.transformer_xl_layers.MemoryAttention", "locant.models.mvit_layers.PooledAttention")
 FAMILIES: tuple[Family, ...] = (
-    *timm.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES, *monai.FAMILIES,
-    *transformers_alibi.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
+    *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES,
+    *monai.FAMILIES, *transformers_alibi.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES,
+    *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {
@@ -49,6 +51,7 @@ POSITIONAL = {
     "rel_pos_arr",
     "pos_bias_u",
     "bias_u",
+    "attention_biases",
 }
 
 

@@ -60,7 +60,8 @@ def build(
         _load(model, weights)
     words = len(shape) == 1 and getattr(model, "main_input_name", "input_ids") == "input_ids"
     inputs = torch.randint(0, 1000, (batch, *shape)) if words else torch.randn(batch, *shape)
-    return Named(name, model.eval(), (inputs,))
+    model.eval()
+    return Named(name, model, (inputs,))
 
 
 def library(name: str) -> ModuleType:

@@ -219,24 +219,36 @@ def _beit(attn: nn.Module) -> Offer | str:
 
 def _relpos(attn: nn.Module) -> Offer | str:
     module: Any = attn
-    owner = module.rel_pos
+    found = relative_position(module.rel_pos, module.num_heads)
+    if found is None:
+        return "it has no position of its own: its bias, if there is one, is handed in whole by the model"
+    position, what = found
+    return _offer(module, _relpos_forward, position, position.grid, what, inside=("rel_pos",))
+
+
+def relative_position(owner: Any, heads: int) -> tuple[BorrowedTable, str] | None:
+    """The bias of timm's modules of relative positions, and its name; None if it is none of them."""
     kinds = {
         "RelPosBias": ("relative_position_bias_table", None, "table"),
+        "RelPosBiasTf": ("relative_position_bias_table", _read_transposed, "table"),
         "RelPosMlp": ("mlp", _read_relpos, "log-CPB"),
     }
     if type(owner).__name__ not in kinds:
-        return "it has no position of its own: its bias, if there is one, is handed in whole by the model"
+        return None
     table, rows, what = kinds[type(owner).__name__]
-    count = owner.prefix_tokens
-    position = BorrowedTable(
-        owner, table, "window_size", module.num_heads, prefix=count, prefix_rows=rows is None and count > 0, rows=rows
-    )
-    return _offer(module, _relpos_forward, position, position.grid, what, inside=("rel_pos",))
+    count = getattr(owner, "prefix_tokens", 0)  # that with a table [heads, 2H-1, 2W-1] has none
+    has_rows = rows is None and count > 0
+    return BorrowedTable(owner, table, "window_size", heads, prefix=count, prefix_rows=has_rows, rows=rows), what
 
 
 def _read_relpos(owner: Any) -> Tensor:
     bias = owner.bias_act(owner.mlp(owner.rel_coords_log).view(-1, owner.num_heads))
     return bias if owner.bias_gain is None else owner.bias_gain * bias
+
+
+def _read_transposed(owner: Any) -> Tensor:
+    """Of [heads, 2H-1, 2W-1] over key - query: the order of rows is that of query - key backwards."""
+    return owner.relative_position_bias_table.flatten(1).flip(1).T
 
 
 def _gated(attn: nn.Module) -> Offer:
