@@ -312,3 +312,45 @@ def test_extra_memory_is_what_a_call_takes() -> None:
     if found is None:
         pytest.skip("this system does not let a process reset its high-water mark")
     assert 60 * 2**20 <= found <= 80 * 2**20
+
+
+# --- devices -----------------------------------------------------------------------------------------------------
+
+
+NOWHERE = "--device needs a device that works here; 'abacus' does not: "
+
+
+@pytest.mark.parametrize("device", ["cuda", "abacus", "meta"])
+def test_a_device_that_is_not_here_is_one_sentence(device: str) -> None:
+    """A meta tensor can be made anywhere, and read nowhere."""
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    found = command(*TINY, "--device", device)
+    assert found.exit_code == 2
+    said = " ".join(found.output.split())
+    assert NOWHERE.replace("abacus", device) in said
+    assert said.endswith("Try --device cpu.")
+
+
+def test_a_call_is_timed_until_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cpu:0" stands in for a device of another name: the probe, every sample and the memory are its own."""
+    waited, measured = [], []
+    monkeypatch.setattr(clock, "synchronize", waited.append)
+    monkeypatch.setattr(memory, "extra", lambda call, device: measured.append(device))
+    run(grid="4x4", heads=2, head_dim=8, train=False, threads=1, seconds=0.01, device="cpu")
+    usual = len(waited)
+    waited.clear(), measured.clear()
+    found = run(grid="4x4", heads=2, head_dim=8, train=False, threads=1, seconds=0.01, device="cpu:0")
+    assert set(waited) == set(measured) == {"cpu:0"}
+    assert usual >= 200 + 2 * clock.ROUNDS  # the probes that calibrate, and a wait behind each call
+    assert len(waited) >= 200 + 2 * clock.ROUNDS
+    assert found.settings.sentence().endswith("float32, cpu:0")
+    assert found.machine["device"] == found.machine["processor"]
+
+
+def test_a_workload_moves_with_all_that_it_has() -> None:
+    moved = work().to("meta")
+    tensors = [moved.q, moved.k, moved.v, moved.dout, *moved.learned]
+    assert all(x.is_meta for x in tensors)
+    assert all(x.is_leaf and x.requires_grad for x in tensors[:3])
+    assert work().to("cpu").q.device.type == "cpu"

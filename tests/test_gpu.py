@@ -12,11 +12,13 @@ from laws import same
 from schemes import heads
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from locant import Grid, RelativeTable, Windows, attention, plan, speed
+from locant import Causal, Grid, Padding, RelativeTable, Windows, attention, plan, planner, speed
 from locant.cells import reach
 from locant.forms import AxialVectors, OffsetTable
 from locant.gpu import chips
-from locant.kernels import triton
+from locant.integrations import layers, model
+from locant.integrations.family import Attended
+from locant.kernels import sdpa, triton
 from locant.layout import described
 from locant.masks import Structure
 from locant.places import places
@@ -108,6 +110,26 @@ def test_the_parts_of_work_on_a_gpu_are_those_of_whole_tiles():
     assert speed.parts(line, triton)[6] == 2 * 4 * 128 * 128
 
 
+def test_a_models_row_names_the_kernel_of_its_own_device(present, monkeypatch):
+    """What `accelerate` reports of a model on a GPU is planned for that chip; its products stay torch's."""
+    monkeypatch.setattr(chips, "_chip", lambda device: "sm90")
+    measured = {
+        ("sm90", name, "bfloat16", "forward"): (cost, *[0.0] * 6) for name, cost in (("triton", 1.0), ("sdpa", 3.0))
+    }
+    monkeypatch.setattr(speed, "SECONDS", measured)
+    monkeypatch.setattr(planner, "SECONDS", measured)
+    attended = Attended(4, 64, RelativeTable(Grid(7, 7), 4), Grid(14, 14), Windows((7, 7), (3, 3)))
+    with FakeTensorMode():
+        there, wide = (
+            torch.nn.utils.skip_init(torch.nn.Linear, 64, 64, device="cuda", dtype=dtype)
+            for dtype in (torch.bfloat16, torch.float32)
+        )
+        assert model._planned(attended, there) == ("triton", 3.0)
+        assert model._planned(attended, wide)[0] == "sdpa"  # never measured in float32
+        assert layers.reason_not_to_pack(there) == "packed products are for CPUs, and its weight is on cuda:0"
+    assert model._planned(attended, torch.nn.Linear(64, 64))[0] != "triton"
+
+
 def test_nothing_of_triton_is_imported_before_a_gpu_is_used():
     """By us: torch imports Triton itself where it is installed. What of ours imports it lies in locant.gpu."""
     code = """if True:
@@ -119,6 +141,121 @@ def test_nothing_of_triton_is_imported_before_a_gpu_is_used():
     """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
     assert told.split() == ["['locant.gpu.chips']"]
+
+
+def test_importing_locant_imports_no_triton():
+    """Nor asks whether it is there. torch does, where it is installed: whose line asks is what counts."""
+    code = """if True:
+        import sys, torch
+        class Heard:
+            def find_spec(self, name, path=None, target=None):
+                frame = sys._getframe(1)
+                while "importlib" in frame.f_code.co_filename:
+                    frame = frame.f_back
+                if name.partition(".")[0] == "triton" and "locant" in frame.f_code.co_filename:
+                    print("asked for by", frame.f_code.co_filename)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, Heard())
+        import locant, locant.nn, locant.kernels.triton, locant.kernels.flex
+        from locant.gpu import chips
+        print("imported")
+        chips.has_triton()
+    """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    imported, asked = told.splitlines()
+    assert imported == "imported"
+    assert asked.startswith("asked for by")  # the finder hears: has_triton() asks, at the first call that needs to know
+    assert asked.endswith("chips.py")
+
+
+@pytest.mark.parametrize("mask", [None, Windows((3, 3), (1, 1)), Causal(), "padding"], ids=str)
+def test_a_bias_for_torchs_attention_on_gpus_has_whole_rows(mask, monkeypatch):
+    """Rows of keys begin at multiples of 8 numbers, so that torch copies none; values and gradients are the same."""
+    grid = Grid(5, 7, prefix=1)
+    mask = Padding.from_lengths(torch.tensor([36, 20]), 36) if mask == "padding" else mask
+    inputs, table = heads(grid), RelativeTable(grid, 2, init_std=0.5).double()
+    seen = []
+
+    def kept(q, k, v, bias, *rest, **named):
+        seen.append((k.shape[2], bias))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, *rest, **named)
+
+    def called():
+        q, k, v = (x.detach().requires_grad_() for x in inputs)
+        out = attention(q, k, v, grid=grid, position=table, mask=mask, kernel="sdpa")
+        return [out, *torch.autograd.grad(out.square().sum(), (q, k, v, *table.parameters()))]
+
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", kept)
+    plain = called()
+    assert any(bias.stride(-2) % 8 for _, bias in seen)
+    seen.clear()
+    monkeypatch.setattr(sdpa, "_reads_whole_rows", lambda q: True)
+    for found, golden in zip(called(), plain, strict=True):
+        same(found, golden)
+    assert all(bias.shape[-1] == keys for keys, bias in seen)
+    shared = [bias for _, bias in seen if bias.shape[0] == 1]  # by sample or by cell they are copied all the same
+    assert shared or isinstance(mask, Padding)
+    for bias in shared:
+        assert not any(stride % 8 for n, stride in zip(bias.shape[:-1], bias.stride(), strict=False) if n > 1)
+
+
+def test_a_learned_bias_costs_torchs_attention_its_gradient_of_every_pair():
+    learned, fixed = (sdpa.work(replace(PROBLEM, bias_grad=learns)) for learns in (True, False))
+    assert learned.held - fixed.held == 2 * 4 * 6 * 6 * 2
+    assert "its gradient is written for every pair and sample, 576 bytes" in " ".join(learned.notes)
+
+
+def _why_no_nccl() -> str | None:
+    if not torch.cuda.is_available():
+        return "nccl joins processes on GPUs alone, and torch finds none here"
+    if not torch.distributed.is_nccl_available():
+        return "torch was built without nccl"
+    return None if torch.cuda.get_device_capability() >= (8, 0) else "the kernels need compute capability 8.0"
+
+
+NCCL = """
+import os, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from locant import Causal, Grid, Padding, RelativeTable, attention
+
+class Attends(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(64, 192, dtype=torch.bfloat16)
+        self.position = RelativeTable(Grid(6, 6), 2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(len(x), 36, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
+        return attention(q, k, v, grid=Grid(6, 6), position=self.position, kernel="triton")
+
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+torch.cuda.set_device(rank)
+dist.init_process_group("nccl")
+torch.manual_seed(0)
+model = Attends().cuda()
+x = torch.randn(4, 36, 64, device="cuda", dtype=torch.bfloat16)
+whole = torch.autograd.grad(model(x).float().square().mean(), list(model.parameters()))
+together = DistributedDataParallel(model)
+together(x[rank::size]).float().square().mean().backward()
+for parameter, golden in zip(model.parameters(), whole, strict=True):
+    apart = (parameter.grad - golden).abs().max().item()
+    assert apart <= 4 * torch.finfo(torch.bfloat16).eps * golden.abs().max().item(), apart
+dist.destroy_process_group()
+print("equal")
+"""
+
+
+@pytest.mark.skipif(_why_no_nccl() is not None, reason=str(_why_no_nccl()))
+def test_processes_joined_by_nccl_average_the_gradients(tmp_path):
+    """DistributedDataParallel over nccl, a GPU to each of at most two processes: the gradients of the whole batch."""
+    (tmp_path / "ranks.py").write_text(NCCL)
+    count = min(2, torch.cuda.device_count())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.split() == ["equal"] * count, done.stderr
 
 
 def test_on_cpus_nothing_changed():

@@ -261,6 +261,7 @@ BENCH = (
     Flag("queries", COUNT, PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", "N"),
     Flag("prefix", WHOLE, PROBLEM, "Class tokens before the grid.", "N"),
     Flag("dtype", TEXT, PROBLEM, "float32, float64, bfloat16 or float16.", "NAME"),
+    Flag("device", TEXT, PROBLEM, "cpu, cuda, cuda:1, mps; default cpu.", "NAME"),
     Flag("window", SIZES, WHO, "Only inside windows: 7x7.", "SIZES"),
     Flag("shift", SIZES, WHO, "How far windows are moved: 3x3.", "SIZES"),
     Flag("mask", TEXT, WHO, "none or causal.", "NAME"),

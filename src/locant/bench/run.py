@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from locant import planner
@@ -10,7 +11,7 @@ from locant.bench.result import Entry, Mode, Result
 from locant.bench.settings import CHECKS, Settings, Sides, resolve
 from locant.kernels import reference
 from locant.measuring import machine, memory
-from locant.measuring.clock import Gate, Times, limit_threads, time_in_turn
+from locant.measuring.clock import Gate, Times, limit_threads, product, synchronized, time_in_turn
 from locant.measuring.exactness import Truth
 from locant.measuring.workload import Workload
 
@@ -32,6 +33,7 @@ def run(
     shift: Sides | None = None,
     mask: str | None = None,
     dtype: str | None = None,
+    device: str | None = None,
     train: bool | None = None,
     threads: int | None = None,
     seconds: float | None = None,
@@ -46,6 +48,7 @@ def run(
         position: "none", "relative", "alibi", "rotary" or "gated".
         window, shift, mask: who may attend; mask is "none" or "causal".
         dtype: "float32", "float64", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", "mps": where all of it runs; a call is timed until the device has done it.
         train: True for forward and backward alone, False for forward alone, None for both.
         threads: of torch; default as it is set.
         seconds: for each of the two.
@@ -60,10 +63,11 @@ def run(
     say = tell or (lambda sentence: None)
     with limit_threads(chosen.threads):
         work = chosen.workload()
-        gate = Gate()
+        gate = Gate(product(chosen.device))
         gate.calibrate()
         modes = tuple(_measure_mode(mode, work, chosen, gate, say) for mode in chosen.modes)
-        return Result(chosen, machine.description(), modes, gate.best, gate.quiet_probes / gate.probes)
+        about = machine.description() | {"device": machine.device_name(chosen.device)}
+        return Result(chosen, about, modes, gate.best, gate.quiet_probes / gate.probes)
 
 
 def _measure_mode(mode: str, work: Workload, chosen: Settings, gate: Gate, say: Callable[[str], object]) -> Mode:
@@ -76,9 +80,9 @@ def _measure_mode(mode: str, work: Workload, chosen: Settings, gate: Gate, say: 
     right = [name for name, errors in findings.items() if not any(f.red for f in errors)]
     say(f"{mode}: timing {', '.join(right)} in turn, {chosen.seconds:g} seconds")
     run_it = work.gradients if train else work.forward
-    calls = {name: (lambda name=name: run_it(name)) for name in right}
+    calls = {name: synchronized(partial(run_it, name), chosen.device) for name in right}
     times = time_in_turn(calls, chosen.seconds, gate) if calls else Times({}, gate)
-    extra = {name: memory.extra(call) for name, call in calls.items()}
+    extra = {name: memory.extra(call, chosen.device) for name, call in calls.items()}
     entries = [
         Entry(name, errors, times.samples.get(name, ()), extra.get(name)) for name, errors in findings.items()
     ] + [Entry(name, (), (), None, why) for name, why in refused.items()]  # fmt: skip

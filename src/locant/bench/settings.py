@@ -11,6 +11,7 @@ import torch
 from locant import flags
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Windows
+from locant.measuring import machine
 from locant.measuring.workload import Workload
 from locant.positions.gate import GatedPosition
 from locant.positions.position import Position
@@ -41,6 +42,7 @@ class Settings:
     shift: tuple[int, ...] = ()
     mask: str = "none"
     dtype: str = "float32"
+    device: str = "cpu"
     train: bool | None = None
     threads: int = 1
     seconds: float = 5.0
@@ -60,7 +62,7 @@ class Settings:
             self.batch, self.heads, self.head_dim, grid, key_grid=keys, kv_heads=self.kv_heads,
             value_dim=self.value_dim, position=None if position is None else position.to(dtype), mask=self.mask_value(),
             dtype=dtype,
-        )  # fmt: skip
+        ).to(self.device)  # fmt: skip
         work.plan(train=True)  # checks that all of it fits together
         return work
 
@@ -82,7 +84,8 @@ class Settings:
             shifted = f" shifted by {' × '.join(map(str, self.shift))}" if any(self.shift) else ""
             parts += [f"windows of {' × '.join(map(str, self.window))}{shifted}"]
         parts += ["causal"] if self.mask == "causal" else []
-        return ", ".join([*parts, self.dtype, f"{self.threads} thread{'s' * (self.threads > 1)}"])
+        where = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else self.device
+        return ", ".join([*parts, self.dtype, where])
 
     def flags(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,6 +123,7 @@ def resolve(given: dict[str, Any]) -> Settings:
                 f"{name} must be one of {', '.join(known)}; got {values[name]!r}{hint}. Name one of these."
             )
     chosen = Settings(**{"threads": torch.get_num_threads(), **values})
+    machine.check_device(chosen.device)
     _check_fit(chosen)
     return chosen
 

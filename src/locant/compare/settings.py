@@ -366,13 +366,9 @@ def _texts(name: str, value: Any, known: tuple[str, ...] | None) -> tuple[str, .
 
 
 def _device(name: str) -> str:
-    import torch
+    from locant.measuring import machine
 
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise Refusal(
-            f"--device needs a device that works here; {name!r} does not: {first}. Try --device cpu."
-        ) from None
-    return name
+        return machine.check_device(name)
+    except ValueError as error:
+        raise Refusal(str(error)) from None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from locant.dispatch import map_tree, tree_leaves
 from locant.integrations.replacing import plain_copy
 from locant.integrations.report import Checked
-from locant.integrations.trying import difference
+from locant.integrations.trying import difference, gpus
+from locant.measuring.clock import synchronize
 
 ROUNDS = 5  # of timing, before and after in turn
 
@@ -83,7 +84,8 @@ class Example:
         for _ in range(ROUNDS):
             for model, seen in zip((self.model, plain), times, strict=True):
                 start = time.perf_counter()
-                self._result(model)
+                for device in {str(x.device) for x in self._result(model)}:
+                    synchronize(device)
                 seen.append(time.perf_counter() - start)
         return statistics.median(times[0]), statistics.median(times[1])
 
@@ -94,7 +96,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=gpus(model)):
             torch.manual_seed(0)
             yield
     finally:

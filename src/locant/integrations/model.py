@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from locant import planner, speed
 from locant.attend import plan
 from locant.checks import check_types, description
+from locant.gpu.chips import chip_of
 from locant.integrations import (
     conformer,
     layers,
@@ -209,17 +211,21 @@ def _known(
         if tried[key] is not None:
             return Row(path, family.kind, cls, offer.what, why=str(tried[key])), None, ()
     # 3 what it will run on
-    kernel, predicted = ("packed", None) if offer.attended is None else _planned(offer.attended)
+    kernel, predicted = ("packed", None) if offer.attended is None else _planned(offer.attended, module)
     hooks = f"hooks on {', '.join(offer.inside)} are not called" if offer.inside else ""
     return Row(path, family.kind, cls, offer.what, kernel, predicted, hooks), offer.replacement, offer.inside
 
 
-def _planned(attended: Attended) -> tuple[str, float | None]:
-    """The kernel, and how much faster than torch's own attention it is by measured constants."""
+def _planned(attended: Attended, module: nn.Module) -> tuple[str, float | None]:
+    """The kernel on the module's device, and how much faster than torch's own attention it is by measured constants."""
     if attended.grid is None:
         return "planned at the call", None
     q = torch.empty(1, attended.heads, attended.grid.tokens, attended.head_dim, device="meta")
     chosen = plan(q, q, q, grid=attended.grid, position=attended.position, mask=attended.mask)
+    weight = next(module.parameters(), q)
+    if weight.device.type not in ("cpu", "meta"):
+        device, dtype = weight.device, str(weight.dtype)[6:]
+        chosen = planner.plan(replace(chosen.problem, device=device.type, chip=chip_of(str(device)), dtype=dtype))
     own, torchs = (speed.seconds(chosen.problem, k) for k in (planner.named(chosen.kernel), sdpa))
     return chosen.kernel, None if not own or not torchs else round(torchs / own, 1)
 

@@ -21,7 +21,7 @@ ROUNDED = 1e-5  # the same where the module's own softmax rounds to float32
 def disagreement(module: nn.Module, family: Family) -> str | None:
     """Why the replacement of `module` must not be used, as a sentence; None if both give the same numbers."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with torch.no_grad(), torch.random.fork_rng(devices=gpus(module)):
             torch.manual_seed(0)
             own = copy.deepcopy(module).to("cpu", torch.float64)
             own.eval()  # by itself: a class whose `train` gives nothing back is not lost (timm's LeViT and TinyViT)
@@ -40,6 +40,11 @@ def disagreement(module: nn.Module, family: Family) -> str | None:
     if apart <= (ROUNDED if family.rounds else AGREE) * size:
         return None
     return f"on random input it differs from its class's own forward by {apart:.1e} of {size:.1e}"
+
+
+def gpus(module: nn.Module) -> list[torch.device]:
+    """The GPUs that it lies on: a seed for the CPU is one for theirs as well, and their generators are to stay."""
+    return sorted({x.device for x in module.state_dict().values() if x.is_cuda}, key=str)
 
 
 def difference(before: Any, after: Any) -> tuple[float, float]:

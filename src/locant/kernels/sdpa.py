@@ -30,6 +30,7 @@ from locant.problem import Inputs, Problem
 from locant.tokens import Tokens
 
 name = "sdpa"
+ALIGNED = 8  # numbers: 16 bytes of bfloat16
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -60,6 +61,12 @@ def work(problem: Problem) -> Work:
     if problem.bias_grad and problem.device in ("cpu", "meta"):
         held += 2 * scores * problem.width
         notes.append("the bias is being learned, so torch runs its unfused path and holds every score")
+    elif problem.bias_grad:
+        gradient = scores * problem.width
+        held += gradient
+        notes.append(
+            f"the bias is being learned: its gradient is written for every pair and sample, {gradient:,} bytes"
+        )
     spelled = _spelled_out(problem, sum(g.count * g.scores for g in groups))
     if spelled:
         held += spelled
@@ -174,6 +181,9 @@ def _extra(
     Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell, for it
     depends on offsets alone; content's terms are those of every query.
     """
+    count = keys.index.shape[-1]
+    if inputs.bias is not None and terms is None and _reads_whole_rows(inputs.q):
+        keys = _whole_rows(keys)
     rest = tuple(m for m in (() if inputs.mask is None else inputs.mask.members()) if not isinstance(m, Windows))
     allowed = Every(rest).pairs(queries, keys).transpose(1, 2) if rest else None
     added = []
@@ -185,7 +195,21 @@ def _extra(
     if not added:
         return allowed
     bias = sum(added[1:], added[0])
-    return bias if allowed is None else torch.where(allowed, bias, -torch.inf)
+    return (bias if allowed is None else torch.where(allowed, bias, -torch.inf))[..., :count]
+
+
+def _reads_whole_rows(q: Tensor) -> bool:
+    """On GPUs torch copies a bias whose rows do not begin at a multiple of 16 bytes, at every call."""
+    return q.is_cuda
+
+
+def _whole_rows(keys: Tokens) -> Tokens:
+    """As many keys as fill rows of a multiple of 8 numbers; the last one is repeated, and cut off behind."""
+    count = keys.index.shape[-1]
+    if count % ALIGNED == 0:
+        return keys
+    at = torch.arange(-(-count // ALIGNED) * ALIGNED, device=keys.index.device).clamp(max=count - 1)
+    return Tokens(keys.index[..., at], keys.coordinates[..., at, :], keys.placed[..., at])
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

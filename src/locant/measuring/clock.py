@@ -113,6 +113,16 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
+def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
+    """The call, and a wait until its device has done it."""
+
+    def whole() -> None:
+        call()
+        synchronize(device)
+
+    return whole
+
+
 @contextmanager
 def limit_threads(count: int) -> Iterator[None]:
     """So many threads of torch, and as many as before afterwards."""

@@ -39,6 +39,27 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def check_device(name: str) -> str:
+    """The name of a device that tensors can be made on, and read from.
+
+    Raises:
+        ValueError: if there is none of that name, or torch was built without it.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"--device needs a device that works here; {name!r} does not: {first}. Try --device cpu."
+        ) from None
+    return name
+
+
+def device_name(name: str) -> str:
+    """Of a GPU what it calls itself, of a CPU its processor."""
+    return torch.cuda.get_device_name(name) if name.startswith("cuda") else processor()
+
+
 def commit() -> str:
     """Of the checkout that this file lies in; an installed copy has none."""
     source = Path(__file__).parents[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,17 @@ class Workload:
             )
         )  # fmt: skip
         return Workload(q, k, v, rows(heads, grid.tokens, value_dim), grid, key_grid, position, mask)
+
+    def to(self, device: str) -> Workload:
+        """The same numbers on a device, as leaves of their own."""
+        if device == "cpu":
+            return self
+        q, k, v = (x.detach().to(device).requires_grad_() for x in (self.q, self.k, self.v))
+        return replace(
+            self, q=q, k=k, v=v, dout=self.dout.to(device),
+            position=None if self.position is None else self.position.to(device),
+            mask=None if self.mask is None else self.mask.to(torch.device(device)),
+        )  # fmt: skip
 
     @property
     def learned(self) -> list[Tensor]:
