@@ -34,7 +34,7 @@ LAYERS = (
     {"flops", "multiply_adds", "nn", "maps"},
     {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
     {"flags"},
-    {"models", "checkpoints", "integrations", "compare", "bench", "info"},
+    {"models", "checkpoints", "integrations", "compare", "bench", "explain", "info"},
     {"cli", "options"},
     {"__main__"},
 )

@@ -1,0 +1,1 @@
+"""What position does in a model, computed exactly: `locant explain`."""
