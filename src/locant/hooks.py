@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from locant.call import Call
 from locant.kernels.kernel import Output
@@ -34,6 +37,40 @@ def attending(hook: Hook) -> Iterator[None]:
         yield
     finally:
         _HOOKS.reset(token)
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """Tokens that were cut from a map and stand along the batch.
+
+    Attributes:
+        shape: of the map.
+        places: its row-major cell for every token; -1 for those that were filled in.
+    """
+
+    shape: tuple[int, ...]
+    places: Int[Tensor, "windows tokens"]
+
+
+_REGROUPED: ContextVar[Regrouped | None] = ContextVar("locant_regrouped", default=None)
+
+
+def regrouping(
+    shape: tuple[int, ...], places: Callable[[], Int[Tensor, "windows tokens"]], run: Callable[[], Tensor]
+) -> Tensor:
+    """`run()`, whose calls are of windows of a map. `places` is asked only where a hook is set."""
+    if torch.compiler.is_compiling() or not _HOOKS.get():
+        return run()
+    token = _REGROUPED.set(Regrouped(shape, places()))
+    try:
+        return run()
+    finally:
+        _REGROUPED.reset(token)
+
+
+def regrouped() -> Regrouped | None:
+    """For hooks: the map that the tokens of this call were cut from, if they were."""
+    return _REGROUPED.get()
 
 
 def through(call: Call, run: Callable[[Call], Output]) -> Output:

@@ -238,7 +238,8 @@ class Rollout:
     """How far the input's tokens reach the output: the product over layers of (mean over heads + identity) / 2.
 
     Attributes:
-        maps: [queries, *shape] of the first layer's grid; a row and its prefix add up to 1.
+        maps: [queries, *shape] of the first layer's grid; a row and its prefix add up to 1, less what ends in a class
+            token that joins late, or in cells that windows were filled up with.
         prefix: [queries, prefix].
         reason: why there is none; then both are empty.
     """
@@ -317,9 +318,9 @@ def example(with_input: bool = True) -> Data:
     for index, sight in enumerate(sights):
         rows = []
         for place in ((0, 0), (2, 1)) if with_input and len(sight.shape) == 2 else ():
-            parts = [random.shares(2, 2, 2, axes=2) * 0.9 for _ in range(3)]
+            both, content, position = (random.shares(2, 2, 2, axes=2) * 0.9 for _ in range(3))
             origin = tuple(c - (c - s) % 2 for c, s in zip(place, sight.windows[0][1], strict=True))
-            rows.append(Row(place, origin, *parts, np.full((3, 2, 1), 0.1, np.float32)))
+            rows.append(Row(place, origin, both, content, position, np.full((3, 2, 1), 0.1, np.float32)))
         heads = tuple(_example_head(random, index, head, sight, bool(rows)) for head in range(2))
         scheme, entrance = ("gated position", "gate") if len(sight.shape) == 1 else ("relative table of 2 x 2", "bias")
         layers.append(

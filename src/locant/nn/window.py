@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from locant import hooks
 from locant.call import Positions
 from locant.checks import check_types
 from locant.grid import Grid
@@ -190,7 +192,17 @@ def attend_regrouped(
     x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
     sizes = x.shape[1:-1]
     regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
-    out = attend(_partitioned(x, window), Grid(*window), None if regions is None else Segments(regions))
+
+    mask = None if regions is None else Segments(regions)
+
+    def places() -> Int[Tensor, "windows tokens"]:
+        index = torch.arange(1, math.prod(shape) + 1, device=x.device).reshape(1, *shape, 1)  # 0 is filled in
+        index = (
+            _filled(_rolled(index, shift, -1), window) if rolled_first else _rolled(_filled(index, window), shift, -1)
+        )
+        return _partitioned(index, window)[..., 0] - 1
+
+    out = hooks.regrouping(shape, places, lambda: attend(_partitioned(x, window), Grid(*window), mask))
     # 2 back to the map
     out = _merged(out, len(x), window, sizes)
     return _rolled(_cut(out, shape), shift) if rolled_first else _cut(_rolled(out, shift), shape)
