@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"dispatch", "tokens", "caching"},
+    {"dispatch", "tokens", "caching", "page"},  # pages are made of words and arrays: they know no scheme
     {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem", "softmax"},
     {
@@ -27,12 +27,13 @@ LAYERS = (
         "operate",
         "products",
     },  # what kernels share
+    {"maps"},  # which know of a scheme how it enters, and nothing else
     {"positions", "kernels"},  # which never know each other: they meet in the forms
     {"planner", "speed"},
     {"call", "hooks"},
     {"attend"},
-    {"flops", "multiply_adds", "nn", "maps"},
-    {"tasks", "page", "measuring"},  # what models are tried on, what pages are made of, how things are measured
+    {"flops", "multiply_adds", "nn"},
+    {"tasks", "measuring"},  # what models are tried on, how things are measured
     {"flags"},
     {"models", "checkpoints", "integrations", "compare", "bench", "explain", "info"},
     {"cli", "options"},

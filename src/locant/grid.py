@@ -154,11 +154,32 @@ class Grid:
         parts += [f"stride={self.stride}"] if any(s != 1 for s in self.stride) else []
         return f"Grid({', '.join(parts)})"
 
+    def _repr_html_(self) -> str:
+        """Its name, and its cells in the order of their tokens, from light to dark."""
+        from locant.page.notebook import cell, maps_html
+
+        sentences = [f"{self.tokens:,} tokens: {self.prefix} without a place, then {math.prod(self.shape):,} cells"]
+        if not 0 < self.tokens - self.prefix <= 4096:
+            return cell(repr(self), sentences)
+        order = torch.arange(self.prefix, self.tokens, dtype=torch.float64).reshape(self.shape)
+        return cell(repr(self), sentences, maps_html(order[None].numpy(), kind="token", signed=False))
+
 
 def check_grid(owner: str, name: str, value: object, needed: bool = True) -> None:
     """A Grid, or None unless it is `needed`. Raises a ValueError that writes the one that was meant."""
     if not isinstance(value, Grid) and (needed or value is not None):
         check_type(owner, name, value, Grid if needed else Grid | None)
+
+
+def check_cell(owner: str, query: object, grid: Grid) -> tuple[int, ...]:
+    """The indices of a cell of `grid`, or a ValueError."""
+    fits = isinstance(query, tuple) and len(query) == grid.axes and all(map(is_whole, query))
+    if fits and all(0 <= at < size for at, size in zip(query, grid.shape, strict=True)):  # type: ignore[call-overload]
+        return query  # type: ignore[return-value]
+    raise ValueError(
+        f"{owner} needs `query` as the indices of a cell of {grid}, from 0; got {description(query)}. "
+        f"Write query={tuple(size // 2 for size in grid.shape)}."
+    )
 
 
 def _meant(value: object) -> str:

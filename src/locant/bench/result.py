@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from locant.bench.settings import Settings
@@ -120,6 +121,14 @@ class Result:
 
     def verdicts(self) -> list[str]:
         return [mode.verdict() for mode in self.modes]
+
+    def _repr_html_(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return f"<pre>{escape(captured.get() + chr(10).join(self.sentences()))}</pre>"
 
     def _ratios(self) -> list[Ratio]:
         ratios = [mode.ratio(e.kernel) for mode in self.modes for e in mode.timed if e.kernel != mode.plan]

@@ -6,6 +6,7 @@ those of schemes within a run are. Elsewhere accuracies stand side by side and n
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ class Beside:
         with console.capture() as captured:
             console.print(self.table())
         return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def lay_beside(first: str | Path, second: str | Path) -> Beside:

@@ -59,7 +59,7 @@ def render(results: Json) -> str:
         links=[*links, *CLOSING],
         body=f"{''.join(shown)}\n{_closing(results, tasks)}",
         author="locant compare",
-        maps=carried,
+        data=shell.safe_json(pictures.script_data(carried)),
     )
 
 

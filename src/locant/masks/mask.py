@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from locant import dispatch
 from locant.checks import ADVICE, check_type, description
-from locant.grid import Grid, check_grid
+from locant.grid import Grid, check_cell, check_grid
 from locant.tokens import Tokens
+
+if TYPE_CHECKING:
+    from locant.page.drawing import Drawing
 
 
 def _refused(came: str, instead: str) -> Callable[..., Any]:
@@ -77,6 +81,61 @@ class Mask(ABC):
         queries, keys = grid.select(device=device), key_grid.select(device=device)
         pairs = self.bound(grid, key_grid).pairs(queries, keys)[:, :, 0]
         return pairs.expand(*pairs.shape[:2], grid.tokens, key_grid.tokens)
+
+    def draw(self, grid: Grid, *, query: tuple[int, ...] | None = None) -> Drawing:
+        """Who may see whom, as SVG by matplotlib: `.svg`, `.save("a.svg")`.
+
+        Args:
+            grid: of queries and keys.
+            query: the indices of a cell: the keys that it sees, in their places. Without it every query is a row and
+                every key a column, the prefix first.
+
+        Of masks with several samples or heads it is the first. Raises ModuleNotFoundError where matplotlib is missing.
+        """
+        from locant.page import drawing
+
+        owner = f"{type(self).__name__}.draw"
+        check_grid(owner, "grid", grid)
+        if query is not None:
+            check_cell(owner, query, grid)
+        drawing.check_matplotlib(owner)
+        seen = self._seen(grid, query)
+        below = "query ↓, key →" if query is None else f"keys that the query {query} sees"
+        return drawing.draw_maps(
+            seen[None].double().numpy(), title=f"{self!r} on {grid}", below=below, colours="seen", query=query
+        )
+
+    def _repr_html_(self) -> str:
+        """Its name, and who may see whom on a grid that it takes."""
+        from locant.page.notebook import cell, maps_html
+
+        for grid in self._examples():
+            query = None if grid.axes == 1 else tuple(size // 2 for size in grid.shape)
+            try:
+                seen = self._seen(grid, query)
+            except ValueError:
+                continue
+            words = "query ↓, key →" if query is None else f"what the query {query} sees"
+            shown = maps_html(seen[None].double().numpy(), kind="may be seen", signed=False, query=query)
+            return cell(repr(self), [f"on {grid}: {words}"], shown)
+        return cell(repr(self), ["Its grid is not known here: draw(grid) draws it."])
+
+    def _seen(self, grid: Grid, query: tuple[int, ...] | None) -> Bool[Tensor, "*shape"]:
+        """Of the first sample and head: all pairs, or the cells that one query sees."""
+        pairs = self.allowed(grid)[0, 0].cpu()
+        if query is None:
+            return pairs
+        place = grid.prefix + sum(at * math.prod(grid.shape[axis + 1 :]) for axis, at in enumerate(query))
+        return pairs[place, grid.prefix :].reshape(grid.shape)
+
+    def _examples(self) -> Iterator[Grid]:
+        """Grids to show it on: of as many tokens as it speaks of, or small ones."""
+        sizes = {
+            t.shape[-1] for mask in self.members() for t in vars(mask).values() if isinstance(t, Tensor) and t.ndim
+        }
+        yield from (Grid(size) for size in sizes if 0 < size <= 256)
+        if not sizes:
+            yield from (Grid(14), Grid(14, 14), Grid(4, 14, 14))
 
     def __and__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):

@@ -7,7 +7,6 @@ and a picture of the default query for readers without scripts. Both are coloure
 from __future__ import annotations
 
 import base64
-import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from locant.page.markup import sizes, text
 # blue to warm through a light grey, equally light on both sides; safe for the common forms of colour blindness
 STOPS = ((11, 60, 108), (46, 116, 175), (146, 190, 219), (242, 240, 235), (240, 182, 134), (205, 98, 40), (120, 42, 10))
 LEVELS = 127
+LOST = -128  # the level of what is no number: it has no colour but that of 0, and is crossed out
 MOST_BYTES = 450_000  # of all maps of a page; cards beyond it carry the default query alone
 GAP = 0.5  # between the frames of a clip, in cells
 KINDS = {
@@ -97,21 +97,9 @@ def picker(number: int, query: Sequence[int]) -> str:
     )
 
 
-def script_data(carried: Mapping[str, Any]) -> str:
-    """JSON that is safe inside a script element."""
-    data = json.dumps({"stops": STOPS, "gap": GAP, "maps": carried}, separators=(",", ":"), sort_keys=True)
-    return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def gradients() -> str:
-    """The legend's colours: from the lowest to the highest, and their upper half alone."""
-    out = []
-    for name, stops in (("diverging", STOPS), ("rising", STOPS[len(STOPS) // 2 :])):
-        marks = "".join(
-            f'<stop offset="{i / (len(stops) - 1):.4f}" stop-color="rgb{stop}"/>' for i, stop in enumerate(stops)
-        )
-        out.append(f'<linearGradient id="{name}">{marks}</linearGradient>')
-    return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>{"".join(out)}</defs></svg>'
+def script_data(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """What the script needs to redraw maps for another query (`card`)."""
+    return {"stops": STOPS, "gap": GAP, "maps": carried}
 
 
 def drawable(picture: Mapping[str, Any]) -> bool:
@@ -134,7 +122,7 @@ def _rows(picture: Mapping[str, Any], levels: Int8[np.ndarray, "layers heads que
     rows = []
     for number, (layer, heads) in enumerate(zip(picture["layers"], levels, strict=True)):
         shown = "".join(
-            f"<figure>{_map(head[place], grid, query, f'{key}.{number}.{h}', _words(layer, h, len(heads)))}"
+            f"<figure>{query_map(head[place], grid, query, _words(layer, h, len(heads)), f'{key}.{number}.{h}')}"
             + (f"<figcaption>head {h + 1}</figcaption></figure>" if len(heads) > 1 else "</figure>")
             for h, head in enumerate(heads)
         )
@@ -147,51 +135,78 @@ def _words(layer: Mapping[str, Any], head: int, heads: int) -> str:
     return f"layer {layer['layer']}" + (f", head {head + 1}" if heads > 1 else "")
 
 
-def _map(row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[int], key: str, words: str) -> str:
-    """One map: a frame is one image of as many pixels as cells, the query a ring about its own cell."""
-    frames, rows, columns = _frame_shape(grid)
-    at = (*([0] * (3 - len(grid))), *query)
+def query_map(
+    row: Int8[np.ndarray, " keys"], grid: Sequence[int], query: Sequence[int] | None, words: str, key: str = ""
+) -> str:
+    """One map: a frame is one image of as many pixels as cells, the query a ring about its own cell.
+
+    It needs no style sheet and has no ids, so that any page may hold it, and any number of them. Cells that are no
+    number (`LOST`) are crossed out.
+    """
+    frames, rows, columns = frame_shape(grid)
     cells = row.reshape(frames, rows, columns)
     images = "".join(
         f'<image x="{t * (columns + GAP):g}" y="0" width="{columns}" height="{rows}" preserveAspectRatio="none" '
-        f'href="{_png(colours(cells[t]))}"/>'
+        f'image-rendering="pixelated" href="{png(colours(cells[t]))}"/>'
         for t in range(frames)
     )
-    place = f'x="{at[0] * (columns + GAP) + at[2]:g}" y="{at[1]}" width="1" height="1"'
-    ring = f'<rect class="halo" {place}/><rect class="query" {place}/>'
+    lost = "".join(f"M{t * (columns + GAP) + x:g} {y}l1 1m-1 0l1-1" for t, y, x in np.argwhere(cells == LOST))
+    if lost:
+        images += f'<path class="lost" d="{lost}" fill="none" stroke="#808080" vector-effect="non-scaling-stroke"/>'
+    ring = ""
+    if query is not None:
+        at = (*([0] * (3 - len(grid))), *query)
+        place = f'x="{at[0] * (columns + GAP) + at[2]:g}" y="{at[1]}" width="1" height="1" fill="none"'
+        for name, stroke in (("halo", 'stroke="#fff" stroke-width="4"'), ("query", 'stroke="#111" stroke-width="1.6"')):
+            ring += f'<rect class="{name}" {place} {stroke} vector-effect="non-scaling-stroke"/>'
     box = f"0 0 {frames * (columns + GAP) - GAP:g} {rows}"
     stretch = ' preserveAspectRatio="none"' if len(grid) == 1 else ""
-    label = f"{words}: map over {sizes(grid)} keys"
-    named = f'role="img" aria-label="{label}" data-map="{key}"'
+    named = f'role="img" aria-label="{text(words)}: map over {sizes(grid)} keys"' + f' data-map="{key}"' * bool(key)
     return f'<svg class="map" viewBox="{box}"{stretch} {named}>{images}{ring}</svg>'
 
 
-def _frame_shape(grid: Sequence[int]) -> tuple[int, int, int]:
+def frame_shape(grid: Sequence[int]) -> tuple[int, int, int]:
     frames, rows, columns = (*([1] * (3 - len(grid))), *grid)
     return frames, rows, columns
 
 
 def _legend(kind: str, scale: float) -> str:
-    signed = kind != "gate"
-    most = f"{scale:.2g}"
-    ends = (f"−{most}", "0", most) if signed else ("0", "", most)
+    low = "0" if kind == "gate" else f"−{scale:.2g}"
+    name = KINDS.get(kind, text(kind))
     return (
-        f'<p class="legend"><output>{KINDS.get(kind, text(kind))}</output><span>{ends[0]}</span>'
-        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect width="100" height="10" '
-        f'fill="url(#{"diverging" if signed else "rising"})"/></svg><span>{ends[2]}</span></p>'
+        f'<p class="legend"><output>{name}</output><span>{low}</span>{ramp(kind != "gate")}<span>{scale:.2g}</span></p>'
     )
+
+
+def ramp(signed: bool) -> str:
+    """The colours of a legend, from the lowest to the highest; those above 0 alone for what has no sign."""
+    levels = np.arange(-LEVELS if signed else 0, LEVELS + 1, dtype=np.int8)[None]
+    return (
+        '<svg class="ramp" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><image width="100" '
+        f'height="10" preserveAspectRatio="none" href="{png(colours(levels))}"/></svg>'
+    )
+
+
+def quantise(values: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, float]:
+    """Levels -127..127 on the scale of the largest finite size, LOST for what is no number, and that scale."""
+    finite = np.isfinite(values)
+    scale = float(np.abs(values[finite]).max()) if finite.any() else 0.0
+    scale = scale or 1.0
+    levels = np.rint(np.where(finite, values, 0.0) * (LEVELS / scale)).astype(np.int8)
+    levels[~finite] = LOST
+    return levels, scale
 
 
 def colours(levels: Int8[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 3"]:
     """Levels -127..127 to colours, straight lines between the stops; 0 is the middle stop."""
-    at = (levels.astype(np.float64) / LEVELS + 1) / 2 * (len(STOPS) - 1)
+    at = (np.where(levels == LOST, 0, levels).astype(np.float64) / LEVELS + 1) / 2 * (len(STOPS) - 1)
     stops = np.array(STOPS, dtype=np.float64)
     low = np.clip(np.floor(at).astype(int), 0, len(STOPS) - 2)
     part = (at - low)[..., None]
     return np.rint(stops[low] * (1 - part) + stops[low + 1] * part).astype(np.uint8)
 
 
-def _png(pixels: UInt8[np.ndarray, "rows columns 3"]) -> str:
+def png(pixels: UInt8[np.ndarray, "rows columns 3"]) -> str:
     """A data address of an RGB PNG, written by hand: a few cells need no library, and the bytes never change."""
     rows, columns, _ = pixels.shape
     lines = b"".join(b"\0" + line.tobytes() for line in pixels)

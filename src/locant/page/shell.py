@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from string import Template
-from typing import Any
 
-from locant.page import pictures
 from locant.page.markup import text
 
 COLOURS = 10  # the classes s1 … s10 of page.css go round; s0 is grey
@@ -21,7 +21,7 @@ COLOURS = 10  # the classes s1 … s10 of page.css go round; s0 is grey
 
 def fill(
     *, title: str, kicker: str, heading: str, lead: str, finding: Sequence[str], links: Sequence[tuple[str, str]],
-    body: str, author: str, maps: Mapping[str, Any],
+    body: str, author: str, data: str, more: Traversable | None = None,
 ) -> str:  # fmt: skip
     """The whole page as text; the same arguments give the same bytes.
 
@@ -32,9 +32,13 @@ def fill(
         links: (id of a section, its name) of the table of contents.
         body: the sections, as HTML.
         author: the command that wrote the page.
-        maps: what the script needs to redraw maps for another query (`pictures.card`), by key.
+        data: JSON for the script, safe inside an element (`safe_json`).
+        more: a folder with page.css, which follows the style sheet of all pages, and page.js, in place of its script.
     """
     style, script = _read("page.css"), _read("page.js")
+    if more is not None:
+        style += more.joinpath("page.css").read_text(encoding="utf-8")
+        script = more.joinpath("page.js").read_text(encoding="utf-8")
     said = "".join(f"<p>{text(line)}</p>" for line in finding)
     return Template(_read("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
@@ -42,7 +46,6 @@ def fill(
         title=text(title),
         style=style,
         script=script,
-        gradients=pictures.gradients(),
         kicker=text(kicker),
         heading=text(heading),
         lead=lead,
@@ -50,7 +53,7 @@ def fill(
         contents="".join(f'<a href="#{target}">{text(name)}</a>' for target, name in links),
         body=body,
         author=text(author),
-        maps=pictures.script_data(maps),
+        data=data,
     )
 
 
@@ -65,6 +68,12 @@ def styles(names: Iterable[str], grey: str = "none") -> dict[str, str]:
     """The style class of each name, in order of appearance: one colour per name on the whole page."""
     coloured = [name for name in dict.fromkeys(names) if name != grey]
     return {grey: "s0", **{name: f"s{1 + i % COLOURS}" for i, name in enumerate(coloured)}}
+
+
+def safe_json(value: object) -> str:
+    """JSON that is safe inside a script element."""
+    written = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _read(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +19,22 @@ from torch import Tensor, nn
 from locant.cells import reach
 from locant.checks import check_number, check_tensor, description
 from locant.forms import AxialValues, AxialVectors, OffsetTable, OffsetValues, SeparableValues
-from locant.grid import Grid, check_grid
+from locant.grid import Grid, check_cell, check_grid
 from locant.masks import Mask, Structure, check_mask
 from locant.resizing import Place
 from locant.tokens import every_offset
 
+if TYPE_CHECKING:
+    from locant.page.drawing import Drawing
+
 Entrance = Literal["embed", "rotate", "bias", "content", "gate"]
+ACTS_ON = {
+    "embed": "tokens, or on q and k",
+    "rotate": "q and k, which it turns",
+    "bias": "logits",
+    "content": "logits, through q",
+    "gate": "probabilities",
+}
 PrefixRows = tuple[Float[Tensor, " heads"], Float[Tensor, " heads"], Float[Tensor, " heads"]]  # query, key, both
 
 
@@ -60,6 +70,67 @@ class Position(nn.Module):
     def places(self) -> dict[str, Place]:
         """Those of its tensors that lie on a grid, and can be brought to another, by their names in the state dict."""
         return {}
+
+    @torch.no_grad()
+    def draw(
+        self, grid: Grid | None = None, *, query: tuple[int, ...] | None = None, mask: Mask | None = None,
+        q: Float[Tensor, "1 heads queries head_dim"] | None = None,
+    ) -> Drawing:  # fmt: skip
+        """What it does to the keys of one query, a map per head, as SVG by matplotlib: `.svg`, `.save("a.svg")`.
+
+        Args:
+            grid: of queries and keys; by default one that the scheme takes, its own where it has one.
+            query: the indices of a cell; by default the one in the middle.
+            mask: pairs that it forbids are left out.
+            q: queries of one sample, which a content scheme acts through. Without them its picture is the most that a
+                query of length 1 adds.
+
+        Raises:
+            ValueError: for a grid or a query that the scheme has no answer for.
+            ModuleNotFoundError: where matplotlib is not installed.
+        """
+        from locant import maps
+        from locant.page import drawing
+
+        owner = f"{type(self).__name__}.draw"
+        check_grid(owner, "grid", grid, needed=False)
+        check_mask(owner, "mask", mask)
+        drawing.check_matplotlib(owner)
+        if grid is None:
+            found = maps.example(self, mask)
+            if found is None:
+                raise ValueError(f"{owner} needs a `grid` here; got None. Pass one, as in draw(Grid(14, 14)).")
+            grid = found[0]
+        query = maps.middle(grid) if query is None else check_cell(owner, query, grid)
+        rows = maps.one_query(self, grid, query, mask, q)
+        if mask is not None:
+            seen = maps.query_row(mask.allowed(grid)[0].float(), grid, query)
+            rows = rows.masked_fill(seen == 0, torch.nan)
+        return drawing.draw_maps(
+            rows.double().cpu().numpy(), title=self._title(), below=f"{maps.measure(self, q)}; query {query} of {grid}",
+            colours="signed" if maps.has_sign(self, q) else "rising", query=query,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _repr_html_(self) -> str:
+        """Its name, its size, and what the query in the middle meets."""
+        from locant import maps
+        from locant.page.notebook import cell, maps_html
+
+        learned = sum(p.numel() for p in self.parameters())
+        sentences = [f"acts on {ACTS_ON[self.entrance]}; {learned:,} learned numbers"]
+        found = maps.example(self)
+        if found is None:
+            return cell(self._title(), [*sentences, "Too large to draw by itself: draw(grid) draws a part."])
+        grid, rows = found
+        sentences.append(f"seen from the middle of {grid}")
+        shown = maps_html(
+            rows.double().cpu().numpy(), kind=maps.measure(self), signed=maps.has_sign(self), query=maps.middle(grid)
+        )
+        return cell(self._title(), sentences, shown)
+
+    def _title(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class Embedding(Position):
