@@ -162,6 +162,10 @@ def test_mouse_and_keys_choose_layer_head_and_query(browser, folder) -> None:
     browser.open(folder / "one.html")
     browser.click('[data-head="0"]')
     assert heading(browser) == "Layer 0, head 0"
+    checked = browser.js(
+        "[...document.querySelectorAll('[role=radio]')].map((one) => one.getAttribute('aria-checked'))"
+    )
+    assert checked == ["true", "false"]
     browser.key("ArrowRight")  # the focus stays on the heads
     assert heading(browser) == "Layer 0, head 1"
     browser.key("ArrowDown")

@@ -9,7 +9,7 @@ import numpy as np
 
 from locant.explain.data import Data, Embedded, Finding, Head, Layer, Resizing, Waves
 from locant.page.markup import code, share, sizes, text
-from locant.page.pictures import query_map, ramp
+from locant.page.pictures import LEVELS, LOST, query_map, ramp
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
 FEW = 12  # findings that are shown unfolded; heads of a resized table
@@ -157,8 +157,8 @@ def _waves(waves: Waves) -> str:
             rows.append(f"<tr><th scope=row>{name}</th><td>{len(lengths)}</td><td>{shown}</td></tr>")
     return (
         f'<h3>{text(waves.name)}</h3><div class="wide"><table class="plain"><caption>Lengths of the waves, in cells: '
-        "two places that far apart look alike to it.</caption><thead><tr><th>axis</th><th>waves</th><th>length</th></tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "two places that far apart look alike to it.</caption><thead><tr><th>axis</th><th>waves</th><th>length</th>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

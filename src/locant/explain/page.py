@@ -52,6 +52,7 @@ def render(data: Sequence[Data], author: str = "locant explain") -> str:
             }
         ),
         more=resources.files("locant.explain"),
+        scripts=("sheets.js", "page.js"),
     )
     size = len(page.encode("utf-8", "replace"))
     if size > MOST:

@@ -21,7 +21,7 @@ COLOURS = 10  # the classes s1 … s10 of page.css go round; s0 is grey
 
 def fill(
     *, title: str, kicker: str, heading: str, lead: str, finding: Sequence[str], links: Sequence[tuple[str, str]],
-    body: str, author: str, data: str, more: Traversable | None = None,
+    body: str, author: str, data: str, more: Traversable | None = None, scripts: Sequence[str] = ("page.js",),
 ) -> str:  # fmt: skip
     """The whole page as text; the same arguments give the same bytes.
 
@@ -33,12 +33,13 @@ def fill(
         body: the sections, as HTML.
         author: the command that wrote the page.
         data: JSON for the script, safe inside an element (`safe_json`).
-        more: a folder with page.css, which follows the style sheet of all pages, and page.js, in place of its script.
+        more: a folder with page.css, which follows the style sheet of all pages, and `scripts`, in place of
+            their script.
     """
     style, script = _read("page.css"), _read("page.js")
     if more is not None:
         style += more.joinpath("page.css").read_text(encoding="utf-8")
-        script = more.joinpath("page.js").read_text(encoding="utf-8")
+        script = "".join(more.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     said = "".join(f"<p>{text(line)}</p>" for line in finding)
     return Template(_read("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
