@@ -13,13 +13,16 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from browser import Browser, needs_chromium, opened
 
+from locant.explain import chapters
 from locant.explain import page as pages
 from locant.explain.data import Data, Finding, example
+from locant.explain.explanation import Explanation
 from locant.page.pictures import LOST
 
 HOSTILE = "</script><script>alert(1)</script>\"'&\u202e\ud800"
@@ -111,6 +114,27 @@ def test_large_pictures_are_carried_as_they_are_shown() -> None:
     shown = pages._shrink(np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3), 2)
     assert shown.shape == (2, 2, 3)
     assert shown[0, 0].tolist() == [8, 8, 10]  # 7.5, 8.5, 9.5 to even: the means of 0, 3, 12, 15 and so on
+
+
+def test_an_explanation_saves_its_page_and_its_chart(tmp_path) -> None:
+    found = Explanation(example())
+    assert found.save(tmp_path / "page.html").read_text() == found.page == pages.render([example()])
+    chart = ElementTree.parse(found.save(tmp_path / "figure.svg")).getroot()
+    dots = chart.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(dots) == 4  # of two heads in two layers: the others were not shown the input
+    top, bottom = 10, 10 + chapters.TALL - 10 - chapters.BELOW
+    shares = [head.position_share for layer in found.data.layers[:2] for head in layer.heads]
+    for dot, share in zip(dots, shares, strict=True):
+        assert float(dot.get("cy")) == pytest.approx(bottom + (top - bottom) * share, abs=0.06)
+    assert found._repr_html_() == pages.cell([example()])
+    assert found.figures["layers"].svg == (tmp_path / "figure.svg").read_text()
+    assert 'data-models="2"' in found.beside(found)
+    with pytest.raises(ValueError, match=r"ends in .html or .svg; got .*a.png"):
+        found.save(tmp_path / "a.png")
+    empty = Explanation(Data("nothing", (), (), ()))
+    with pytest.raises(ValueError, match="nothing has none"):
+        empty.save(tmp_path / "b.svg")
+    assert "No rule has anything to say" in empty.page
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------

@@ -13,6 +13,10 @@ from locant.page.pictures import LEVELS, LOST, query_map, ramp
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
 FEW = 12  # findings that are shown unfolded; heads of a resized table
+ALONE = (
+    "text{font:12px sans-serif;fill:#5b5f63}.rule{stroke:#dedad1}.mean{fill:none;stroke:#8a3b12;stroke-width:1.6}"
+    ".head{fill:#2a6cb0;fill-opacity:.6}"
+)
 READING = "A dot is a head, the line the mean of a layer. Click a dot to see the head."
 WIDE, TALL, LEFT, BELOW = 720, 220, 46, 30  # of a chart, in pixels, and its margins
 
@@ -59,8 +63,14 @@ def sections(data: Sequence[Data]) -> list[tuple[str, str, str]]:
 
 
 def figures(data: Sequence[Data]) -> dict[str, str]:
-    """The charts over layers, as files."""
-    return {f"layers-{i}" if i else "layers": _chart(one)[1] for i, one in enumerate(data) if _chart(one)[1]}
+    """The charts over layers, as SVG that stands alone."""
+    drawn = {f"layers-{i}" if i else "layers": _chart(one)[1] for i, one in enumerate(data)}
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDE}" height="{TALL + 6}" '
+    return {
+        name: chart.replace("<svg ", start, 1).replace(">", f"><style>{ALONE}</style>", 1)
+        for name, chart in drawn.items()
+        if chart
+    }
 
 
 def _over_layers(data: Data, number: int, several: bool) -> str:
