@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Windows, planner, speed
 from locant.kernels import reference
 from locant.measuring import machine
 from locant.measuring.clock import Gate, time_in_turn
+from locant.measuring.fitting import fit
 from locant.measuring.workload import Workload
 
 TARGET = Path(__file__).parents[1] / "src" / "locant" / "costs.py"
@@ -133,21 +133,6 @@ def timed(work: Workload, seconds: float, gate: Gate) -> Iterator[tuple[str, str
 
 def parts(work: Workload, kernel: str, mode: str) -> tuple[float, ...]:
     return speed.parts(work.plan(train=mode != "forward").problem, planner.named(kernel))
-
-
-def fit(rows: list[tuple[tuple[float, ...], float]]) -> list[float]:
-    """Non-negative constants of the least relative error, by descent along one at a time."""
-    a = np.array([amounts for amounts, _ in rows]) / np.array([[seconds] for _, seconds in rows])
-    size = np.abs(a).max(0)
-    a = a / np.where(size > 0, size, 1)
-    x, rest = np.zeros(a.shape[1]), np.ones(len(a))  # rest = 1 - a x
-    square = (a * a).sum(0)
-    for _ in range(20_000):
-        for i in np.flatnonzero(square):
-            new = max(0.0, x[i] + a[:, i] @ rest / square[i])
-            rest -= (new - x[i]) * a[:, i]
-            x[i] = new
-    return [float(f"{v:.3g}") for v in x / np.where(size > 0, size, 1)]
 
 
 def measured(seconds: float, gate: Gate) -> dict[tuple[str, str, str], list[float]]:

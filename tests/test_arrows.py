@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "locant"
 
 # From the ground up (docs/architecture.md). A file may import from its own layer and from below, never in a circle.
 LAYERS = (
-    {"dispatch", "tokens", "caching", "page"},  # pages are made of words and arrays: they know no scheme
+    {"dispatch", "processor", "tokens", "caching", "page"},  # pages are words and arrays: they know no scheme
     {"checks", "grid", "costs", "atomic", "registry"},
     {"masks", "cells", "forms", "resizing", "problem", "softmax"},
     {

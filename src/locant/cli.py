@@ -168,19 +168,39 @@ def _bench(given: dict[str, Any]) -> None:
     Runs the plan's choice and every other kernel that can, in turn, and says whether the plan picked the fastest. Each
     is compared with the definition first: a kernel whose results are wrong gets no speed, and the exit code is 1.
     """
-    json, quiet = given.pop("json"), given.pop("quiet")
+    json, quiet, costs = given.pop("json"), given.pop("quiet"), given.pop("write_costs")
     with sentences("stopped"):
+        _check_bench(given, costs=costs, json=json)
         from locant import bench
 
         def tell(sentence: str) -> None:
             print(sentence, file=sys.stderr)
 
+        if costs:
+            print(bench.write_costs(given["threads"], tell=None if quiet else tell))
+            sys.stdout.flush()
+            return
         result = bench.run(**given, tell=None if quiet else tell)
         if json not in (None, "-"):
             Path(str(json)).write_text(result.json() + "\n", encoding="utf-8")
         _show_bench(result, alone=json == "-", quiet=quiet)
     if result.red:
         raise typer.Exit(1)
+
+
+def _check_bench(given: dict[str, Any], *, costs: bool, json: str | None) -> None:
+    said = [name for name, value in {**given, "json": json}.items() if value is not None and name != "threads"]
+    if costs and said:
+        flag = said[0].replace("_", "-")
+        raise ValueError(
+            f"--write-costs takes --threads and --quiet, and nothing else; --{flag} came. Leave it out, or leave "
+            "--write-costs out to measure one problem."
+        )
+    if not costs and given["grid"] is None:
+        raise ValueError(
+            "bench needs --grid, where tokens are; none came. Write --grid 14x14, or --write-costs for this machine's "
+            "constants."
+        )
 
 
 @app.command("convert", epilog="Example: `locant convert in.pth out.safetensors --model swin_tiny --window 12`")

@@ -161,11 +161,20 @@ _pack_linear = _private("ops.mkldnn._reorder_linear_weight")
 _packed_linear = _private("ops.mkldnn._linear_pointwise")
 
 
+_multiplies_bfloat16 = _private("ops.mkldnn._is_mkldnn_bf16_supported")
+
+
 @constant_to_graphs
-def packs_linear() -> bool:
-    """Whether torch was built with oneDNN's packed linear maps, and they are not switched off."""
+def packs_linear(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether torch was built with oneDNN's packed linear maps, and they are not switched off.
+
+    In bfloat16 the processor has to have the instructions: torch raises from packing where it has not (AVX2 alone).
+    """
     all_there = None not in (_pack_linear, _packed_linear, _weight_gradient)
-    return all_there and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    there = all_there and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    if dtype != torch.bfloat16 or not there:
+        return there
+    return _multiplies_bfloat16 is not None and bool(_multiplies_bfloat16())
 
 
 def pack_linear(weight: Tensor, rows: int) -> Tensor:

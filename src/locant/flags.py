@@ -251,7 +251,7 @@ KEPT = {flag.name for flag in COMPARE if flag.into != "call"}  # what a config f
 PROBLEM, WHO, MEASURE = "Problem", "Who may attend", "Measurement"
 
 BENCH = (
-    Flag("grid", SIZES, PROBLEM, "Where tokens are: 196, 14x14, 8x14x14.", "SIZES", needed=True),
+    Flag("grid", SIZES, PROBLEM, "Where tokens are: 196, 14x14, 8x14x14; needed.", "SIZES"),
     Flag("heads", COUNT, PROBLEM, "Heads of the queries; default 8.", "N"),
     Flag("head_dim", COUNT, PROBLEM, "Channels of a head; default 64.", "N"),
     Flag("batch", COUNT, PROBLEM, "Default 1.", "N"),
@@ -271,6 +271,10 @@ BENCH = (
     ),
     Flag("threads", COUNT, MEASURE, "Threads of torch; default its own choice.", "N"),
     Flag("seconds", SECONDS, MEASURE, "For each of the two; default 5.", "S"),
+    Flag(
+        "write_costs", SWITCH, MEASURE,
+        "Instead: measure linear layers and perceptrons, and keep this machine's constants in the cache folder.",
+    ),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
     Flag("quiet", SWITCH, OUTPUT, "Print only whether the plan picked the fastest.", options=("--quiet", "-q")),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from locant import __version__, dispatch, operators
+from locant import __version__, dispatch, operators, processor
 from locant.measuring import machine
 
 # by extra of pyproject.toml: the packages that it installs
@@ -77,7 +77,7 @@ def info() -> Info:
         missing=tuple(dispatch.MISSING),
         python=platform.python_version(),
         system=platform.platform(),
-        processor=machine.processor(),
+        processor=processor.NAME,
         cores=os.cpu_count(),
         extras={extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from locant.dispatch import map_tree, tree_leaves
+from locant.integrations.predicted import recorded
 from locant.integrations.replacing import plain_copy
 from locant.integrations.report import Checked
 from locant.integrations.trying import difference, gpus
@@ -22,26 +23,30 @@ ROUNDS = 5  # of timing, before and after in turn
 
 
 class Example:
-    """The model before, and `compare` for after. All in evaluation mode, from one seed."""
+    """The model before, and `compare` for after. All in evaluation mode, from one seed.
 
-    def __init__(self, model: nn.Module, example: Any, training: bool) -> None:
+    Attributes:
+        rows: of what each module was called with, by its path.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, training: bool, only_sizes: bool = False) -> None:
         self.model, self.training = model, training
         named = isinstance(example, dict)
         self.named = dict(example) if named else {}
         self.arguments = () if named else tuple(example) if isinstance(example, tuple | list) else (example,)
-        copied = copy.deepcopy(
-            model
-        )  # called in its place: what a call leaves in a model (timm's TinyViT keeps a table
-        # with its graph, which no deepcopy takes) stays out of it
+        # called in its place: what a call leaves in a model (timm's TinyViT keeps a table with its graph, which no
+        # deepcopy takes) stays out of it
+        copied = copy.deepcopy(model)
         try:
-            self.before = self._result(copied)
+            with recorded(copied) as self.rows:
+                self.before = self._result(copied)
         except Exception as error:
             raise ValueError(
                 f"accelerate needs an `example` that {type(model).__name__} takes, a tensor, a tuple of arguments or a "
                 f"dictionary of named ones; the model raised {type(error).__name__} on it, which stands above. Call "
                 "model(example) first."
             ) from error
-        self.exact = self._result(copied.to(torch.float64), double=True)
+        self.exact = [] if only_sizes else self._result(copied.to(torch.float64), double=True)
 
     def compare(self) -> Checked:
         """Differences and times. Raises ValueError where the outputs differ by more than rounding."""

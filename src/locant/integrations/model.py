@@ -30,6 +30,7 @@ from locant.integrations import (
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
 from locant.integrations.hat import family_of_hat
+from locant.integrations.predicted import Found, predict, said
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
 from locant.integrations.report import Report, Row
 from locant.integrations.shapes import family_of_shape
@@ -77,7 +78,8 @@ def accelerate(
     Args:
         model: of timm, torchvision, transformers, of `locant.models`, or your own.
         example: an input (a tensor, a tuple of arguments, a dictionary of named ones): outputs are compared before and
-            after, in evaluation mode, and timed; all is undone where they differ by more than rounding.
+            after, in evaluation mode, and timed; all is undone where they differ by more than rounding. Ratios of
+            linear layers are predicted for its sizes, of a dry run too.
         only: paths of modules, with `*`: nothing else is touched.
         strict: raise where an attention that was found can't be replaced, or none was found.
         dry_run: say what would be done, and do nothing.
@@ -92,13 +94,16 @@ def accelerate(
     _check(model, only, pack)
     # 1 what there is, and what takes its place
     found = list(_survey(model, only, pack is not False))
-    report = Report(tuple(row for row, _, _ in found), model, dry_run)
+    packs = [module for row, module, _ in found if row.kind == "linear" and row.kernel is not None]
+    report = Report(tuple(row for row, _, _ in found), model, dry_run, _packs=packs)
     if strict:
         _refuse_rest(report)
+    # 2 the example before, and what it says of sizes
+    run = None if example is None else Example(model, example, training, only_sizes=dry_run)
+    report.rows = tuple(predict(found, None if run is None else run.rows, training))
+    report.measured = said(report.rows, run is not None)
     if dry_run:
         return report
-    # 2 the example before
-    run = None if example is None else Example(model, example, training)
     # 3 replace, and the example after; whatever goes wrong leaves the model as it was
     try:
         for _, module, replacement in found:
@@ -150,8 +155,6 @@ def _refuse_rest(report: Report) -> None:
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
-
-Found = tuple[Row, nn.Module, Replacement | None]
 
 
 def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> Iterator[Found]:

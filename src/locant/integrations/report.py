@@ -8,7 +8,7 @@ from html import escape
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locant import products
 from locant.integrations.replacing import Replacement
@@ -24,7 +24,8 @@ class Row:
         cls: its class.
         what: scheme, windows, sizes.
         kernel: what runs now: "native", "sdpa", "packed"; None where nothing was replaced.
-        predicted: how many times as fast as the library's own way, by measured constants; None where there are none.
+        predicted: how many times as fast as the library's own way, by measured constants; None where there are none,
+            or where the example does not call the part as a module.
         why: the sentence: why not, or what to know.
     """
 
@@ -68,6 +69,7 @@ class Report:
     model: nn.Module = field(repr=False)
     dry: bool = False
     checked: Checked | None = None
+    measured: str = ""  # what predictions of products are for, and where their constants come from
     _back: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _packs: list[nn.Module] = field(default_factory=list, repr=False)
 
@@ -78,13 +80,19 @@ class Report:
     @property
     def packed_bytes(self) -> int:
         """Of the packed copies that are kept beside weights now."""
-        return sum(products.kept_bytes(p) for module in self._packs for p in module.parameters())
+        return sum(products.kept_bytes(weight) for weight in self._weights())
+
+    def _weights(self) -> list[Tensor]:
+        """Those of which packed copies are kept in evaluation mode, each once."""
+        return [*{id(p): p for module in self._packs for p in module.parameters() if p.ndim == 2}.values()]
+
+    def _memory(self) -> str:
+        most = sum(weight.numel() * weight.itemsize for weight in self._weights())
+        return f"Packed copies of weights: {self.packed_bytes / 1e6:.1f} MB now, at most {most / 1e6:.1f} MB."
 
     def put(self, module: nn.Module, replacement: Replacement) -> None:
         """Replace methods of a module, to be put back by `undo`."""
         self._back.append(replacement.put(module))
-        if isinstance(module, nn.Linear):
-            self._packs.append(module)
 
     def undo(self) -> None:
         """Put every forward back, and drop the packed copies. A second time does nothing."""
@@ -94,9 +102,8 @@ class Report:
 
     def refresh(self) -> None:
         """Drop the packed copies: after a weight was written through `.data`, which no counter sees."""
-        for module in self._packs:
-            for parameter in module.parameters():
-                products.forget(parameter)
+        for weight in self._weights():
+            products.forget(weight)
 
     def __enter__(self) -> Report:
         return self
@@ -110,22 +117,28 @@ class Report:
             lines.append(_said(self.checked))
         shown = _merged(self.rows)
         if shown:
-            table = [("part", "kind", "class", "what", "kernel", "×"), *(_cells(row, count) for row, count in shown)]
+            table = [("part", "kind", "class", "what", "kernel", "×"), *(_cells(row, alike) for row, alike in shown)]
             widths = [max(len(line[column]) for line in table) for column in range(6)]
             for number, line in enumerate(table):
                 lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
                 if number and shown[number - 1][0].why:
                     lines.append(f"    {shown[number - 1][0].why}")
+        lines += self._below()
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("part", "kind", "class", "what", "kernel", "×", "why"))
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (*_cells(row, count), row.why)) + "</tr>"
-            for row, count in _merged(self.rows)
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (*_cells(row, alike), row.why)) + "</tr>"
+            for row, alike in _merged(self.rows)
         )
         said = "" if self.checked is None else f"<p>{escape(_said(self.checked))}</p>"
-        return f"<p>{escape(self.summary())}</p>{said}<table><tr>{head}</tr>{body}</table>"
+        below = "".join(f"<p>{escape(line)}</p>" for line in self._below())
+        return f"<p>{escape(self.summary())}</p>{said}<table><tr>{head}</tr>{body}</table>{below}"
+
+    def _below(self) -> list[str]:
+        """What is said under the table."""
+        return [line for line in (self.measured, self._memory() if self._packs else "") if line]
 
     def summary(self) -> str:
         """How much was replaced, in a sentence."""
@@ -153,6 +166,8 @@ class Report:
             "dry_run": self.dry,
             "rows": [vars(row) for row in self.rows],
             "checked": checked,
+            "predicted_for": self.measured,
+            "packed_bytes": self.packed_bytes,
         }
 
 
@@ -164,17 +179,17 @@ def _said(checked: Checked) -> str:
     )
 
 
-def _cells(row: Row, count: int) -> tuple[str, ...]:
-    path = row.path or "(the model)"
-    predicted = "" if row.predicted is None else f"{row.predicted:.1f}"
+def _cells(row: Row, alike: list[Row]) -> tuple[str, ...]:
+    path, ratios = row.path or "(the model)", [x.predicted for x in alike if x.predicted is not None]
+    low, high = (f"{end(ratios):.1f}" if ratios else "" for end in (min, max))
     return (
-        path if count == 1 else f"{path} ({count})", row.kind, row.cls.rpartition(".")[2], row.what,
-        row.kernel or "–", predicted,
+        path if len(alike) == 1 else f"{path} ({len(alike)})", row.kind, row.cls.rpartition(".")[2], row.what,
+        row.kernel or "–", low if low == high else f"{low} to {high}",
     )  # fmt: skip
 
 
-def _merged(rows: tuple[Row, ...]) -> list[tuple[Row, int]]:
-    """Rows whose paths differ by numbers alone, as one with a count; of layers the smallest and the largest sizes."""
+def _merged(rows: tuple[Row, ...]) -> list[tuple[Row, list[Row]]]:
+    """Rows whose paths differ by numbers alone, as one with all of them; of layers the smallest and largest sizes."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         pattern = ".".join("*" if part.isdigit() else part for part in row.path.split("."))
@@ -184,5 +199,5 @@ def _merged(rows: tuple[Row, ...]) -> list[tuple[Row, int]]:
     for (pattern, *_), alike in found.items():
         first, last = alike[0], alike[-1]
         what = first.what if first.what == last.what else f"{first.what}, ..., {last.what}"
-        merged.append((replace(first, path=first.path if len(alike) == 1 else pattern, what=what), len(alike)))
+        merged.append((replace(first, path=first.path if len(alike) == 1 else pattern, what=what), alike))
     return merged

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from locant import __version__
+from locant import __version__, processor
 
 
 def description(*packages: str) -> dict[str, object]:
     """What a figure means nothing without. `packages` are named beside torch."""
     return {
-        "processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+        "processor": processor.NAME, "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "system": platform.system(), "python": platform.python_version(),
         "torch": torch.__version__, **{name: _version(name) for name in packages},
         "locant": __version__, "commit": commit(), "date": date.today().isoformat(),
@@ -26,17 +26,7 @@ def description(*packages: str) -> dict[str, object]:
 
 def summary() -> str:
     """The processor, its cores and the system in words."""
-    return f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def processor() -> str:
-    """The name that the processor gives itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    return f"{processor.NAME}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def check_device(name: str) -> str:

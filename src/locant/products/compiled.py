@@ -13,9 +13,6 @@ from locant.dispatch import constant_to_graphs
 from locant.operators import built
 from locant.products.packed import packed
 
-# Instruction sets under which they are chosen for float32. Measured on a Zen 4 alone (docs/models-speed.md), whose
-# kernels "avx512" are; "amx" runs the same ones in float32.
-CHOSEN = ("amx", "avx512")
 FEW = 192  # rows up to which a perceptron's two layers, each shared out by columns, are faster than one pass by rows
 HELD = 1 << 20  # numbers of a hidden layer at once, backward: they stay in the cache
 
@@ -26,9 +23,8 @@ def _module() -> Any:
 
 @constant_to_graphs
 def available() -> bool:
-    """Whether the kernels are there, and chosen under the instruction set in use."""
-    module = built()
-    return isinstance(module, ModuleType) and module.isa() in CHOSEN
+    """Whether the kernels are there."""
+    return isinstance(built(), ModuleType)
 
 
 def _pack(weight: Tensor, turned: bool) -> Tensor:

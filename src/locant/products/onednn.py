@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locant import dispatch
+from locant.products import speed
 from locant.products.activations import activate
 from locant.products.packed import packed
 
 CHUNK = 512  # rows of a perceptron at once: the hidden layer of a chunk stays in the cache, and is never mapped anew
 REPACKED = 64  # rows from which packing a weight at each call costs less than it saves
-SUMMED = 8192  # up to so many rows the weight's gradient is oneDNN's; above, torch's own product is faster
 
 _FUSED = {
     "none": ("none", "none"), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""),
@@ -71,8 +71,10 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """dW = dYᵀ X by whichever product is the faster one for so many rows, and db."""
-    if 0 < len(x) <= SUMMED and x.dtype == torch.float32 and dispatch.packs_linear():
+    """dW = dYᵀ X by oneDNN's product or torch's, whichever is the faster one at these sizes, and db."""
+    sizes, both = (x.shape[1], dy.shape[1]), ("torch", "onednn")
+    oneself = x.dtype == torch.float32 and dispatch.packs_linear()
+    if oneself and len(x) and speed.fastest("weights", "float32", len(x), sizes, both) == "onednn":
         dw = dispatch.weight_gradient(dy, x, weight)
     else:
         dw = dy.t() @ x

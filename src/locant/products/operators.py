@@ -16,20 +16,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locant import dispatch
+from locant.dispatch import constant_to_graphs
 from locant.operands import ACTIVATIONS
-from locant.products import compiled, onednn
+from locant.products import compiled, constants, onednn, speed
 from locant.products.activations import activate
 
 __all__ = ["ACTIVATIONS", "linear", "perceptron"]
 
 DTYPES = (torch.float32, torch.bfloat16)
+LIBRARIES: dict[str, ModuleType] = {"onednn": onednn, "compiled": compiled}
 SMALL = 1 << 18  # multiply-adds below which a call of an operator costs more than it saves
 Norm = tuple[Tensor, Tensor, float]  # a LayerNorm's scale, shift and ε
 
 
-def _library(dtype: torch.dtype) -> ModuleType:
-    """Who multiplies: our kernels where they were measured to be the fastest, else oneDNN."""
-    return compiled if dtype == torch.float32 and compiled.available() else onednn
+@constant_to_graphs
+def able(dtype: torch.dtype) -> tuple[str, ...]:
+    """The libraries that may do it, torch's own product aside: our kernels where they were measured."""
+    ours = dtype == torch.float32 and compiled.available() and bool(constants.here().seconds)
+    return ("onednn",) * dispatch.packs_linear(dtype) + ("compiled",) * ours
+
+
+@constant_to_graphs
+def chosen(operation: str, dtype: torch.dtype) -> str:
+    """Who does an operation on packed weights that are kept, whatever its sizes: a weight has one packed copy."""
+    return speed.chosen(operation, str(dtype).removeprefix("torch."), able(dtype))
+
+
+def _library(operation: str, dtype: torch.dtype) -> ModuleType:
+    return LIBRARIES[chosen(operation, dtype)]
+
+
+def _library_for(operation: str, rows: Tensor, weight: Tensor) -> ModuleType:
+    """Who multiplies by a weight that is packed at the call, or sums its gradient: the fastest at these sizes."""
+    sizes, name = (weight.shape[1], weight.shape[0]), str(rows.dtype).removeprefix("torch.")
+    return LIBRARIES[speed.fastest(operation, name, len(rows), sizes, able(rows.dtype))]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -44,16 +64,21 @@ def _linear(
     scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
-    y = _library(x.dtype).linear(rows, weight, bias, activation, gain, other, scale, shift, epsilon, keep)
+    joined = keep and any(t is not None for t in (gain, residual, scale))
+    library = _library("half" if joined else "linear", x.dtype) if keep else _library_for("repacked", rows, weight)
+    y = library.linear(rows, weight, bias, activation, gain, other, scale, shift, epsilon, keep)
     # a view would be refused to whoever writes into it, such as ReLU(inplace=True)
     return y.view(*x.shape[:-1], weight.shape[0]).detach()
 
 
 def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; empty where they are not wanted."""
-    rows, given, library, nothing = _rows(x), _rows(dy), _library(x.dtype), x.new_empty(0)
-    dx = library.input_gradient(given, weight).view(x.shape) if wanted[0] else nothing
-    dw, db = library.weight_gradient(given, rows, weight, wanted[2]) if wanted[1] else (nothing, None)
+    rows, given, nothing, dx = _rows(x), _rows(dy), x.new_empty(0), x.new_empty(0)
+    if wanted[0]:
+        dx = _library_for("repacked", given, weight.t()).input_gradient(given, weight).view(x.shape)
+    dw, db = nothing, None
+    if wanted[1]:
+        dw, db = _library_for("weights", rows, weight).weight_gradient(given, rows, weight, wanted[2])
     if wanted[2] and db is None:
         db = given.sum(0)
     return dx, dw.to(weight.dtype), nothing if db is None else db
@@ -88,7 +113,9 @@ def _perceptron(
     residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
-    y = _library(x.dtype).perceptron(rows, w1, b1, w2, b2, activation, gain, other, scale, shift, epsilon, keep)
+    y = _library("perceptron" if scale is None else "half", x.dtype).perceptron(
+        rows, w1, b1, w2, b2, activation, gain, other, scale, shift, epsilon, keep
+    )
     return y.view(*x.shape[:-1], w2.shape[0]).detach()
 
 
@@ -230,7 +257,7 @@ def _is_ours(x: Tensor, *weights: Tensor) -> bool:
         and all(w.is_floating_point() and w.ndim == 2 and (cast or w.dtype == x.dtype) for w in weights)
         and x.shape[-1] == weights[0].shape[1]
         and x.numel() * weights[0].shape[0] >= SMALL
-        and (dispatch.packs_linear() or (_dtype(x) == torch.float32 and compiled.available()))
+        and bool(able(_dtype(x)))
         and not dispatch.is_exporting()
         and not dispatch.is_transformed()
     )
@@ -314,7 +341,7 @@ def perceptron(
     learns = _learns(*inputs, gain, residual, *(norm[:2] if norm else ()))
     plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2) and w2.shape[1] == w1.shape[0]
     plain = plain and _reads(b1, w1.shape[0], x) and _reads(b2, w2.shape[0], x)
-    if learns and plain and x.dtype == torch.float32 and compiled.available():
+    if learns and plain and chosen("training", x.dtype) == "compiled":
         given = _normalise(x, norm), w1, b1, w2, b2, activation
         direct = dispatch.is_unwatched(given)
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
