@@ -323,8 +323,16 @@ def test_refresh_and_training_drop_packed_copies() -> None:
         layer[0].weight.data.mul_(2)
         report.refresh()
         assert _same(layer(x), nn.functional.linear(x, layer[0].weight, layer[0].bias))
+    assert products.kept_bytes(layer[0].weight) == report.packed_bytes == 4 * 384 * WIDTH
     layer.train()(x).sum().backward()
     assert layer[0].weight.grad is not None
+    assert report.packed_bytes == 0
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+        assert report.packed_bytes == 4 * 384 * WIDTH
+    report.undo()
+    assert report.packed_bytes == 0
 
 
 def test_what_is_left_says_why() -> None:

@@ -358,7 +358,8 @@ def test_the_operators_are_sound() -> None:
     )
     if "compiled" in product_operators.able(torch.float32):
         layers = x, weight, bias.requires_grad_(), torch.randn(8, 32).requires_grad_(), None
-        torch.library.opcheck(torch.ops.locant.perceptron_training.default, (*layers, "gelu"))
+        torch.library.opcheck(torch.ops.locant.perceptron_training.default, (*layers, "gelu", False))
+        torch.library.opcheck(torch.ops.locant.perceptron_training.default, (*layers, "gelu", True))
 
 
 @pytest.mark.compiled

@@ -135,7 +135,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def hooks_of(module: nn.Module) -> list[Callable[..., Any]] | None:
     """What torch calls beside the module's forward; None where it does not tell, or where all modules are hooked."""
-    own = [getattr(module, name, None) for name in _HOOKS]
+    held = vars(module)
+    own = [held.get(name) for name in _HOOKS]
     if _all_hooked is None or _all_hooked() or None in own:
         return None
     return [hook for hooks in own if hooks for hook in hooks.values()]

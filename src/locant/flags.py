@@ -272,7 +272,7 @@ BENCH = (
     Flag("threads", COUNT, MEASURE, "Threads of torch; default its own choice.", "N"),
     Flag("seconds", SECONDS, MEASURE, "For each of the two; default 5.", "S"),
     Flag(
-        "write_costs", SWITCH, MEASURE,
+        "write_costs", SWITCH, OUTPUT,
         "Instead: measure linear layers and perceptrons, and keep this machine's constants in the cache folder.",
     ),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),

@@ -161,6 +161,6 @@ def _training(library: str, plain: Callable[..., Tensor], inputs: list[Tensor]) 
     def by_rows() -> object:
         before = x.new_empty(len(x), len(w1))
         y = compiled.perceptron(x, w1, b1, w2, b2, "gelu", None, None, None, None, 0.0, False, before)
-        return y, compiled.perceptron_gradients(dy, x, before, w1, w2, "gelu", [True] * 5)
+        return y, compiled.perceptron_gradients(dy, x, before, w1, b1, w2, "gelu", [True] * 5)
 
     return {"torch": by_torch, "onednn": torch.no_grad()(by_layers), "compiled": torch.no_grad()(by_rows)}[library]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.integrations.family import class_name
-from locant.integrations.layers import Layers, is_packed, is_unhooked, linear_with, parts_of
+from locant.integrations.layers import Layers, is_packed, is_unhooked, linear_with, parts_of, recomputes
 from locant.integrations.replacing import state_of
 from locant.products import linear, perceptron
 
@@ -140,7 +140,7 @@ def run_perceptron(layers: Layers, x: Tensor, half: Half | None = None) -> Tenso
     norm, gain, residual = half or (None, None, None)
     return perceptron(
         x, one.weight, one.bias, two.weight, two.bias, activation, not two.training, gain=gain, residual=residual,
-        norm=norm,
+        norm=norm, recompute=recomputes(one),
     )  # fmt: skip
 
 

@@ -29,6 +29,12 @@ def _linear_forward(self: Any, input: Tensor) -> Tensor:
 
 _linear_forward.__name__ = "forward"
 LINEAR = Replacement({"forward": _linear_forward})
+RECOMPUTED = Replacement({"forward": _linear_forward}, State(recompute=True))  # as the first layer of a perceptron
+
+
+def recomputes(layer: nn.Module) -> bool:
+    """Whether a perceptron that begins with this layer keeps nothing of its hidden layer for backward."""
+    return bool(getattr(state_of(layer), "recompute", False))
 
 
 def reason_not_to_pack(layer: nn.Module) -> str | None:
@@ -121,7 +127,9 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
         if act is None or not _are_plain(one, two) or calls_parts(self):
             return type(self).forward(self, *inputs)
         (x,) = inputs
-        return perceptron(x, one.weight, one.bias, two.weight, two.bias, act, keep=not self.training)
+        return perceptron(
+            x, one.weight, one.bias, two.weight, two.bias, act, keep=not self.training, recompute=recomputes(one)
+        )
 
     def offer(module: nn.Module) -> Offer | str:
         one, two = getattr(module, first, None), getattr(module, second, None)

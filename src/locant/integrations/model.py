@@ -68,6 +68,7 @@ def accelerate(
     dry_run: bool = False,
     pack: bool | str = "auto",
     training: bool = False,
+    recompute: bool = False,
 ) -> Report:
     """Run the attention and the linear layers of a model that you already have by Locant's kernels, in place.
 
@@ -86,14 +87,16 @@ def accelerate(
         pack: "auto" or True keeps packed copies of the weights of linear layers in evaluation mode (as large again);
             False leaves linear layers and perceptrons alone.
         training: compare gradients as well, and time forward and backward.
+        recompute: in training, keep nothing of the hidden layer of a perceptron; backward computes it anew, a chunk of
+            rows at a time (one product more). Perceptrons whose dropout is at work, or whose parts are hooked, keep it.
 
     Raises:
         ValueError: wrong arguments, `only` that fits no module, what `strict` asks for, or an example on which the
             outputs differ. The model is as it was then.
     """
-    _check(model, only, pack)
+    _check(model, only, pack, recompute)
     # 1 what there is, and what takes its place
-    found = list(_survey(model, only, pack is not False))
+    found = list(_survey(model, only, pack is not False, layers.RECOMPUTED if recompute else layers.LINEAR))
     packs = [module for row, module, _ in found if row.kind == "linear" and row.kernel is not None]
     report = Report(tuple(row for row, _, _ in found), model, dry_run, _packs=packs)
     if strict:
@@ -119,7 +122,7 @@ def accelerate(
     return report
 
 
-def _check(model: nn.Module, only: object, pack: object) -> None:
+def _check(model: nn.Module, only: object, pack: object, recompute: bool) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(
             f"accelerate needs `model`, an nn.Module that Python runs; got {type(model).__name__}. Pass the model "
@@ -127,6 +130,11 @@ def _check(model: nn.Module, only: object, pack: object) -> None:
         )
     if pack not in ("auto", True, False):
         raise ValueError(f'accelerate needs `pack` out of "auto", True, False; got {pack!r}. Leave it out for "auto".')
+    if recompute and pack is False:
+        raise ValueError(
+            "accelerate needs packed perceptrons to compute their hidden layers anew; got recompute=True with "
+            "pack=False. Leave pack out."
+        )
     if only is None:
         return
     patterns = [only] if isinstance(only, str) else only
@@ -157,7 +165,7 @@ def _refuse_rest(report: Report) -> None:
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> Iterator[Found]:
+def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool, packed: Replacement) -> Iterator[Found]:
     """A row per part, its module, and what takes the place of the module's methods (None: it stays)."""
     patterns = [only] if isinstance(only, str) else only
     tried: dict[Any, str | None] = {}
@@ -170,7 +178,7 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool) -> I
         )
         if isinstance(module, nn.Linear):
             if pack:
-                yield _linear(path, module)
+                yield _linear(path, module, packed)
         elif path in inside or (family is not None and family.kind in ("perceptron", "block") and not pack):
             continue
         elif isinstance(module, OWN) or class_name(type(module)) in OWN_IN_MODELS:
@@ -233,9 +241,9 @@ def _planned(attended: Attended, module: nn.Module) -> tuple[str, float | None]:
     return chosen.kernel, None if not own or not torchs else round(torchs / own, 1)
 
 
-def _linear(path: str, module: nn.Linear) -> Found:
+def _linear(path: str, module: nn.Linear, packed: Replacement) -> Found:
     cls, sizes = class_name(type(module)), f"{module.in_features} → {module.out_features}"
     why = "it is replaced already" if is_replaced(module) else layers.reason_not_to_pack(module)
     if why is not None:
         return Row(path, "linear", cls, sizes, why=why), module, None
-    return Row(path, "linear", cls, sizes, "packed"), module, layers.LINEAR
+    return Row(path, "linear", cls, sizes, "packed"), module, packed

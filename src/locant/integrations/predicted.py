@@ -26,13 +26,14 @@ def predict(found: Sequence[Found], rows: Mapping[str, int] | None, training: bo
         rows: of the input of each module in an example, by path; None: there is no example, and `ROWS` stands for all.
         training: forward and backward.
     """
-    given: dict[str, tuple[int, ...]] = {row.path: sizes for row, *rest in found if (sizes := _sizes(row, *rest))}
+    given = {
+        row.path: sizes for row, module, replacement in found if (sizes := _sizes(row, module, replacement)) is not None
+    }
 
     def ratio(row: Row) -> float | None:
         if row.kernel != "packed":
             return row.predicted
-        inside = [row.path] if row.kind != "block" else [p for p in given if p.startswith(f"{row.path}.")]
-        inside = [path for path in inside if row.kind != "block" or len(given[path]) == 3]
+        inside = [row.path] if row.kind != "block" else _products_below(row.path, given)
         counts = [ROWS if rows is None else rows.get(path, 0) for path in inside]
         if not inside or 0 in counts:
             return None
@@ -67,6 +68,13 @@ def _sizes(row: Row, module: Any, replacement: Replacement | None) -> tuple[int,
         return None
     one, _, two = (getattr(module, name) for name in names)
     return one.in_features, one.out_features, two.out_features
+
+
+def _products_below(path: str, given: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A block's perceptrons, and its linear layers beside them; attention between them is a row of its own."""
+    below = [other for other in given if other.startswith(f"{path}.")]
+    perceptrons = [other for other in below if len(given[other]) == 3]
+    return [other for other in below if not any(other.startswith(f"{one}.") for one in perceptrons)]
 
 
 def _operations(kind: str, rows: int, sizes: tuple[int, ...], training: bool) -> list[tuple[str, int, tuple[int, ...]]]:

@@ -47,7 +47,7 @@ def check_device(name: str) -> str:
 
 def device_name(name: str) -> str:
     """Of a GPU what it calls itself, of a CPU its processor."""
-    return torch.cuda.get_device_name(name) if name.startswith("cuda") else processor()
+    return torch.cuda.get_device_name(name) if name.startswith("cuda") else processor.NAME
 
 
 def commit() -> str:

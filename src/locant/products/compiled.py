@@ -44,7 +44,9 @@ def _packed(weight: Tensor, keep: bool) -> Tensor:
 
 def _plain(x: Tensor | None) -> Tensor | None:
     """A vector that is added or multiplied by, as the kernels read it."""
-    return None if x is None else x.detach().to(torch.float32).contiguous()
+    if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
+        return x
+    return x.detach().to(torch.float32).contiguous()
 
 
 def _run(pass_: str, request: tuple[Any, ...]) -> None:
@@ -86,13 +88,19 @@ def perceptron(
     return y
 
 
+def _by(copy: Tensor, x: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b by a packed weight."""
+    y, own = x.new_empty(len(x), outputs), _plain(bias)
+    _run("linear", operands.Linear(
+        len(x), x.shape[1], outputs, 0, x.data_ptr(), 0, 0, 0.0, copy.data_ptr(), operands.address(own), 0, 0, 0,
+        y.data_ptr(),
+    ))  # fmt: skip
+    return y
+
+
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     """dX = dY W."""
-    copy, dx = _pack(weight, True), dy.new_empty(len(dy), weight.shape[1])
-    _run("linear", operands.Linear(
-        len(dy), dy.shape[1], dx.shape[1], 0, dy.data_ptr(), 0, 0, 0.0, copy.data_ptr(), 0, 0, 0, 0, dx.data_ptr()
-    ))  # fmt: skip
-    return dx
+    return _by(_pack(weight, True), dy, weight.shape[1], None)
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -111,17 +119,19 @@ def _add_weight_gradient(dy: Tensor, x: Tensor, dw: Tensor | None, db: Tensor | 
 
 
 def perceptron_gradients(
-    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
-) -> tuple[Tensor | None, ...]:
+    dy: Tensor, x: Tensor, before: Tensor | None, w1: Tensor, b1: Tensor | None, w2: Tensor, activation: str,
+    wanted: list[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of x, w1, b1, w2 and b2, of a chunk of rows at a time: of the hidden layer only a chunk's is formed.
 
     Args:
         dy: [rows, out].
-        before: [rows, hidden], what the activation took.
+        before: [rows, hidden], what the activation took; None: it is computed anew, of a chunk at a time.
         wanted: which of the five; the others are None.
     """
     # 1 both weights turned, and where sums go
     turned = _pack(w1, True), _pack(w2, True)
+    straight = _pack(w1, False) if before is None else None
     hidden, chunk = w1.shape[0], max(512, HELD // w1.shape[0])
     shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
     found = [x.new_empty(shape) if asked else None for shape, asked in zip(shapes, wanted, strict=True)]
@@ -131,9 +141,10 @@ def perceptron_gradients(
     for start in range(0, max(len(x), 1), chunk):  # without rows once, for sums of nothing
         part = slice(start, start + chunk)
         rows, given = x[part], dy[part]
+        taken = _by(straight, rows, hidden, b1) if straight is not None else before[part]  # type: ignore[index]
         _run("hidden_gradient", operands.HiddenGradient(
             len(rows), x.shape[1], hidden, dy.shape[1], operands.ACTIVATIONS.index(activation), given.data_ptr(),
-            before[part].data_ptr(), turned[0].data_ptr(), turned[1].data_ptr(), dh.data_ptr(), after.data_ptr(),
+            taken.data_ptr(), turned[0].data_ptr(), turned[1].data_ptr(), dh.data_ptr(), after.data_ptr(),
             0 if dx is None else dx[part].data_ptr(),
         ))  # fmt: skip
         if dw1 is not None or db1 is not None:

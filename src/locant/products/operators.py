@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from locant import dispatch
 from locant.dispatch import constant_to_graphs
 from locant.operands import ACTIVATIONS
 from locant.products import compiled, constants, onednn, speed
 from locant.products.activations import activate
+from locant.products.packed import forget
 
 __all__ = ["ACTIVATIONS", "linear", "perceptron"]
 
@@ -64,6 +66,8 @@ def _linear(
     scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
+    if not keep:
+        forget(weight)  # of evaluation, before: in training it moves at each step
     joined = keep and any(t is not None for t in (gain, residual, scale))
     library = _library("half" if joined else "linear", x.dtype) if keep else _library_for("repacked", rows, weight)
     y = library.linear(rows, weight, bias, activation, gain, other, scale, shift, epsilon, keep)
@@ -113,6 +117,8 @@ def _perceptron(
     residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
 ) -> Tensor:  # fmt: skip
     rows, other = _rows(x), None if residual is None else _rows(residual)
+    if not keep:
+        forget(w1), forget(w2)
     y = _library("perceptron" if scale is None else "half", x.dtype).perceptron(
         rows, w1, b1, w2, b2, activation, gain, other, scale, shift, epsilon, keep
     )
@@ -120,26 +126,31 @@ def _perceptron(
 
 
 def _perceptron_training(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, recompute: bool
 ) -> tuple[Tensor, Tensor]:
-    """The perceptron, and what its activation took [rows, hidden]."""
+    """The perceptron, and what its activation took [rows, hidden]; of no rows where backward computes it anew."""
     rows = _rows(x)
-    before = rows.new_empty(len(rows), w1.shape[0])
-    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, None, 0.0, False, before)
+    forget(w1), forget(w2)
+    before = rows.new_empty(0 if recompute else len(rows), w1.shape[0])
+    written = None if recompute else before
+    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, None, 0.0, False, written)
     return y.view(*x.shape[:-1], w2.shape[0]).detach(), before
 
 
 def _perceptron_backward(
-    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
-) -> list[Tensor]:
-    """Gradients of x, w1, b1, w2 and b2; empty where they are not wanted."""
-    found = compiled.perceptron_gradients(_rows(dy), _rows(x), before, w1, w2, activation, wanted)
+    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, activation: str,
+    wanted: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of x, w1, b1, w2 and b2; empty where they are not wanted. `before` of no rows is computed anew."""
+    rows = _rows(x)
+    kept = before if len(before) == len(rows) else None
+    found = compiled.perceptron_gradients(_rows(dy), rows, kept, w1, b1, w2, activation, wanted)
     dx, *rest = (x.new_empty(0) if part is None else part for part in found)
     return [dx.view(x.shape) if wanted[0] else dx, *rest]
 
 
 def _save_perceptron(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, w1, b1, w2, b2, activation = inputs
+    x, w1, b1, w2, b2, activation, _ = inputs
     ctx.save_for_backward(x, w1, b1, w2, b2, output[1])
     ctx.activation = activation
     ctx.mark_non_differentiable(output[1])
@@ -153,11 +164,11 @@ def _perceptron_gradient(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, .
         y = F.linear(activate(F.linear(x, w1, b1), ctx.activation), w2, b2)  # a gradient of a gradient
         inputs = [t for t, asked in zip((x, w1, b1, w2, b2), wanted, strict=True) if asked]
         parts = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-        return *(next(parts) if asked else None for asked in wanted), None
-    arguments = dy, x, before, w1, w2, ctx.activation, wanted
+        return *(next(parts) if asked else None for asked in wanted), None, None
+    arguments = dy, x, before, w1, b1, w2, ctx.activation, wanted
     direct = dispatch.is_unwatched(arguments)
     found = (_perceptron_backward if direct else torch.ops.locant.perceptron_backward)(*arguments)
-    return *(part if asked else None for part, asked in zip(found, wanted, strict=True)), None
+    return *(part if asked else None for part, asked in zip(found, wanted, strict=True)), None, None
 
 
 # --- registered -------------------------------------------------------------------------------------------------------
@@ -168,10 +179,10 @@ _LIBRARY = torch.library.Library("locant", "FRAGMENT")
 _LIBRARY.define(f"linear(Tensor x, Tensor weight, Tensor? bias, str activation, {_FUSED}) -> Tensor")
 _LIBRARY.define("linear_backward(Tensor dy, Tensor x, Tensor weight, bool[] wanted) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(f"perceptron({_LAYERS}, {_FUSED}) -> Tensor")
-_LIBRARY.define(f"perceptron_training({_LAYERS}) -> (Tensor, Tensor)")
+_LIBRARY.define(f"perceptron_training({_LAYERS}, bool recompute) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "perceptron_backward(Tensor dy, Tensor x, Tensor before, Tensor w1, Tensor w2, str activation, bool[] wanted) -> "
-    "Tensor[]"
+    "perceptron_backward(Tensor dy, Tensor x, Tensor before, Tensor w1, Tensor? b1, Tensor w2, str activation, "
+    "bool[] wanted) -> Tensor[]"
 )
 
 
@@ -188,13 +199,15 @@ def _fake_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bo
     )
 
 
-def _fake_training(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
+def _fake_training(
+    x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, activation: str, recompute: bool
+) -> tuple[Tensor, Tensor]:
+    rows = 0 if recompute else x.numel() // x.shape[-1]
     return x.new_empty(*x.shape[:-1], w2.shape[0]), x.new_empty(rows, w1.shape[0])
 
 
 def _fake_perceptron_backward(
-    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, w2: Tensor, activation: str, wanted: list[bool]
+    dy: Tensor, x: Tensor, before: Tensor, w1: Tensor, b1: Any, w2: Tensor, activation: str, wanted: list[bool]
 ) -> list[Tensor]:
     shapes = x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
     return [x.new_empty(shape if asked else (0,)) for shape, asked in zip(shapes, wanted, strict=True)]
@@ -312,10 +325,12 @@ def linear(
     # 1 where a gradient is wanted, or torch multiplies: one after the other
     fused = activation != "none" or any(t is not None for t in (gain, residual, norm))
     learns = _learns(x, weight, bias, gain, residual, *(norm[:2] if norm else ()))
-    joined = not learns and not torch.is_autocast_enabled("cpu") and _joins(x, weight.shape[0], gain, residual, norm)
-    if fused and not (joined and _is_ours(x, weight) and _reads(bias, weight.shape[0], x)):
-        return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), gain, residual)
-    if not (_is_ours(x, weight) and _reads(bias, weight.shape[0], x)):
+    ours = _is_ours(x, weight) and _reads(bias, weight.shape[0], x)
+    if fused:
+        joined = ours and not learns and not torch.is_autocast_enabled("cpu")
+        if not (joined and _joins(x, weight.shape[0], gain, residual, norm)):
+            return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), gain, residual)
+    elif not ours:
         return F.linear(x, weight, bias)
     # 2 in one go
     scale, shift, epsilon = norm or (None, None, 0.0)
@@ -328,6 +343,7 @@ def linear(
 def perceptron(
     x: Float[Tensor, "*batch in"], w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
     keep: bool, *, gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None,
+    recompute: bool = False,
 ) -> Tensor:  # fmt: skip
     """(act(n(x) w1ᵀ + b1) w2ᵀ + b2) ∘ gain + residual, whose hidden layer is never formed whole.
 
@@ -336,16 +352,19 @@ def perceptron(
     Args:
         w1, w2: [hidden, in] and [out, hidden].
         activation, keep, gain, residual, norm: as for `linear`.
+        recompute: keep x alone for backward, which computes the hidden layer anew, a chunk of rows at a time.
     """
     inputs = (x, w1, b1, w2, b2)
     learns = _learns(*inputs, gain, residual, *(norm[:2] if norm else ()))
     plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2) and w2.shape[1] == w1.shape[0]
     plain = plain and _reads(b1, w1.shape[0], x) and _reads(b2, w2.shape[0], x)
     if learns and plain and chosen("training", x.dtype) == "compiled":
-        given = _normalise(x, norm), w1, b1, w2, b2, activation
+        given = _normalise(x, norm), w1, b1, w2, b2, activation, recompute
         direct = dispatch.is_unwatched(given)
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
         return _added(y, gain, residual)
+    if learns and recompute:
+        return _added(_recomputed(_normalise(x, norm), w1, b1, w2, b2, activation), gain, residual)
     if learns or not plain:
         return linear(
             linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, gain=gain, residual=residual
@@ -353,3 +372,15 @@ def perceptron(
     arguments = *inputs, activation, gain, residual, *(norm or (None, None, 0.0)), keep
     run = _perceptron if dispatch.is_unwatched(arguments) else torch.ops.locant.perceptron
     return run(*arguments)
+
+
+def _recomputed(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str) -> Tensor:
+    """Both layers, a chunk of rows at a time, each chunk computed anew in backward."""
+
+    def both(part: Tensor) -> Tensor:
+        return linear(linear(part, w1, b1, False, activation=activation), w2, b2, False)
+
+    rows = x.reshape(-1, x.shape[-1])
+    chunks = rows.split(max(onednn.CHUNK, compiled.HELD // w1.shape[0])) if len(rows) else [rows]
+    parts = [checkpoint(both, part, use_reentrant=False, preserve_rng_state=False) for part in chunks]
+    return torch.cat(parts).view(*x.shape[:-1], w2.shape[0])
