@@ -63,8 +63,8 @@ CASES = {
     "gate": (GRID, lambda: wide(GatedPosition(4)), None),
     "gate in windows": (GRID, lambda: wide(GatedPosition(4)), Windows((2, 3))),
     "order": (Grid(9), lambda: ALiBi(4).to(DTYPE), Causal()),
-    "shaw": (Grid(9), lambda: wide(Shaw(4, 4, 8)), None),
-    "transformer-xl": (Grid(9), lambda: wide(TransformerXL(4, 8)), Causal()),
+    "shaw": (Grid(9), lambda: wide(Shaw(4, 8, 4)), None),
+    "transformer-xl": (Grid(9), lambda: wide(TransformerXL(32, 4)), Causal()),
     "padding": (Grid(9), lambda: ALiBi(4).to(DTYPE), Padding(torch.arange(9)[None] < 6)),
     "none": (GRID, lambda: None, None),
 }

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # used as locant.nn; left out of `from locant import *`, which would take torch's nn and others' names away
-_PACKAGES = ("bench", "checkpoints", "compare", "flops", "models", "nn")
+_PACKAGES = ("bench", "checkpoints", "compare", "explain", "flops", "models", "nn")
 
 _MODULES = {
     "ALiBi": "locant.positions.slopes",
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from locant import bench as bench
     from locant import checkpoints as checkpoints
     from locant import compare as compare
+    from locant import explain as explain
     from locant import flops as flops
     from locant import models as models
     from locant import nn as nn
