@@ -14,7 +14,7 @@ PUBLIC = """
     Segments Shaw Sinusoid T5Buckets TransformerXL Windows
     accelerate attention attention_packed plan weights
 """.split()
-PACKAGES = "bench checkpoints compare flops models nn".split()
+PACKAGES = "bench checkpoints compare explain flops models nn".split()
 
 
 def _python(code: str) -> str:

@@ -75,6 +75,10 @@ def _shape(opened: Opened) -> tuple[int, ...]:
     return tuple(opened.inputs[0].shape[1:]) if opened.inputs else ()
 
 
+def _frames(shape: tuple[int, ...], opened: Opened) -> int:
+    return shape[1 - opened.channels]
+
+
 def _read(path: Path, shape: tuple[int, ...], opened: Opened) -> Taken:
     """A picture [channels, rows, columns] or a film [channels, frames, rows, columns] from a file or a folder."""
     if len(shape) not in (3, 4):
@@ -84,14 +88,14 @@ def _read(path: Path, shape: tuple[int, ...], opened: Opened) -> Taken:
     sides = (shape[-2], shape[-1])
     try:
         if len(shape) == 4:
-            decoded, kind = read_clip(path, sides, shape[1]).pixels, "film"
+            decoded, kind = read_clip(path, sides, _frames(shape, opened)).pixels, "film"
         else:
             decoded, kind = read_still(path, sides).pixels, "picture"
     except Unusable as error:
         raise ValueError(
             f"INPUT needs a picture or a film that can be read; {path.name}: {error}. Name another."
         ) from None
-    frames = f"{shape[1]} frames spread over its length, " if kind == "film" else ""
+    frames = f"{_frames(shape, opened)} frames spread over its length, " if kind == "film" else ""
     note = f"{frames}its middle, brought to {sides[0]} x {sides[1]} as the model takes it."
     return _pixels(decoded, kind, note, shape, opened)
 
@@ -104,11 +108,11 @@ def _pixels(
     opened: Opened,
 ) -> Taken:
     shown = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)) if pixels.shape[-1] == 1 else pixels)
-    channels = shape[0]
+    channels = shape[opened.channels]
     x = torch.from_numpy(shown.copy()).float() / 255
     x = x.mean(-1, keepdim=True) if channels == 1 else x
     mean, std = (torch.tensor((*v, *v, *v)[:channels]) for v in (opened.mean, opened.std))
-    x = ((x - mean) / std).movedim(-1, 0)[None]
+    x = ((x - mean) / std).movedim(-1, opened.channels)[None]
     return Taken((x,), kind, shown, (), note[0].upper() + note[1:])
 
 
@@ -124,8 +128,8 @@ def _array(x: np.ndarray, opened: Opened) -> Taken:
         )
     tensor = torch.as_tensor(x)[None]
     pixels = None
-    if x.ndim in (3, 4) and len(x) in (1, 3):
-        wide = np.moveaxis(x.astype(np.float64), 0, -1)
+    if x.ndim in (3, 4) and x.shape[opened.channels] in (1, 3):
+        wide = np.moveaxis(x.astype(np.float64), opened.channels, -1)
         low, high = np.nanmin(wide), np.nanmax(wide)
         grey = np.nan_to_num((wide - low) / max(high - low, 1e-12)) * 255
         pixels = np.ascontiguousarray(np.broadcast_to(grey, (*grey.shape[:-1], 3))).round().astype(np.uint8)
@@ -144,8 +148,9 @@ def _resized(x: np.ndarray, shape: tuple[int, ...], opened: Opened) -> Taken:
     cubic = Image.Resampling.BICUBIC
     brought = [np.asarray(Image.fromarray(frame).resize(sides[::-1], cubic)) for frame in coloured]
     pixels = np.stack(brought) if x.ndim == 4 else brought[0]
-    if x.ndim == 4 and len(pixels) != shape[1]:
-        pixels = pixels[np.linspace(0, len(pixels) - 1, shape[1]).round().astype(int)]
+    count = _frames(shape, opened) if x.ndim == 4 else 1
+    if x.ndim == 4 and len(pixels) != count:
+        pixels = pixels[np.linspace(0, len(pixels) - 1, count).round().astype(int)]
     note = (
         "As it was given."
         if same

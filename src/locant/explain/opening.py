@@ -38,6 +38,7 @@ class Opened:
         layers: of a scheme alone.
         embeddings: of a scheme alone: on which grid.
         mean, std: of its pictures' channels, in 0 to 1.
+        channels: the axis of an example that holds its channels.
         folder: of a tokenizer.
     """
 
@@ -49,6 +50,7 @@ class Opened:
     embeddings: tuple[tuple[Embedding, Grid], ...] = ()
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channels: int = 0
     folder: Path | None = None
 
 
@@ -81,7 +83,7 @@ def open_(
     if path.is_dir() and (path / "results.json").is_file():
         return _compared(path)
     if path.is_file():
-        return _saved(path)
+        return _compared(path) if path.name.startswith("best-") else _saved(path)
     raise ValueError(
         f"MODEL needs {', '.join(f'{x}:NAME' for x in named.LIBRARIES)}, a scheme such as relative:14x14, the folder "
         f"of a comparison, or a file that locant convert wrote; got {name!r}. Schemes are {', '.join(sorted(schemes))}."
@@ -112,16 +114,22 @@ def _named(name: str, library: str, rest: str, weights: Path | None, size: int |
 
 
 def _compared(folder: Path) -> Opened:
+    """The best model of a comparison, from its folder or its file."""
     from locant import compare
 
-    files = sorted(folder.glob("best-*.safetensors"))
+    files = sorted(folder.glob("best-*.safetensors"), reverse=True) if folder.is_dir() else [folder]
     if not files:
         raise ValueError(f"{str(folder)!r} holds no best-TASK.safetensors, so no model. Finish the comparison first.")
-    model, about = compare.load(files[0])
-    item = tuple(about["item"]) if "item" in about else None
-    said = f"The weights are those of {files[0].name}, the best model of the comparison in {folder}."
-    inputs = () if item is None else (torch.randn(1, *item),)
-    return Opened(f"{folder.name}/{files[0].stem}", said, model.eval(), inputs, mean=(0.0,), std=(1.0,))
+    file, *others = files
+    model, about = compare.load(file)
+    item = tuple(about["item"])
+    more = f" Name {' or '.join(other.name for other in others)} for another task." if others else ""
+    said = f"The weights are those of {file.name}, the best model of the comparison in {file.parent}.{more}"
+    first = int(len(item) == 4)  # a clip is [frames, channels, rows, columns]
+    return Opened(
+        f"{file.parent.name}/{file.stem}", said, model.eval(), (torch.randn(1, *item),), mean=(0.0,), std=(1.0,),
+        channels=first,
+    )  # fmt: skip
 
 
 def _saved(path: Path) -> Opened:
