@@ -109,8 +109,8 @@ def _named(name: str, library: str, rest: str, weights: Path | None, size: int |
     said = f"The weights are those of the folder {rest}." if there and weights is None else said
     # 3 its pictures' channels
     about: dict[str, Any] = dict(getattr(built.model, "pretrained_cfg", None) or {})
-    colours = {part: tuple(about[part]) for part in ("mean", "std") if about.get(part)}
-    return Opened(name, said, built.model, built.inputs, folder=folder, **colours)
+    mean, std = (tuple(about.get(part) or getattr(Opened, part)) for part in ("mean", "std"))
+    return Opened(name, said, built.model, built.inputs, mean=mean, std=std, folder=folder)
 
 
 def _compared(folder: Path) -> Opened:
