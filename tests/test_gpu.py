@@ -16,7 +16,7 @@ from locant import Causal, Grid, Padding, RelativeTable, Windows, attention, pla
 from locant.cells import reach
 from locant.forms import AxialVectors, OffsetTable
 from locant.gpu import chips
-from locant.integrations import layers, model
+from locant.integrations import model
 from locant.integrations.family import Attended
 from locant.kernels import sdpa, triton
 from locant.layout import described
@@ -111,23 +111,22 @@ def test_the_parts_of_work_on_a_gpu_are_those_of_whole_tiles():
 
 
 def test_a_models_row_names_the_kernel_of_its_own_device(present, monkeypatch):
-    """What `accelerate` reports of a model on a GPU is planned for that chip; its products stay torch's."""
+    """What `accelerate` reports of a model on a GPU is planned for that chip."""
     monkeypatch.setattr(chips, "_chip", lambda device: "sm90")
-    measured = {
-        ("sm90", name, "bfloat16", "forward"): (cost, *[0.0] * 6) for name, cost in (("triton", 1.0), ("sdpa", 3.0))
-    }
+    costs = {"triton": 1.0, "sdpa": 3.0}
+    measured = {("sm90", name, "bfloat16", "learned"): (cost, *[0.0] * 6) for name, cost in costs.items()}
     monkeypatch.setattr(speed, "SECONDS", measured)
     monkeypatch.setattr(planner, "SECONDS", measured)
+    planner._planned.cache_clear()
     attended = Attended(4, 64, RelativeTable(Grid(7, 7), 4), Grid(14, 14), Windows((7, 7), (3, 3)))
+    narrow, wide, here = (torch.nn.Linear(64, 64, bias=False, device="meta") for _ in range(3))
     with FakeTensorMode():
-        there, wide = (
-            torch.nn.utils.skip_init(torch.nn.Linear, 64, 64, device="cuda", dtype=dtype)
-            for dtype in (torch.bfloat16, torch.float32)
-        )
-        assert model._planned(attended, there) == ("triton", 3.0)
-        assert model._planned(attended, wide)[0] == "sdpa"  # never measured in float32
-        assert layers.reason_not_to_pack(there) == "packed products are for CPUs, and its weight is on cuda:0"
-    assert model._planned(attended, torch.nn.Linear(64, 64))[0] != "triton"
+        for layer, dtype in ((narrow, torch.bfloat16), (wide, torch.float32)):
+            layer.weight = torch.nn.Parameter(torch.empty(64, 64, device="cuda", dtype=dtype))
+        assert model._planned(attended, narrow) == ("triton", 3.0)
+        assert model._planned(attended, wide) == ("sdpa", None)  # never measured in float32
+    assert model._planned(attended, here)[0] != "triton"
+    planner._planned.cache_clear()
 
 
 def test_nothing_of_triton_is_imported_before_a_gpu_is_used():
