@@ -41,6 +41,15 @@ def test_unetr(swin_unetr, axes: int, window: int, sides: tuple[int, ...]) -> No
     accelerated.check(_build(swin_unetr, axes, window), torch.randn(2, 1, *sides), count=6)
 
 
+@pytest.mark.parametrize("part", ["norm1", "norm2", "attn.proj_drop", "mlp.linear1", None])
+def test_halves_of_blocks_are_joined(swin_unetr, part: str | None) -> None:
+    model = _build(swin_unetr, 3, 4)
+    path = part and f"layers1.0.blocks.1.{part}"
+    # the last map is smaller than a window: its block runs by the library's own forward
+    apart = ["merging"] * 4 + ["output"] * 5 + ["norm1", "norm2"]
+    accelerated.check_halves(model, [torch.randn(4, 1, 32, 32, 32)], path, apart)
+
+
 def test_checkpoints_and_the_fused_path_of_its_own(swin_unetr) -> None:
     accelerated.check(
         _build(swin_unetr, 3, 4, use_checkpoint=True, use_flash_attention=True), torch.randn(1, 1, 32, 32, 32)

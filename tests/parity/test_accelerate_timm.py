@@ -186,3 +186,44 @@ def test_halves_of_blocks_are_joined_unless_a_hook_wants_a_part(timm, name: str,
     if name == "convit" and part is not None and part.startswith("drop"):
         pytest.skip("one drop path for both halves: called twice")
     accelerated.check_halves(model, [torch.randn(40, 3, 64, 64)], path, apart)
+
+
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+def test_a_forward_that_came_later_is_called(timm, part: str) -> None:
+    """Whoever puts another forward on a part of an accelerated model has it called, and taken along by a copy."""
+    model = _vit(timm, "vit").eval()
+    locant.accelerate(model)
+    x, module = torch.randn(4, 3, 64, 64), model.blocks[1].get_submodule(part)
+    with torch.no_grad():
+        before = model(x)
+        module.forward = lambda rows, **_: torch.zeros_like(rows)
+        assert not torch.equal(model(x), before)
+        del module.forward
+        locant.accelerate(module)
+        assert torch.equal(model(x), before)
+
+
+def test_drop_path_and_copies_of_joined_blocks(timm) -> None:
+    """Whole paths are dropped in training alone, and a copy's norms, LayerScales and biases are its own."""
+    torch.manual_seed(0)
+    more = {"img_size": 64, "patch_size": 16, "depth": 2, "num_heads": 2, "init_values": 0.5, "drop_path_rate": 0.5}
+    model = timm.models.beit.Beit(use_rel_pos_bias=True, qkv_bias=True, **more, **SMALL)
+    plain = accelerated.randomised(model)
+    torch.nn.init.normal_(plain.head.weight)  # which starts so small that outputs would hardly depend on blocks
+    model, x = copy.deepcopy(plain), torch.randn(32, 3, 64, 64)
+    locant.accelerate(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        wanted = plain(x)
+        for name in ("norm1.weight", "gamma_1", "attn.q_bias", "attn.v_bias", "attn.proj.bias"):
+            model.blocks[0].get_parameter(name).add_(0.3)
+            plain.blocks[0].get_parameter(name).add_(0.3)
+        assert (other(x) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert (plain(x) - wanted).abs().max() > 1e-2 * wanted.abs().max()
+        assert (model(x) - plain(x)).abs().max() <= 1e-5 * wanted.abs().max()
+        drawn = []
+        for m in (model.double(), plain.double()):
+            torch.manual_seed(3)
+            drawn.append(m.train()(x.double()))
+        assert (drawn[0] - drawn[1]).abs().max() <= 1e-10 * wanted.abs().max()
+        assert (drawn[0] - wanted).abs().max() > 1e-2 * wanted.abs().max()

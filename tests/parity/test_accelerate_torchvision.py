@@ -56,6 +56,24 @@ def test_clips(models, frames: int, rows: int, columns: int) -> None:
     accelerated.check(_clips(models), torch.randn(2, 3, frames, rows, columns), count=4)
 
 
+@pytest.mark.parametrize("part", ["norm1", "norm2", "attn", "attn.proj", "mlp.1", None])
+@pytest.mark.parametrize(
+    ("clips", "sides", "filled"),
+    [
+        (False, (64, 64), 0),
+        (False, (72, 64), 4),  # windows of 4 divide neither 18 nor 9 rows
+        (True, (8, 48, 24), 0),
+        (True, (9, 48, 24), 4),  # nor windows of 4 five frames
+        (True, (4, 48, 24), 0),  # two frames: the window shrinks in time
+    ],
+)
+def test_halves_of_blocks_are_joined(models, clips: bool, sides: tuple, filled: int, part: str | None) -> None:
+    model = _clips(models) if clips else _pictures(models, False)
+    path = None if part is None else f"features.{0 if clips else 1}.1.{part}"
+    apart = ["patches", "merging", "norm", *["norm1"] * filled]
+    accelerated.check_halves(model, [torch.randn(8, 3, *sides)], path, apart)
+
+
 def test_a_bias_of_keys_is_left_out_as_published(models) -> None:
     """Swin v2 takes the keys' share of qkv's bias for zero, whatever it holds, around an adapter as well."""
     model = _pictures(models, True)

@@ -48,6 +48,27 @@ def test_a_map_smaller_than_a_window(transformers, name: str) -> None:
     accelerated.check(_build(transformers, name, 16), torch.randn(2, 3, 16, 16), count=4)
 
 
+@pytest.mark.parametrize("part", ["before", "after", "query", "first", "drop_path", None])
+@pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin"])
+@pytest.mark.parametrize("size", [64, 72])
+def test_halves_of_layers_are_joined(transformers, name: str, size: int, part: str | None) -> None:
+    swin = name == "Swin"
+    names = {
+        "before": "layernorm_before", "after": "layernorm_after", "drop_path": "drop_path",
+        "query": "attention.q_proj" if swin else "attention.self.query",
+        "first": "mlp.fc1" if swin else "intermediate.dense",
+    }  # fmt: skip
+    model = _build(transformers, name, size, drop_path_rate=0.3)
+    layer = next(path for path, _ in model.named_modules() if path.endswith("layers.0.blocks.1")) + "."
+    apart = [
+        "embeddings",
+        "merging",
+        *["norm"] * (name != "DonutSwin"),
+        *["before"] * (4 if size == 72 else 0),
+    ]
+    accelerated.check_halves(model, [torch.randn(9, 3, size, size)], part and layer + names[part], apart)
+
+
 def test_restoration(transformers) -> None:
     """Its pictures are whole windows: the model fills them up before."""
     accelerated.check(_build(transformers, "Swin2SR", 16), torch.randn(1, 3, 16, 12), count=4)
@@ -99,6 +120,20 @@ def test_plain_attention(transformers, name: str) -> None:
     model = accelerated.randomised(_whole(transformers, name, num_hidden_layers=1))
     report = locant.accelerate(model, example=torch.randn(2, 3, 64, 64), strict=True, training=True)
     assert sum(row.kind == "attention" for row in report.replaced) == 1
+
+
+@pytest.mark.parametrize("part", ["norm1", "norm2", "attention", "attention.q_proj", "mlp", "mlp.fc1", None])
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2", "Dinov2WithRegisters", "ViTMSN", "Beit", "BeitPlain"])
+def test_halves_of_whole_layers_are_joined(transformers, name: str, part: str | None) -> None:
+    """BEiT with its table and LayerScale, and without."""
+    more = {"Beit": BEIT, "BeitPlain": {"layer_scale_init_value": 0.0}}.get(name, {})
+    model = _whole(transformers, name.removesuffix("Plain"), **more)
+    names = {} if name.startswith("Dino") else {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+    layer = next(path for path, _ in model.named_modules() if path.endswith(("layers.1", "layer.1")))
+    if part == "attention" and name.startswith("Beit"):
+        part = "attention.o_proj"  # the layer does what its attention does: a hook on that is not called, says the row
+    path = part and f"{layer}.{names.get(part, part)}"
+    accelerated.check_halves(model, [torch.randn(40, 3, 64, 64)], path, ["norm"])
 
 
 def test_a_mask_goes_the_class_s_own_way(transformers) -> None:

@@ -20,6 +20,7 @@ from locant.integrations.replacing import state_of
 from locant.products import linear, perceptron
 
 Norm = tuple[Tensor, Tensor, float]
+JOINED = "norms and sums with their products"  # what a row says of such a block
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
 _DINO = "transformers.models.dinov2"
 SCALES = {
@@ -145,11 +146,13 @@ def run_perceptron(layers: Layers, x: Tensor, half: Half | None = None) -> Tenso
 
 
 def residual_perceptron(
-    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None
-) -> Tensor:
-    """x + drop_path(scale(mlp(norm(x))))."""
-    layers = parts_of(mlp)
-    half = None if layers is None else half_of(x, norm, (drop_path,), (mlp,), scale)
-    if layers is None or half is None:
-        return x + drop_path(_scaled(mlp(norm(x)), scale))
-    return run_perceptron(layers, x, half)
+    x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None,
+    dropout: nn.Module | None = None,
+) -> Tensor:  # fmt: skip
+    """x + drop_path(scale(dropout(mlp(norm(x)))))."""
+    layers, idle = parts_of(mlp), (drop_path,) if dropout is None else (drop_path, dropout)
+    half = None if layers is None else half_of(x, norm, idle, (mlp,), scale)
+    if layers is not None and half is not None:
+        return run_perceptron(layers, x, half)
+    out = mlp(norm(x))
+    return x + drop_path(_scaled(out if dropout is None else dropout(out), scale))

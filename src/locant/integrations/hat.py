@@ -23,6 +23,7 @@ from locant.attend import attention
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer
+from locant.integrations.halves import residual_perceptron
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.shapes import is_mask
 from locant.integrations.windowed import swin_attention
@@ -70,7 +71,7 @@ def _hybrid_forward(self: Any, x: Tensor, x_size: tuple[int, int], rpi_sa: Tenso
     beside = self.conv_block(inner.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
     attended = swin_attention(self.attn, inner, window, shift, "pad-roll", position).flatten(1, 2)
     x = x + self.drop_path(attended) + beside * self.conv_scale
-    return x + self.drop_path(self.mlp(self.norm2(x)))
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path)
 
 
 _SEEN: list[tuple[Any, ...]] = []  # the last mask that was compared, which all blocks of a model are handed

@@ -12,8 +12,9 @@ from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.borrowed_content import BorrowedDecomposed
 from locant.integrations.family import Attended, Family, Offer, dropout_of
+from locant.integrations.halves import residual_perceptron
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import attend_projected, swin_attention
+from locant.integrations.windowed import attend_projected, half_of_swin, swin_attention
 from locant.masks import Causal, Padding, Windows
 from locant.nn.window import fitted
 
@@ -26,13 +27,26 @@ def forward_part1(self: Any, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
     return swin_attention(self.attn, self.norm1(x), window, shift, "pad-roll", self._locant.position)
 
 
+def _block_forward(self: Any, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+    whole, shape = tuple(self.window_size), tuple(x.shape[1:-1])
+    window, shift = fitted(whole, tuple(self.shift_size), shape, "per-axis")
+    half = half_of_swin(x, self.norm1, self.attn, self.drop_path) if window[1:] == whole[1:] else None
+    if half is None:
+        return type(self).forward(self, x, mask_matrix)
+    x = swin_attention(self.attn, x, window, shift, "pad-roll", self._locant.position, half)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path)
+
+
+_block_forward.__name__ = "forward"
+
+
 def _swin(block: nn.Module) -> Offer:
     module: Any = block
     position = BorrowedTable(module.attn, "relative_position_bias_table", "window_size", module.num_heads)
     window, shift = tuple(module.window_size), tuple(module.shift_size)
     attended = Attended(module.num_heads, module.dim // module.num_heads, position, None, Windows(window, shift))
     what = f"table, windows of {' × '.join(map(str, window))}" + (", shifted" if any(shift) else "")
-    replacement = Replacement({"forward_part1": forward_part1}, State(position=position))
+    replacement = Replacement({"forward_part1": forward_part1, "forward": _block_forward}, State(position=position))
     return Offer(replacement, what, _map, attended, inside=("attn",))
 
 
@@ -99,11 +113,11 @@ FAMILIES = (
         "attention",
         (f"{_SWIN}.SwinTransformerBlock",),
         (
-            "forward", "forward_part1", "WindowAttention", "get_window_size", "window_partition", "window_reverse",
-            "compute_mask",
+            "forward", "forward_part1", "forward_part2", "WindowAttention", "get_window_size",
+            "window_partition", "window_reverse", "compute_mask",
         ),
         _swin,
-        frozenset({"4a243e2c19cf39ad"}),
+        frozenset({"883110a7702acb4a"}),
         (("attn", f"{_SWIN}.WindowAttention"),),
     ),
     Family("attention", (f"{_BLOCKS}.selfattention.SABlock",), ("forward",), _whole, frozenset({"5bc522296f91e9f0"})),

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
+from locant.integrations.halves import residual_perceptron
 from locant.integrations.layers import perceptron_family
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import attend_projected, swin_attention
+from locant.integrations.windowed import attend_projected, half_of_swin, swin_attention
 from locant.masks import Windows
 from locant.nn.window import window_mask
 
@@ -107,9 +108,12 @@ def _block_forward(self: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
         return type(self).forward(self, x, *more, **named)
     # 2 the block
     drop_path = getattr(self, "drop_path", None) or nn.Identity()
-    attended = swin_attention(self.attn, self.norm1(x).unflatten(1, sides), window, shift, "pad-roll", state.position)
-    x = x + drop_path(attended.flatten(1, -2))
-    return x + drop_path(self.mlp(self.norm2(x)))
+    tokens = x.unflatten(1, sides)
+    half = half_of_swin(tokens, self.norm1, self.attn, drop_path)
+    tokens = self.norm1(x).unflatten(1, sides) if half is None else tokens
+    out = swin_attention(self.attn, tokens, window, shift, "pad-roll", state.position, half).flatten(1, -2)
+    x = out if half is not None else x + drop_path(out)
+    return residual_perceptron(x, self.norm2, self.mlp, drop_path)
 
 
 _forward.__name__ = _block_forward.__name__ = "forward"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedGate, BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.halves import Half, conclude, project, residual_attention, residual_perceptron
+from locant.integrations.halves import JOINED, Half, conclude, project, residual_attention, residual_perceptron
 from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import attend_projected, cosine_attention, half_of_swin, swin_attention
@@ -301,7 +301,7 @@ def _joined(name: str, forward: Callable[..., Tensor], known: str) -> Family:
         sides = getattr(owner, "window_size", None) or (7, 7)
         tokens = math.prod(sides) + getattr(owner, "prefix_tokens", int(hasattr(owner, "relative_position_bias_table")))
         trial = (torch.randn(2, tokens, module.norm2.weight.shape[0], dtype=torch.float64),)
-        return Offer(Replacement({"forward": forward}), "norms and sums with their products", lambda _: trial)
+        return Offer(Replacement({"forward": forward}), JOINED, lambda _: trial)
 
     return Family("block", (f"{_MODELS}.{name}",), ("forward",), offer, frozenset({known}))
 

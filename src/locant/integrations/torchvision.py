@@ -1,4 +1,7 @@
-"""torchvision: Swin, Swin v2 and Video Swin. Nothing of torchvision is imported: its modules say what they are."""
+"""torchvision: Swin, Swin v2 and Video Swin. Nothing of torchvision is imported: its modules say what they are.
+
+Blocks of Swin v2 have their norms behind products, which take none there: nothing is joined in them.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,34 @@ from torch.nn import functional as F
 
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer
+from locant.integrations.halves import (
+    JOINED,
+    Half,
+    conclude,
+    normalised,
+    project,
+    residual_attention,
+    residual_perceptron,
+)  # fmt: skip
 from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import attend_in_windows
+from locant.integrations.windowed import Project, attend_in_windows
 from locant.masks import Windows
 from locant.nn.cosine import angles
 from locant.nn.window import fitted
 
 
-def _pictures(self: Any, x: Tensor) -> Tensor:
+def _pictures(self: Any, x: Tensor, half: Half | None = None) -> Tensor:
     window, shift = fitted(tuple(self.window_size), tuple(self.shift_size), tuple(x.shape[1:-1]), "pad")
-    return _attend(self, x, self.qkv, window, shift, None)
+    return _attend_joined(self, x, window, shift, half)
 
 
-def _clips(self: Any, x: Tensor) -> Tensor:
+def _clips(self: Any, x: Tensor, half: Half | None = None) -> Tensor | None:
     whole = tuple(self.window_size)
     window, shift = fitted(whole, tuple(self.shift_size), tuple(x.shape[1:-1]), "per-axis")
     if window[1:] != whole[1:]:  # its bias is that of the whole window's first cells, and no function of the offset
-        return type(self).forward(self, x)
-    return _attend(self, x, self.qkv, window, shift, None)
+        return None if half else type(self).forward(self, x)
+    return _attend_joined(self, x, window, shift, half)
 
 
 def _angles(self: Any, x: Tensor) -> Tensor:
@@ -38,23 +50,38 @@ def _angles(self: Any, x: Tensor) -> Tensor:
         q, k, v = bias.chunk(3)
         bias = torch.cat((q, torch.zeros_like(k), v))
 
-    def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = linear_with(self.qkv, tokens, bias).chunk(3, dim=-1)
         return *angles(q, k, self.logit_scale), v
 
-    return _attend(self, x, project, window, shift, 1.0)
+    return _attend(self, x, enter, window, shift, 1.0)
+
+
+def _attend_joined(
+    self: Any, x: Tensor, window: tuple[int, ...], shift: tuple[int, ...], half: Half | None
+) -> Tensor:  # fmt: skip
+    x, half = normalised(x, half, window)
+    return _attend(self, x, lambda tokens: project(self.qkv, tokens, half), window, shift, None, half)
 
 
 def _attend(
-    self: Any, x: Tensor, project: Any, window: tuple[int, ...], shift: tuple[int, ...], scale: float | None
-) -> Tensor:
+    self: Any, x: Tensor, enter: Project, window: tuple[int, ...], shift: tuple[int, ...], scale: float | None,
+    half: Half | None = None,
+) -> Tensor:  # fmt: skip
     dropout = self.attention_dropout if self.training else 0.0
     position = self._locant.position
-    out = attend_in_windows(x, project, window, shift, "pad-roll", position, self.num_heads, scale, dropout)
-    return F.dropout(self.proj(out), self.dropout, self.training)
+    out = attend_in_windows(x, enter, window, shift, "pad-roll", position, self.num_heads, scale, dropout)
+    return F.dropout(conclude(self.proj, None, out, half), self.dropout, self.training)
 
 
-_pictures.__name__ = _clips.__name__ = _angles.__name__ = "forward"
+def _block_forward(self: Any, x: Tensor) -> Tensor:
+    x = residual_attention(x, self.norm1, self.attn, self.stochastic_depth)
+    return residual_perceptron(x, self.norm2, self.mlp, self.stochastic_depth)
+
+
+_METHODS: tuple[Any, ...] = (_pictures, _clips, _angles, _block_forward)
+for _method in _METHODS:
+    _method.__name__ = "forward"
 
 
 def _offer(module: nn.Module, forward: Any, position: BorrowedTable, what: str) -> Offer:
@@ -62,7 +89,13 @@ def _offer(module: nn.Module, forward: Any, position: BorrowedTable, what: str) 
     window, shift = tuple(m.window_size), tuple(m.shift_size)
     attended = Attended(m.num_heads, m.qkv.in_features // m.num_heads, position, None, Windows(window, shift))
     what = f"{what}, windows of {' × '.join(map(str, window))}" + (", shifted" if any(shift) else "")
-    return Offer(Replacement({"forward": forward}, State(position=position)), what, _map, attended)
+    state = State(position=position, products=() if forward is _angles else ("qkv", "proj"))
+    return Offer(Replacement({"forward": forward}, state), what, _map, attended)
+
+
+def _block(block: nn.Module) -> Offer:
+    module: Any = block
+    return Offer(Replacement({"forward": _block_forward}), JOINED, lambda _: _map(module.attn))
 
 
 def _table(module: nn.Module, forward: Any) -> Offer:
@@ -114,4 +147,5 @@ FAMILIES = (
         lambda module: _table(module, _clips),
         frozenset({"16c2f0abebe8ab60"}),  # 0.28.0
     ),
+    Family("block", (f"{_PICTURES}.SwinTransformerBlock",), ("forward",), _block, frozenset({"044bd0b0f882f27f"})),
 )  # fmt: skip

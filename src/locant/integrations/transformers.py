@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.halves import run_perceptron
+from locant.integrations.halves import (
+    JOINED,
+    Half,
+    conclude,
+    half_of,
+    normalised,
+    project,
+    residual_attention,
+    residual_perceptron,
+    run_perceptron,
+)  # fmt: skip
 from locant.integrations.layers import Layers, calls_parts, is_packed, layers_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows, attend_projected
@@ -34,11 +44,10 @@ def _swin_forward(
     fits = self.window_size == attn.relative_position_bias.window_size[0]
     if not fits or attn.config._attn_implementation != "sdpa":
         return type(self).forward(self, hidden_states, input_dimensions, always_partition, **kwargs)
-    x = self.layernorm_before(hidden_states).unflatten(1, input_dimensions)
     dropout = attn.attention_dropout if self.training else 0.0
-    x = attn.o_proj(_attend(self, x, _three(attn.q_proj, attn.k_proj, attn.v_proj), attn.scaling, dropout))
-    hidden_states = hidden_states + self.drop_path(self.dropout(x).flatten(1, 2))
-    return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states, None
+    layers, drops = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj), (self.dropout, self.drop_path)
+    x = _first_half(self, hidden_states, input_dimensions, layers, drops, (attn,), attn.scaling, dropout)
+    return residual_perceptron(x, self.layernorm_after, self.mlp, self.dropout), None
 
 
 def _copied_forward(
@@ -52,11 +61,14 @@ def _copied_forward(
     if output_attentions or self.window_size != self.attention.self.window_size[0]:
         return type(self).forward(self, hidden_states, input_dimensions, output_attentions, *always_partition, **named)
     attn, last = self.attention.self, self.attention.output
-    x = self.layernorm_before(hidden_states).unflatten(1, input_dimensions)
-    project = _three(attn.query, attn.key, attn.value)
-    x = last.dropout(last.dense(_attend(self, x, project, None, dropout_of(attn.dropout))))
-    hidden_states = hidden_states + self.drop_path(x.flatten(1, 2))
-    return (hidden_states + _fed_forward(self, self.layernorm_after(hidden_states)),)
+    layers, drops = (attn.query, attn.key, attn.value, last.dense), (last.dropout, self.drop_path)
+    called = (self.attention, attn, attn.dropout, last)
+    x = _first_half(self, hidden_states, input_dimensions, layers, drops, called, None, dropout_of(attn.dropout))
+    perceptron = _layers_of(self)
+    half = perceptron and half_of(x, self.layernorm_after, (), (self.intermediate, self.output))
+    if perceptron and half:
+        return (run_perceptron(perceptron, x, half),)
+    return (x + _fed_forward(self, self.layernorm_after(x)),)
 
 
 def _angles_forward(
@@ -86,11 +98,21 @@ def _beit_forward(
         return type(self).forward(
             self, hidden_states, attention_mask, interpolate_pos_encoding, resolution=resolution, **kwargs
         )  # fmt: skip
-    x = self.layernorm_before(hidden_states)
-    x = self.dropout(_attend_tokens(attn, x, Grid(x.shape[1]) if position is None else position.grid, position))
-    hidden_states = self.drop_path(self.lambda_1 * x) + hidden_states
-    x = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-    return self.drop_path(self.lambda_2 * x) + hidden_states
+    # 1 a LayerScale that is 1.0 is none
+    x, grid = hidden_states, Grid(hidden_states.shape[1]) if position is None else position.grid
+    scales = (scale if isinstance(scale, Tensor) else None for scale in (self.lambda_1, self.lambda_2))
+    first, second = scales
+    # 2 attention
+    half = None
+    if _are_packed(attn, _LAYERS):
+        half = half_of(x, self.layernorm_before, (self.dropout, self.drop_path), (attn,), first)
+    if half is None:
+        out = self.dropout(_attend_tokens(attn, self.layernorm_before(x), grid, position))
+        x = self.drop_path(out if first is None else first * out) + x
+    else:
+        x = _attend_tokens(attn, x, grid, position, half)
+    # 3 perceptron
+    return residual_perceptron(x, self.layernorm_after, self.mlp, self.drop_path, second, self.dropout)
 
 
 def _data2vec_forward(
@@ -109,15 +131,33 @@ def _data2vec_forward(
     return (out, None) if type(self).__name__.endswith("SdpaSelfAttention") else (out,)
 
 
-def _plain_forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+def _plain_forward(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, half: Half | None = None, **kwargs: Any
+) -> Any:
     if attention_mask is not None or self.config._attn_implementation != "sdpa" or hidden_states.ndim != 3:
-        return type(self).forward(self, hidden_states, attention_mask, **kwargs)
-    return _attend_tokens(self, hidden_states, Grid(hidden_states.shape[1]), None), None
+        return None if half else type(self).forward(self, hidden_states, attention_mask, **kwargs)
+    return _attend_tokens(self, hidden_states, Grid(hidden_states.shape[1]), None, half), None
 
 
-for _method in (
+def _vit_layer_forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    named = {"attention_mask": attention_mask, **kwargs}
+    x = residual_attention(hidden_states, self.layernorm_before, self.attention, self.dropout, **named)
+    return residual_perceptron(x, self.layernorm_after, self.mlp, self.dropout)
+
+
+def _dino_layer_forward(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    named = {"attention_mask": attention_mask, **kwargs}
+    x = residual_attention(hidden_states, self.norm1, self.attention, self.drop_path, self.layer_scale1, **named)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path, self.layer_scale2)
+
+
+_METHODS: tuple[Any, ...] = (
     _swin_forward, _copied_forward, _angles_forward, _beit_forward, _data2vec_forward, _plain_forward,
-):  # fmt: skip
+    _vit_layer_forward, _dino_layer_forward,
+)  # fmt: skip
+for _method in _METHODS:
     _method.__name__ = "forward"
 
 
@@ -128,23 +168,46 @@ def _is_whole(owner: Any, resolution: tuple[int, int] | None, patch: int) -> boo
     return resolution is not None and rows == columns == resolution[0] // patch == resolution[1] // patch
 
 
-def _attend_tokens(attn: Any, x: Tensor, grid: Grid, position: Position | None) -> Tensor:
+_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def _are_packed(attn: nn.Module, names: tuple[str, ...]) -> bool:
+    return all(is_packed(getattr(attn, name)) for name in names)
+
+
+def _attend_tokens(attn: Any, x: Tensor, grid: Grid, position: Position | None, half: Half | None = None) -> Tensor:
     """Of a module with q_proj, k_proj, v_proj and o_proj."""
-    projected = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+    projected = [project(layer, x, half) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
     dropout = attn.attention_dropout if attn.training else 0.0
-    return attn.o_proj(
-        attend_projected(projected, grid, None, position, attn.num_attention_heads, attn.scaling, dropout)
-    )
+    out = attend_projected(projected, grid, None, position, attn.num_attention_heads, attn.scaling, dropout)
+    return conclude(attn.o_proj, None, out, half)
+
+
+def _first_half(
+    layer: Any, x: Tensor, sides: tuple[int, int], layers: tuple[Any, ...], drops: tuple[nn.Module, ...],
+    called: tuple[nn.Module, ...], scale: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
+    """Of a layer that cuts windows: x, and attention of its norm by `layers` (q, k, v, and the last)."""
+    # 1 what goes with the products
+    *three, last = layers
+    norm, tokens = layer.layernorm_before, x.unflatten(1, sides)
+    half = half_of(tokens, norm, drops, called) if all(map(is_packed, layers)) else None
+    tokens = norm(x).unflatten(1, sides) if half is None else tokens
+    tokens, half = normalised(tokens, half, (layer.window_size,) * 2)
+    # 2 attention
+    out = _attend(layer, tokens, lambda rows: [project(part, rows, half) for part in three], scale, dropout)
+    out = conclude(last, None, out, half).flatten(1, 2)
+    if half is not None:
+        return out
+    for drop in drops:
+        out = drop(out)
+    return x + out
 
 
 def _attend(layer: Any, x: Tensor, project: Project, scale: float | None, dropout: float) -> Tensor:
     window, shift = (layer.window_size,) * 2, (layer.shift_size,) * 2
     position = layer._locant.position
     return attend_in_windows(x, project, window, shift, "pad-roll", position, position.heads, scale, dropout)
-
-
-def _three(q: nn.Module, k: nn.Module, v: nn.Module) -> Project:
-    return lambda tokens: (q(tokens), k(tokens), v(tokens))
 
 
 def _fed_forward(layer: Any, x: Tensor) -> Tensor:
@@ -244,7 +307,20 @@ def _tokens(
         return tokens.double(), *before, picture
 
     what = "no position" if position is None else "table"
-    return Offer(Replacement({"forward": forward}, State(position=position)), what, trial, attended, inside)
+    state = State(position=position, products=_LAYERS if forward is _plain_forward else ())
+    return Offer(Replacement({"forward": forward}, state), what, trial, attended, inside)
+
+
+def _joined(name: str, forward: Callable[..., Any], *layers: str, known: str) -> Family:
+    """Layers around attention that is replaced by itself; `name` is that of their norm."""
+
+    def trial(layer: nn.Module) -> tuple[Any, ...]:
+        return (torch.randn(2, 50, getattr(layer, name).normalized_shape[0], dtype=torch.float64),)
+
+    def offer(layer: nn.Module) -> Offer:
+        return Offer(Replacement({"forward": forward}), JOINED, trial)
+
+    return Family("block", tuple(f"{_MODELS}.{x}Layer" for x in layers), ("forward",), offer, frozenset({known}))
 
 
 def _read_field(owner: Any) -> Tensor:
@@ -298,6 +374,7 @@ _PLAIN = (
     "vit_msn.modeling_vit_msn.ViTMSN", "ijepa.modeling_ijepa.IJepa", "vivit.modeling_vivit.Vivit",
     "audio_spectrogram_transformer.modeling_audio_spectrogram_transformer.AST",
 )  # fmt: skip
+_DINO = (_PLAIN[2], _PLAIN[3])
 _DATA2VEC = f"{_MODELS}.data2vec.modeling_data2vec_vision.Data2VecVision"
 
 FAMILIES = (
@@ -343,4 +420,6 @@ FAMILIES = (
         frozenset({"7d89d69b58129004"}),
     ),
     _layers("swin2sr.modeling_swin2sr", "Swin2SR", _angles, "234696fd58b075ab"),
+    _joined("layernorm_before", _vit_layer_forward, *(x for x in _PLAIN if x not in _DINO), known="ee1765d90f6f1a44"),
+    _joined("norm1", _dino_layer_forward, *_DINO, known="1ce6d6d7141798a5"),
 )  # 5.24.0
