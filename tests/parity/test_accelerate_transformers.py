@@ -15,6 +15,7 @@ import locant
 from locant.dispatch import tree_leaves
 from locant.integrations.layers import PERCEPTRONS
 from locant.integrations.transformers import FAMILIES
+from locant.integrations.transformers_whole import FAMILIES as WHOLE_FAMILIES
 
 SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 
@@ -188,4 +189,4 @@ def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None
 
 
 def test_the_classes_are_known_by_source(transformers) -> None:
-    accelerated.check_known([*FAMILIES, *(f for f in PERCEPTRONS if "transformers" in f.classes[0])])
+    accelerated.check_known([*FAMILIES, *WHOLE_FAMILIES, *(f for f in PERCEPTRONS if "transformers" in f.classes[0])])

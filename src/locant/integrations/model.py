@@ -26,6 +26,7 @@ from locant.integrations import (
     transformers,
     transformers_alibi,
     transformers_text,
+    transformers_whole,
 )
 from locant.integrations.example import Example
 from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
@@ -41,9 +42,9 @@ from locant.nn import Attention, GatedAttention, MultiHeadAttention, RelativeAtt
 OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 OWN_IN_MODELS = ("locant.models.transformer_xl_layers.MemoryAttention", "locant.models.mvit_layers.PooledAttention")
 FAMILIES: tuple[Family, ...] = (
-    *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES, *transformers_text.FAMILIES,
-    *monai.FAMILIES, *transformers_alibi.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES,
-    *layers.PERCEPTRONS,
+    *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES,
+    *transformers_whole.FAMILIES, *transformers_text.FAMILIES, *transformers_alibi.FAMILIES, *monai.FAMILIES,
+    *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {

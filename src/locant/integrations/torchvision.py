@@ -21,7 +21,7 @@ from locant.integrations.halves import (
     project,
     residual_attention,
     residual_perceptron,
-)  # fmt: skip
+)
 from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows
