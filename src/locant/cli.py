@@ -1,10 +1,10 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-The options of compare, bench and accelerate are declared in `flags.py`. What they mean and their checks live in
-`locant.compare`, `locant.bench`, `locant.integrations` and `locant.checkpoints`, which are imported inside the
-commands: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
-errors go to standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate), 2 refused with one sentence, 130
-stopped by Ctrl-C, 143 by SIGTERM.
+The options of compare, bench, accelerate and explain are declared in `flags.py`. What they mean and their checks live
+in `locant.compare`, `.bench`, `.integrations`, `.explain` and `.checkpoints`, which are imported inside the commands:
+`--help` answers at once, without torch. Standard output carries the result and nothing else; progress and errors go to
+standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate), 2 refused with one sentence, 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -273,6 +273,33 @@ def _accelerate(given: dict[str, Any]) -> None:
         sys.stdout.flush()
     if found.wrong:
         raise typer.Exit(1)
+
+
+@app.command("explain", epilog="Example: `locant explain timm:swin_tiny_patch4_window7_224 photo.jpg -o page.html`")
+@options_from(flags.EXPLAIN)
+def _explain(given: dict[str, Any]) -> None:
+    """What does position do in my model?
+
+    Reads every attention of the model exactly, from its weights alone or on your own picture, clip or text: says in
+    words which heads are about position, and writes a page to look at them.
+    """
+    quiet, out, shown = given.pop("quiet"), given.pop("out"), given.pop("input")
+    with sentences("stopped; nothing was written"):
+        from locant import explain
+        from locant.atomic import write_bytes
+
+        with redirect_stdout(sys.stderr):
+            second = shown if explain.names_a_model(shown) else None
+            found = explain.run(given.pop("model"), None if second else shown, **given)
+            path = Path("explain.html") if out is None else out
+            if second is None:
+                found.save(path)
+            else:
+                other = explain.run(second)
+                write_bytes(path, found.beside(other).encode("utf-8", "replace"))
+        said = [found] if second is None else [found, other]
+        print(path if quiet else "\n\n".join([*map(str, said), f"Page: {path}"]))
+        sys.stdout.flush()
 
 
 def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:

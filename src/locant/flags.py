@@ -1,4 +1,4 @@
-"""What `locant compare`, `locant bench` and `locant accelerate` can be told, each flag declared once.
+"""What `locant compare`, `bench`, `accelerate` and `explain` can be told, each flag declared once.
 
 The command line's options, the keys of the config file and of settings.toml, the keywords of `compare.run` and
 `bench.run` and what is checked of them follow from `COMPARE`, `BENCH` and `ACCELERATE`. Nothing here imports torch
@@ -296,4 +296,19 @@ ACCELERATE = (
     Flag("seconds", SECONDS, MEASURE, "Of timing in all; default 10.", "S"),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
     Flag("quiet", SWITCH, OUTPUT, "Print the times and nothing else.", options=("--quiet", "-q")),
+)  # fmt: skip
+
+
+# --- locant explain ----------------------------------------------------------------------------------------------
+
+EXPLAIN = (
+    Flag("model", TEXT, "", "timm:NAME, torchvision:NAME, locant:NAME, hf:FOLDER; a scheme such as relative:14x14; the "
+         "folder of a comparison; a file that locant convert wrote.", "MODEL", needed=True),
+    Flag("input", TEXT, "", "A picture, a film or a folder of frames, an array (.npy), a line of text; or a second "
+         "model, to be laid beside the first.", "INPUT"),
+    Flag("weights", PATH, MODEL, "File of its weights; default random ones, or what lies in the folder.", "FILE"),
+    Flag("size", SIDES, MODEL, "Pixels that a named model is built for: 384, or 384x512.", "SIZE"),
+    Flag("before", PATH, MODEL, "File of weights before they were resized: tables are compared.", "FILE"),
+    Flag("out", PATH, OUTPUT, "The page; default explain.html.", "FILE", options=("--out", "-o")),
+    Flag("quiet", SWITCH, OUTPUT, "Print the path of the page and nothing else.", options=("--quiet", "-q")),
 )  # fmt: skip

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from locant.explain.explanation import Explanation
+from locant.explain.opening import names_a_model
 from locant.explain.run import run
 
-__all__ = ["Explanation", "run"]
+__all__ = ["Explanation", "names_a_model", "run"]

@@ -90,6 +90,15 @@ def open_(
     )
 
 
+def names_a_model(what: object) -> bool:
+    """Whether a word is the name of a model or a scheme, and not an input."""
+    if not isinstance(what, str):
+        return False
+    library, colon, rest = what.partition(":")
+    known = library in (*named.LIBRARIES, *(scheme.name for scheme in SCHEMES))
+    return (bool(colon) and known and " " not in rest) or (Path(what) / "results.json").is_file()
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 

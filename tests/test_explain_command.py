@@ -1,0 +1,46 @@
+"""`locant explain` as it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from locant.cli import app
+
+RUN = CliRunner()
+
+
+def test_a_scheme_gets_its_page_and_its_sentences(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = RUN.invoke(app, ["explain", "relative:3x3", "-o", str(page)])
+    assert done.exit_code == 0
+    first, second, *_ = done.stdout.splitlines()
+    assert first == "relative:3x3"
+    assert second.startswith("The numbers are random or fixed")
+    assert done.stdout.rstrip().endswith(f"Page: {page}")
+    assert page.read_text().lower().startswith("<!doctype html>")
+
+
+def test_two_models_share_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = RUN.invoke(app, ["explain", "alibi:5", "rotary:5", "-q", "-o", str(page)])
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(page)
+    assert "alibi:5 and rotary:5" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nothing"], "MODEL needs timm:NAME"),
+        (["relative:3x3", "photo.jpg"], "an input needs a model that takes it"),
+        (["relative:3x3", "-o", "page.pdf"], "ends in .html or .svg"),
+    ],
+)
+def test_what_can_not_be_done_is_one_sentence(words: list[str], sentence: str) -> None:
+    done = RUN.invoke(app, ["explain", *words])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("locant: ")
+    assert sentence in done.stderr
