@@ -28,7 +28,7 @@ from locant.positions.position import Content, Gate, Rotation
 def heads_of(seen: Seen, measures: Sequence[Float[np.ndarray, "5 heads"]] = ()) -> tuple[Head, ...]:
     """Every head of a layer; `measures` of queries as `measures.split` has them, whose mean is taken."""
     structure = Structure.of(seen.mask)
-    needed = reach(seen.grid, seen.key_grid, structure.windows)
+    needed = reach(*(seen.reached or (seen.grid, seen.key_grid)), structure.windows)
     maps, sharp = _maps(seen, needed)
     lines = _lines(seen, needed)
     prefix, gates = _prefix(seen), None

@@ -39,6 +39,7 @@ class Seen:
         schemes, mask, grid, key_grid, heads, head_dim: what it attends with; the grid of the map, where windows were
             cut from one, and then `regrouped`.
         scale: of the content logits.
+        reached: the grids whose offsets schemes are asked for: of a window, where it was cut from a map.
         rows, measures: of each query that was asked for; measures [5, heads] as `split` has them.
         blocks: (queries, keys, mean over heads [queries, keys]) of all queries, for a rollout.
         said: why something is missing.
@@ -54,6 +55,7 @@ class Seen:
     scale: float | Tensor
     batch: int
     regrouped: bool = False
+    reached: tuple[Grid, Grid] | None = None
     rows: list[Row] = field(default_factory=list)
     measures: list[Float[np.ndarray, "5 heads"]] = field(default_factory=list)
     blocks: list[tuple[Tensor, Tensor, Float[Tensor, "queries keys"]]] | None = None
@@ -173,6 +175,7 @@ class Recorder:
     def _windowed(self, call: Call, seen: Seen, cut: hooks.Regrouped) -> Seen:
         """Windows that were cut from a map: rows are brought back to it."""
         shape, places = cut.shape, cut.places
+        seen.reached = seen.grid, seen.key_grid
         seen.grid = seen.key_grid = Grid(*shape)
         for where in self.queries:
             target = token_at(where, seen.grid)
