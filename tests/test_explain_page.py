@@ -27,6 +27,8 @@ from locant.page.pictures import LOST
 
 HOSTILE = "</script><script>alert(1)</script>\"'&\u202e\ud800"
 
+OFF = 1 / 254 + 5e-4  # half a level, and the scale in four figures
+
 
 def unpacked(shown: str) -> tuple[list[dict], bytes]:
     """The JSON of the block, and the bytes behind it."""
@@ -57,13 +59,13 @@ def test_the_block_holds_every_map_to_half_a_level() -> None:
     (found,), levels = unpacked(pages.render([data]))
     for layer, own in zip(found["layers"], data.layers, strict=True):
         for head, of in zip(layer["heads"], own.heads, strict=True):
-            half = np.nanmax(np.abs(of.map)) / 254 * 1.001  # the scale is written with four figures
+            half = np.nanmax(np.abs(of.map)) * OFF
             assert np.nanmax(np.abs(values(head["map"], levels) - of.map)) <= half
             assert (np.isnan(values(head["map"], levels)) == np.isnan(of.map)).all()
         for row, of in zip(layer["rows"], own.rows, strict=True):
             for part in ("both", "content", "position"):
                 for h, weights in enumerate(getattr(of, part)):
-                    assert np.abs(values(row[part], levels, h) - weights).max() <= weights.max() / 254 * 1.001
+                    assert np.abs(values(row[part], levels, h) - weights).max() <= weights.max() * OFF
     assert found["input"]["queries"][1]["label"] == "row 2, column 1"
     assert found["layers"][2]["heads"][0]["content_share"] is None  # NaN is no JSON
 
@@ -88,6 +90,17 @@ def test_nothing_is_loaded_and_what_users_named_is_escaped() -> None:
     assert (len(style), len(script)) == (1, 1)
     ids = re.findall(r'\bid="([^"]+)"', shown)
     assert len(ids) == len(set(ids))
+
+
+def test_rollout_is_drawn_per_query_or_says_why_not() -> None:
+    data = example()
+    shown = pages.render([data])
+    assert shown.count("rollout of row") == 2
+    most = float(data.input.rollout.maps.max())
+    assert f"{100 * most:.2g} %" in shown
+    none = dataclasses.replace(data.input.rollout, maps=data.input.rollout.maps[:0], reason="Too large.")
+    shown = pages.render([dataclasses.replace(data, input=dataclasses.replace(data.input, rollout=none))])
+    assert "Too large." in shown
 
 
 def test_the_same_data_give_the_same_bytes() -> None:

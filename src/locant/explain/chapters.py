@@ -54,6 +54,7 @@ def sections(data: Sequence[Data]) -> list[tuple[str, str, str]]:
     """(id, heading, body) of each; an empty body where there is nothing to show."""
     return [
         ("layers", "Where position rules", "".join(_over_layers(one, i, len(data) > 1) for i, one in enumerate(data))),
+        ("rollout", "What reaches the output", "".join(_rolled(one) for one in data)),
         ("embeddings", "Embeddings of places", "".join(_embedded(e) for one in data for e in one.embeddings)),
         ("waves", "Waves", "".join(_waves(w) for one in data for w in _all_waves(one))),
         ("resized", "Before and after resizing", "".join(_resized(r) for one in data for r in one.resizings)),
@@ -140,6 +141,29 @@ def _embedded(one: Embedded) -> str:
     return (
         f'<h3>{code(one.name)}</h3><p class="note">The cosine of the vector of one place, outlined, with all others, '
         f'on {sizes(one.shape)} places.</p><div class="maps-row">{"".join(maps)}</div>{_legend("−1", "1")}'
+    )
+
+
+def _rolled(data: Data) -> str:
+    """Through all layers: which places of the input a query's output is made of, a map per query."""
+    if data.input is None:
+        return ""
+    rollout = data.input.rollout
+    if rollout.reason or not len(rollout.maps):
+        return f'<p class="instead">{text(rollout.reason)}</p>' if rollout.reason else ""
+    most = float(np.nanmax(rollout.maps, initial=0.0)) or 1.0
+    maps = []
+    for query, values in list(zip(data.input.queries, rollout.maps, strict=True))[:FEW]:
+        level = np.where(np.isfinite(values), values / most * LEVELS, LOST).round().astype(np.int8).ravel()
+        cell = tuple(min(size - 1, int(at * size)) for at, size in zip(query.where, values.shape, strict=False))
+        drawn = query_map(level, values.shape, cell or None, f"rollout of {query.label}")
+        maps.append(f'<figure data-save="rollout">{drawn}<figcaption>{text(query.label)}</figcaption></figure>')
+    left = len(rollout.maps) - FEW
+    more = f'<p class="note">{left} more queries are not drawn.</p>' if left > 0 else ""
+    return (
+        '<p class="note">Rollout: the product over the layers of half the mean over heads and half the identity, exact '
+        f'across windows.</p><div class="maps-row">{"".join(maps)}</div>'
+        f"{_legend('0 %', f'{100 * most:.2g} %', signed=False)}{more}"
     )
 
 

@@ -1,7 +1,7 @@
 """An explanation as one block of bytes: JSON, and the maps that it points into. A page carries it deflated.
 
-A map is signed bytes on the scale of the largest value of its head, so that a value is off by 1/254 of that at most. 0
-stays exactly 0, and what is no number is `LOST`.
+A map is signed bytes on the scale of the largest value of its head, so that a value is off by 1/254 of that at most,
+and by the fourth figure that scales are written with. 0 stays exactly 0, and what is no number is `LOST`.
 """
 
 from __future__ import annotations
