@@ -1,7 +1,7 @@
 """How long each part of a product's work takes, by kind of processor (locant.products.speed).
 
-Written by benchmarks/costs.py --products, not by hand. In seconds per call, FLOP, number of a weight, number in,
-hidden and out, and mapped byte; by operation, library and dtype. Measured on one thread and two, torch 2.13.0+cpu,
+Measured and fitted as `locant bench --write-costs` does it, not by hand. In seconds per call, FLOP, number of a weight,
+number in, hidden and out, and mapped byte; by operation, library and dtype. On one thread and two, torch 2.13.0+cpu,
 2026-11-28; "AMD avx2" on the same processor, its AVX-512 kept from all libraries.
 """
 
