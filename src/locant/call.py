@@ -199,14 +199,23 @@ def _forms(
             )
     prefix = any(p.prefix_rows() is not None for p in biases)
     table = OffsetTable(q.shape[1], needed, prefix) if biases else None
-    met = None if content is None else AxialVectors(q.shape[1], _seen(content.ranges(needed), mask))
+    met = None if content is None else AxialVectors(q.shape[1], _seen(content.ranges(needed), grid, key_grid, mask))
     return table, met, Separable(q.shape[1]) if gate is not None else None
 
 
-def _seen(ranges: tuple[tuple[int, int], ...], mask: Structure) -> tuple[tuple[int, int], ...]:
-    """Without the offsets below 0 on axes where an order hides them."""
+def _seen(
+    ranges: tuple[tuple[int, int], ...], grid: Grid, key_grid: Grid, mask: Structure
+) -> tuple[tuple[int, int], ...]:
+    """Without the offsets that no query has from a key: beside a memory, say, or below 0 where an order hides them."""
     ordered = {causal.axis or 0 for causal in mask.causal}
-    return tuple((max(low, 0) if axis in ordered else low, high) for axis, (low, high) in enumerate(ranges))
+    found = []
+    for axis, (low, high) in enumerate(ranges):
+        queries, keys = grid.along(axis), key_grid.along(axis)
+        if len(queries) > 0 and len(keys) > 0:  # offsets beyond a range are taken for its nearest: one is left
+            least, most = queries[0] - keys[-1], queries[-1] - keys[0]
+            low, high = min(max(low, least), high), max(min(high, most), low)
+        found.append((max(low, 0) if axis in ordered else low, high))
+    return tuple(found)
 
 
 def _grids(

@@ -9,11 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.caching import remember
 from locant.checks import check_number, check_types, check_whole
+from locant.dispatch import is_transformed, is_unwatched
 from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Content
+
+KEPT = 2**22  # numbers of R; one that is larger costs little beside its attention, and is made anew
 
 
 @final
@@ -29,7 +33,8 @@ class TransformerXL(Content):
     Where it differs: the published code reads distances by shifting rows of a padded matrix, which leaves numbers of
     other rows where a key comes after its query. Here each pair reads its own distance, negative ones included, so it
     holds without a causal mask as well. In training, R's dropout is drawn per layer, not once for all of them. R is
-    computed anew at each call, in float64 and rounded once: there is no `inv_freq` in the state dict.
+    computed in float64 and rounded once, and is the same for all layers: the last ones are remembered, outside of
+    modules (there is no `inv_freq` in the state dict).
 
     Libraries that lay R out as sin, cos, sin, cos (wav2vec 2.0's Conformer) have the columns of W_r in that order:
     `w.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)` is ours.
@@ -103,12 +108,7 @@ class TransformerXL(Content):
     def distances(self, furthest: int, lowest: int | None = None) -> Float[Tensor, "offsets dim"]:
         """R(lowest) .. R(furthest), in the dtype of u; from -furthest, unless told otherwise."""
         u, _ = self.biases()
-        steps = torch.arange(
-            -furthest if lowest is None else lowest, furthest + 1, dtype=torch.float64, device=u.device
-        )
-        halves = torch.arange(0, self.dim, 2, dtype=torch.float64, device=u.device)
-        angles = steps[:, None] * 10000.0 ** (-halves / self.dim)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(u.dtype)
+        return _sinusoids(-furthest if lowest is None else lowest, furthest, self.dim, u.dtype, u.device)
 
     def check(self, grid: Grid, reach: tuple[int, ...], mask: Structure) -> None:
         if grid.axes != 1:
@@ -126,9 +126,12 @@ class TransformerXL(Content):
         self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
         ((low, high),) = form.ranges
-        rows = F.dropout(self.distances(high, low), self.dropout, self.training)
+        u, v = self.biases()
+        kept = (high - low + 1) * self.dim <= KEPT and is_unwatched((u,)) and not is_transformed()
+        rows = (_remembered if kept else _sinusoids)(low, high, self.dim, u.dtype, u.device)
+        rows = F.dropout(rows, self.dropout, self.training)
         told = self.r_net(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
-        return AxialValues(q + self.biases()[1][:, None].to(q.dtype), (told,), form.ranges, factor=scale)
+        return AxialValues(q + v[:, None].to(q.dtype), (told,), form.ranges, factor=scale)
 
     def queries(
         self, q: Float[Tensor, "batch heads queries head_dim"]
@@ -140,3 +143,19 @@ class TransformerXL(Content):
         said = {"clamp": self.clamp, "dropout": self.dropout or None}
         parts = [f"{name}={value}" for name, value in said.items() if value is not None]
         return ", ".join([f"{self.dim}, {self.heads}, {self.head_dim}", *parts, *["shared"] * len(self._shared)])
+
+
+def _sinusoids(low: int, high: int, dim: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "offsets dim"]:
+    steps = torch.arange(low, high + 1, dtype=torch.float64, device=device)
+    halves = torch.arange(0, dim, 2, dtype=torch.float64, device=device)
+    angles = steps[:, None] * 10000.0 ** (-halves / dim)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+
+@remember(4)
+def _remembered(
+    low: int, high: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "offsets dim"]:
+    """R of plain tensors, for readers that leave it as it is. Made so that calls with gradients can use it, too."""
+    with torch.inference_mode(False):
+        return _sinusoids(low, high, dim, dtype, device)
