@@ -173,7 +173,7 @@ inline void hold_terms(const Problem& p, const Chunk& chunk, int64_t i, const Co
         PanelAxis& of = w.content.axis(i, a);
         if (holds(of, w.content.block[a])) continue;
         flush_content(p, chunk, i, a, sums, w);
-        of.held = next_stretch(p, a, w.content);
+        of.held = next_stretch(p, a, of, w.content);
         make_terms(p, w.panel[i], a, chunk.head, w.content.lanes + w.lane[i] * p.head_dim, w.prefetches, of);
         fill(of.sum, 0, of.rows() * w.panel[i].lanes(), 0);
     }

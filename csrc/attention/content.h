@@ -153,17 +153,63 @@ inline void place_block(const Problem& p, const Keys& keys, Content& content) {
 
 // --- terms ----------------------------------------------------------------------------------------------------------
 
-// Give each lane the terms of its own offsets, `above` rows on: bit by bit of `above`, for all lanes of a vector at once.
+// Which lanes go how far: `above`, bit by bit, for the distances below LANES, the bit of 2^i being the i-th.
+constexpr int NEAR_BITS = __builtin_ctz(unsigned(LANES));
+
+struct NearMoves { ivec bit[NEAR_BITS]; };
+
+INLINE NearMoves near_moves(const ivec& above) {
+    NearMoves moves;
+    UNROLL(i, NEAR_BITS) moves.bit[i] = (above & integer(1 << i)) != 0;
+    return moves;
+}
+
+// Rows on their way: of each bit the last 2^i rows, from 2^i on, row r at 2^i + r mod 2^i. They stay in registers.
+struct RowsOnTheirWay { vec row[LANES]; };
+
+// Row r goes in; row r - (LANES - 1) comes out, each lane of it from `above` rows on.
+INLINE vec pull_row(const NearMoves& moves, unsigned r, vec x, RowsOnTheirWay& way) {
+    UNROLL(i, NEAR_BITS) {
+        vec& last = way.row[(1u << i) + r % (1u << i)];
+        const vec before = last;
+        last = x, x = select(moves.bit[i], x, before);
+    }
+    return x;
+}
+
+// Row r goes in and comes out, each lane of it from `above` rows before.
+INLINE vec push_row(const NearMoves& moves, unsigned r, vec x, RowsOnTheirWay& way) {
+    UNROLL(i, NEAR_BITS) {
+        vec& last = way.row[(1u << i) + r % (1u << i)];
+        const vec before = last;
+        last = x, x = select(moves.bit[i], before, x);
+    }
+    return x;
+}
+
+// Give each lane the terms of its own offsets, `above` rows on: in one pass for what is less than a vector's length, and
+// bit by bit for the rest.
 inline void move_lanes(const PanelAxis& of, int64_t vectors) {
     const int64_t rows = of.rows(), width = vectors * LANES;
-    for (int64_t n = 0; n < vectors; ++n)
-        for (int64_t bit = 1; bit <= of.lanes.high - of.lanes.low; bit *= 2) {
+    for (int64_t n = 0; n < vectors; ++n) {
+        real* term = of.term + n * LANES;
+        for (int64_t bit = LANES; bit <= of.lanes.high - of.lanes.low; bit *= 2) {
             const ivec moved = (of.above[n] & integer(bit)) != 0;
             if (!any_lane(moved)) continue;
-            real *to = of.term + n * LANES, *from = to + bit * width;
-            for (int64_t r = 0; r < rows - bit; ++r, to += width, from += width)
-                store(to, select(moved, load(from), load(to)));
+            for (int64_t r = 0; r < rows - bit; ++r)
+                store(term + r * width, select(moved, load(term + (r + bit) * width), load(term + r * width)));
         }
+        if (!any_lane((of.above[n] & integer(LANES - 1)) != 0)) continue;
+        const NearMoves moves = near_moves(of.above[n]);
+        RowsOnTheirWay way{};
+        const int64_t late = LANES - 1;
+        for (int64_t r = 0; r < rows + late; r += LANES)
+            UNROLL(u, LANES) {
+                const int64_t in = r + u < rows ? r + u : rows - 1, out = r + u - late;
+                const vec x = pull_row(moves, u, load(term + in * width), way);
+                if (out >= 0 && out < rows) store(term + out * width, x);
+            }
+    }
 }
 
 inline void copy_row(const real* from, int64_t vectors, int64_t begin, int64_t end, real* rows) {
@@ -197,13 +243,15 @@ inline void make_terms(const Problem& p, const Panel& own, int64_t axis, int64_t
     move_lanes(of, own.vectors);
 }
 
-// Which coordinates of keys to hold, if those of the block are not held: all of the chunk, or a stretch.
-INLINE Bounds next_stretch(const Problem& p, int64_t axis, const Content& content) {
-    const Bounds& chunk = content.chunk[axis];
-    const int64_t held = held_coordinates(p, axis);
-    if (chunk.high - chunk.low < held) return chunk;
-    const int64_t low = content.block[axis].low, high = low + held - 1;
-    return {low, high < chunk.high ? high : chunk.high};
+// Which coordinates of keys to hold, if those of the block are not held: all of the chunk, or a stretch. In order, keys
+// after the last lane are seen by none where vectors begin at offset 0, and their blocks do not come.
+INLINE Bounds next_stretch(const Problem& p, int64_t axis, const PanelAxis& of, const Content& content) {
+    const Bounds &chunk = content.chunk[axis], &block = content.block[axis];
+    const int64_t held = held_coordinates(p, axis), low = chunk.high - chunk.low < held ? chunk.low : block.low;
+    const bool ends = p.layout->orders && axis_number(p, axis, locant::LOWEST_OFFSET) >= 0;
+    const int64_t last = ends && of.lanes.high < chunk.high ? of.lanes.high : chunk.high;
+    const int64_t needed = last > block.high ? last : block.high;
+    return {low, low + held - 1 < needed ? low + held - 1 : needed};
 }
 
 INLINE bool holds(const PanelAxis& of, const Bounds& block) {

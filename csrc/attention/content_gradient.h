@@ -26,15 +26,21 @@ inline void add_terms_gradient(const Panel& own, const Keys& keys, const Content
 // The inverse of move_lanes, for sums; lanes without a place are cleared.
 inline void move_back(const PanelAxis& of, const Panel& own) {
     const int64_t rows = of.rows(), width = own.lanes();
-    int64_t most = 1;
-    while (most <= of.lanes.high - of.lanes.low) most *= 2;
     for (int64_t n = 0; n < own.vectors; ++n) {
         real* sum = of.sum + n * LANES;
-        const ivec placed = placed_lanes(own, n);
-        if (any_lane(~placed))
-            for (int64_t r = 0; r < rows; ++r) store(sum + r * width, zero_unless(placed, load(sum + r * width)));
-        for (int64_t bit = most / 2; bit; bit /= 2) {
-            const ivec moved = (of.above[n] & integer(bit)) != 0;
+        const ivec placed = placed_lanes(own, n), &above = of.above[n];
+        if (any_lane(~placed) || any_lane((above & integer(LANES - 1)) != 0)) {
+            const NearMoves moves = near_moves(above);
+            RowsOnTheirWay way{};
+            for (int64_t r = 0; r < rows; r += LANES)
+                UNROLL(u, LANES) {
+                    real* at = sum + (r + u < rows ? r + u : rows - 1) * width;
+                    const vec x = push_row(moves, u, zero_unless(placed, load(at)), way);
+                    if (r + u < rows) store(at, x);
+                }
+        }
+        for (int64_t bit = LANES; bit <= of.lanes.high - of.lanes.low; bit *= 2) {
+            const ivec moved = (above & integer(bit)) != 0;
             if (!any_lane(moved)) continue;
             for (int64_t r = rows - 1; r >= bit; --r)
                 store(sum + r * width, select(moved, load(sum + (r - bit) * width), load(sum + r * width)));

@@ -71,7 +71,7 @@ inline void hold_terms(const Problem& p, const Chunk& chunk, int64_t i, Forward&
     for (int64_t a = 0; a < w.content.axes; ++a) {
         PanelAxis& of = w.content.axis(i, a);
         if (holds(of, w.content.block[a])) continue;
-        of.held = next_stretch(p, a, w.content);
+        of.held = next_stretch(p, a, of, w.content);
         make_terms(p, w.panel[i], a, chunk.head, w.content.lanes + w.lane[i] * p.head_dim, w.prefetches, of);
     }
 }
