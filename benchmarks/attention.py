@@ -3,6 +3,8 @@
     python benchmarks/attention.py [--rows forward,train] [--threads 2,1] [--seconds 10] [--json FILE] [--write PAGE]
     python benchmarks/attention.py --read FILE FILE FILE --write PAGE       # runs apart in time, as one page
 
+What PAGE shows of other processors and other numbers of threads stays.
+
 A row is a median of ratios over rounds, with quartiles: in a round each contender is timed once, and a sample counts
 only if a small matrix product just before and just after it ran at full speed (locant.measuring.clock). A contender
 whose results are wrong ends the run of its family: exit code 1, no speed. Rows that need denormal numbers flushed
@@ -39,7 +41,7 @@ def main() -> int:
         return child(arguments)
     if arguments.read:
         kept = [run for file in arguments.read for run in json.loads(Path(file).read_text())]
-        Path(arguments.write).write_text(markdown(combined(kept)))
+        _write(arguments.write, combined(kept))
         return 0
     names = arguments.rows.split(",")
     unknown = [name for name in names if name not in FAMILIES]
@@ -63,8 +65,13 @@ def main() -> int:
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(runs, indent=2) + "\n")
     if arguments.write is not None:
-        Path(arguments.write).write_text(markdown(runs))
+        _write(arguments.write, runs)
     return code
+
+
+def _write(path: str, runs: list[dict]) -> None:
+    page = Path(path)
+    page.write_text(markdown(runs, page.read_text() if page.exists() else ""))
 
 
 def _lines(process: str, names: list[str], threads: str, seconds: float, failed: list[str]) -> Iterator[str]:

@@ -272,6 +272,11 @@ def test_the_page_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| forward | itself | 0.38 GB |  |  |" in text
     assert "RED, without figures: swin." in text
     assert "commit abc" in text
+    more = {"threads": 2, "machine": {"processor": "another"}, "rows": [figure], "failed": []}
+    both = page.markdown([more], text)
+    assert both.startswith(text)
+    assert "\n## 2 threads, another\n" in both
+    assert page.markdown([more], both) == both
     assert page.plain(row) == "forward | itself | 1.04 (1.01 to 1.10) | ≤ 1.06 met | native 12.35 ms"
 
 
@@ -293,6 +298,8 @@ def test_runs_apart_in_time_become_one_page(monkeypatch: pytest.MonkeyPatch) -> 
     assert (first["low"], first["high"]) == (1.4, 3.1)
     assert (second["value"], second["low"]) == (9.0, None)
     assert one["rows"][0]["value"] == 7.0
+    elsewhere = {**run(2, 4.0, "eager"), "machine": {"processor": "another"}}
+    assert [r["rows"][0]["value"] for r in page.combined([*runs, elsewhere])] == [2.0, 7.0, 4.0]
 
 
 def test_constants_are_fitted() -> None:

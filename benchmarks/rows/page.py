@@ -27,10 +27,10 @@ has 1.49 and 1.43; BEiT-B 1.01, its training step 1.08. `locant bench` measures 
 
 
 def combined(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs on as many threads as one: of each row the middle figure, and the quartiles of all."""
+    """Runs on as many threads of one processor as one: of each row the middle figure, and the quartiles of all."""
     found = []
-    for threads in dict.fromkeys(run["threads"] for run in runs):
-        alike = [run for run in runs if run["threads"] == threads]
+    for place in dict.fromkeys(map(_place, runs)):
+        alike = [run for run in runs if _place(run) == place]
         rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
         for run in alike:
             works = [(row["family"], row["work"]) for row in run["rows"]]
@@ -40,6 +40,10 @@ def combined(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         middle = [_middle(same) for same in rows.values()]
         found.append({**alike[-1], "rows": middle, "failed": failed, "runs": len(alike)})
     return found
+
+
+def _place(run: dict[str, Any]) -> tuple[int, str]:
+    return run["threads"], run.get("machine", {}).get("processor", "")
 
 
 def _middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,12 +78,12 @@ def plain(row: dict[str, Any]) -> str:
     return f"{row['work']} | {row['against']} | {value(row)} | {aims} | {times} {row['note']}".rstrip(" |")
 
 
-def markdown(runs: list[dict[str, Any]]) -> str:
-    parts = [HEAD]
+def markdown(runs: list[dict[str, Any]], page: str = "") -> str:
+    """The page of these runs. What `page` shows of other processors, or other numbers of threads, stands as it is."""
+    parts = [HEAD, *_kept(runs, page)]
     for run in runs:
         machine = run.get("machine", {})
-        count = run["threads"]
-        parts.append(f"## {count} thread{'s' * (count > 1)}\n\n")
+        parts.append(_heading(run))
         parts.append(
             f"{machine.get('processor')}, {machine.get('instructions')}, {machine.get('cores')} cores; "
             f"torch {machine.get('torch')}, timm {machine.get('timm')}, Python {machine.get('python')}; "
@@ -94,3 +98,13 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             parts.append(f"\nRED, without figures: {', '.join(run['failed'])}.\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
+
+
+def _heading(run: dict[str, Any]) -> str:
+    threads, processor = _place(run)
+    return f"## {threads} thread{'s' * (threads > 1)}{', ' * bool(processor)}{processor}\n\n"
+
+
+def _kept(runs: list[dict[str, Any]], page: str) -> list[str]:
+    sections = [f"## {section.strip()}\n\n" for section in page.split("\n## ")[1:]]
+    return [section for section in sections if not any(section.startswith(_heading(run)) for run in runs)]
