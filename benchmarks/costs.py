@@ -1,6 +1,6 @@
 """The constants by which the planner tells which kernel is the faster one (locant.speed), measured and fitted here.
 
-    python benchmarks/costs.py [--threads 1] [--seconds 0.3] [--write] [--check]
+    python benchmarks/costs.py [--threads 1] [--seconds 0.3] [--write] [--check [--only PART]]
 
 Each constant is at least 0, and all are fitted to timed problems by the least relative error. --write puts them into
 src/locant/costs.py; --check shows what they predict for problems that they were not fitted to.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from locant import ALiBi, Causal, Grid, Padding, RelativeTable, Windows, planner, speed
+from locant import ALiBi, Causal, Decomposed, Grid, Padding, RelativeTable, Shaw, TransformerXL, Windows, planner, speed
 from locant.kernels import reference
 from locant.measuring import machine
 from locant.measuring.clock import Gate, time_in_turn
@@ -75,6 +75,27 @@ def masked(batch: int, heads: int, head_dim: int, tokens: int, mask: str, slopes
     return make
 
 
+def picture(batch: int, heads: int, head_dim: int, grid: Grid, window: tuple[int, ...] = ()) -> Make:
+    def make(dtype: torch.dtype) -> Workload:
+        met = Decomposed(Grid(*window) if window else grid, heads, head_dim).to(dtype)
+        mask = Windows(window, (0,) * len(window)) if window else None
+        return Workload.draw(batch, heads, head_dim, grid, position=met, mask=mask, dtype=dtype)
+
+    return make
+
+
+def sequence(batch: int, heads: int, head_dim: int, queries: int, keys: int, order: bool, clip: int = 0) -> Make:
+    def make(dtype: torch.dtype) -> Workload:
+        met = Shaw(heads, head_dim, clip, biases=True) if clip else TransformerXL(heads * head_dim, heads)
+        line = Grid(keys)
+        return Workload.draw(
+            batch, heads, head_dim, line[keys - queries :] if keys > queries else line, key_grid=line,
+            mask=Causal() if order else None, position=met.to(dtype), dtype=dtype,
+        )  # fmt: skip
+
+    return make
+
+
 FITTED: tuple[Make, ...] = (
     plain(1, 4, 16, 16), plain(32, 8, 16, 32), plain(1, 1, 64, 32), plain(8, 8, 64, 64), plain(4, 8, 100, 32),
     plain(2, 8, 196, 64), plain(2, 4, 196, 32), plain(1, 4, 784, 64), plain(1, 4, 784, 32), plain(1, 2, 784, 128),
@@ -88,6 +109,8 @@ FITTED: tuple[Make, ...] = (
     decode(1, 8, 8, 64, 8, 2048), decode(1, 16, 16, 64, 1, 2048, True), decode(2, 8, 8, 32, 32, 1024),
     crossed(2, 8, 64, 64, 512), crossed(1, 8, 40, 512, 77), masked(2, 4, 64, 512, "causal"),
     masked(1, 4, 32, 1024, "causal"), masked(1, 4, 64, 512, "causal", True), masked(2, 4, 64, 512, "padding"),
+    picture(2, 4, 64, Grid(14, 14)), picture(1, 2, 64, Grid(28, 28)), picture(1, 4, 64, Grid(28, 28), (14, 14)),
+    sequence(1, 4, 64, 512, 512, False), sequence(2, 4, 32, 256, 512, True), sequence(1, 4, 64, 512, 512, False, 16),
 )  # fmt: skip
 CHECKED: dict[str, Make] = {
     "1 query, 1,024 keys, 4 × 32 heads of 64": decode(4, 32, 32, 64, 1, 1024),
@@ -113,6 +136,13 @@ CHECKED: dict[str, Make] = {
     "1,024 tokens, 4 × 8 heads of 64, padding": masked(4, 8, 64, 1024, "padding"),
     "56 × 56, windows of 7, 2 × 3 heads": table(2, 3, 32, Grid(56, 56), (7, 7)),
     "7 × 7, one window, 8 × 24 heads": table(8, 24, 32, Grid(7, 7), (7, 7)),
+    "196 tokens, 8 × 12 heads of 64, decomposed": picture(8, 12, 64, Grid(14, 14)),
+    "4,096 tokens, 2 heads of 64, decomposed": picture(1, 2, 64, Grid(64, 64)),
+    "70 × 70, windows of 14, 12 heads, decomposed": picture(1, 12, 64, Grid(70, 70), (14, 14)),
+    "1,024 tokens, 8 heads of 64, Transformer-XL": sequence(1, 8, 64, 1024, 1024, False),
+    "512 queries, 1,024 keys, Transformer-XL, order": sequence(1, 8, 64, 512, 1024, True),
+    "1 query, 2,048 keys, Transformer-XL, order": sequence(1, 8, 64, 1, 2048, True),
+    "1,024 tokens, 8 heads of 64, Shaw, clip 16": sequence(1, 8, 64, 1024, 1024, False, 16),
     "16 × 14 × 14, windows in time, 12 heads of 64": table(1, 12, 64, Grid(16, 14, 14), (16, 1, 1)),
 }
 
@@ -159,10 +189,12 @@ def written(constants: dict[tuple[str, str, str], list[float]]) -> str:
     return HEAD.format(**{**about, "threads": threads}) + "\n".join(lines) + "\n}\n"
 
 
-def checked(seconds: float, gate: Gate, dtype: str) -> None:
+def checked(seconds: float, gate: Gate, dtype: str, only: str) -> None:
     """Predicted and true ratio of times, sdpa over native."""
     right = count = 0
     for name, make in CHECKED.items():
+        if not any(part in name for part in only.split("|")):
+            continue
         torch.manual_seed(0)
         work = make(getattr(torch, dtype))
         for mode, call in modes(work):
@@ -187,6 +219,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="measure, fit, and write src/locant/costs.py")
     parser.add_argument("--check", action="store_true", help="predict other problems")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of --check")
+    parser.add_argument("--only", default="", help="of --check: problems with one of these parts (a|b) in their names")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     gate = Gate()
@@ -194,7 +227,7 @@ def main() -> None:
     if arguments.write:
         TARGET.write_text(written(measured(arguments.seconds, gate)))
     if arguments.check:
-        checked(arguments.seconds, gate, arguments.dtype)
+        checked(arguments.seconds, gate, arguments.dtype, arguments.only)
     print(f"{gate.quiet_probes / gate.probes:.0%} of {gate.probes} probes were quiet")
 
 
