@@ -9,7 +9,7 @@ from redrawing import redraw_alike
 from schemes import HEAD_DIM, HEADS, heads
 
 from locant.attend import attention, plan
-from locant.forms import AxialVectors
+from locant.forms import AxialValues, AxialVectors
 from locant.grid import Grid
 from locant.masks import Causal, Windows
 from locant.positions import transformer_xl
@@ -65,7 +65,7 @@ def test_the_form_asks_for_the_offsets_that_can_be_seen():
     for query_grid, position, ranges in (
         (LONG[6:], TransformerXL(6, HEADS, HEAD_DIM), ((-2, 8),)),
         (LONG[8:], TransformerXL(6, HEADS, HEAD_DIM), ((0, 8),)),
-        (LONG[:1], TransformerXL(6, HEADS, HEAD_DIM), ((-8, 0),)),
+        (LONG[:1], TransformerXL(6, HEADS, HEAD_DIM), ((-8, 8),)),
         (LONG[6:], Shaw(HEADS, HEAD_DIM, 4), ((-2, 4),)),
     ):
         few = heads(query_grid)[0]
@@ -88,3 +88,10 @@ def test_the_form_asks_for_the_offsets_that_can_be_seen():
             decomposed.values(form, q, 0.5).vectors, decomposed.tables, ranges, strict=True
         ):
             assert torch.equal(line[0], table[len(table) // 2 + low : len(table) // 2 + high + 1])
+
+
+def test_vectors_are_those_of_the_ranges():
+    """The kernels read as many as the ranges say."""
+    q = heads(LONG)[0]
+    with pytest.raises(ValueError, match=r"each offset of its ranges, 17 on axis 0 for \(-8, 8\); got 16\. Hand over"):
+        AxialValues(q, (torch.zeros(1, 16, HEAD_DIM, dtype=q.dtype),), ((-8, 8),))

@@ -206,14 +206,16 @@ def _forms(
 def _seen(
     ranges: tuple[tuple[int, int], ...], grid: Grid, key_grid: Grid, mask: Structure
 ) -> tuple[tuple[int, int], ...]:
-    """Without the offsets that no query has from a key: beside a memory, say, or below 0 where an order hides them."""
+    """Without the lowest offsets that no query has from a key: beside a memory, say, or where an order hides them.
+
+    The highest one stays: by it schemes whose tables are of another length know how far to stretch them.
+    """
     ordered = {causal.axis or 0 for causal in mask.causal}
     found = []
     for axis, (low, high) in enumerate(ranges):
         queries, keys = grid.along(axis), key_grid.along(axis)
-        if len(queries) > 0 and len(keys) > 0:  # offsets beyond a range are taken for its nearest: one is left
-            least, most = queries[0] - keys[-1], queries[-1] - keys[0]
-            low, high = min(max(low, least), high), max(min(high, most), low)
+        if len(queries) > 0 and len(keys) > 0:
+            low = min(max(low, queries[0] - keys[-1]), high)  # all may lie beyond the range: its nearest is left
         found.append((max(low, 0) if axis in ordered else low, high))
     return tuple(found)
 

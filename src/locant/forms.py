@@ -127,6 +127,14 @@ class AxialValues:
     biases: tuple[Float[Tensor, "heads_or_1 _"], ...] | None = None
     factor: float | Tensor = 1.0
 
+    def __post_init__(self) -> None:
+        for axis, (vectors, (low, high)) in enumerate(zip(self.vectors, self.ranges, strict=True)):
+            if vectors.shape[1] != high - low + 1:
+                raise ValueError(
+                    f"AxialValues needs a vector for each offset of its ranges, {high - low + 1} on axis {axis} for "
+                    f"{(low, high)}; got {vectors.shape[1]}. Hand over those of `form.ranges`."
+                )
+
     def terms(self) -> AxialTerms:
         """The number of every query at every offset: O(N · Σ sides), which on a sequence is O(N²)."""
         lines = []

@@ -126,12 +126,12 @@ class TransformerXL(Content):
         self, form: AxialVectors, q: Float[Tensor, "batch heads queries head_dim"], scale: float | Tensor
     ) -> AxialValues:
         ((low, high),) = form.ranges
-        u, v = self.biases()
+        u = self.biases()[0]
         kept = (high - low + 1) * self.dim <= KEPT and is_unwatched((u,)) and not is_transformed()
         rows = (_remembered if kept else _sinusoids)(low, high, self.dim, u.dtype, u.device)
         rows = F.dropout(rows, self.dropout, self.training)
         told = self.r_net(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
-        return AxialValues(q + v[:, None].to(q.dtype), (told,), form.ranges, factor=scale)
+        return AxialValues(q + self.biases()[1][:, None].to(q.dtype), (told,), form.ranges, factor=scale)
 
     def queries(
         self, q: Float[Tensor, "batch heads queries head_dim"]
