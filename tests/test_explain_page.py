@@ -98,7 +98,8 @@ def test_rollout_is_drawn_per_query_or_says_why_not() -> None:
     assert shown.count("rollout of row") == 2
     most = float(data.input.rollout.maps.max())
     assert f"{100 * most:.2g} %" in shown
-    none = dataclasses.replace(data.input.rollout, maps=data.input.rollout.maps[:0], reason="Too large.")
+    rollout = data.input.rollout
+    none = dataclasses.replace(rollout, maps=rollout.maps[:0], prefix=rollout.prefix[:0], reason="Too large.")
     shown = pages.render([dataclasses.replace(data, input=dataclasses.replace(data.input, rollout=none))])
     assert "Too large." in shown
 

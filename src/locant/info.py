@@ -14,7 +14,11 @@ from locant import __version__, dispatch, operators, processor
 from locant.measuring import machine
 
 # by extra of pyproject.toml: the packages that it installs
-EXTRAS = {"compare": ("scikit-learn", "pillow", "matplotlib"), "video": ("av",)}
+EXTRAS = {
+    "compare": ("scikit-learn", "pillow", "matplotlib"),
+    "video": ("av",),
+    "deploy": ("onnxruntime", "onnx", "onnxscript", "openvino"),
+}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def looks(weights: Float[np.ndarray, " *offsets"]) -> tuple[float, float, tuple[
 
 def apart(a: Float[np.ndarray, "*n"], b: Float[np.ndarray, "*n"], axes: tuple[int, ...]) -> Float[np.ndarray, "*m"]:
     """Total variation, 0 to 1: half the sum of |a - b|."""
-    return np.abs(a - b).sum(axes) / 2
+    return np.asarray(np.abs(a - b).sum(axes) / 2)
 
 
 def split(block: Block, grid: Grid, key_grid: Grid) -> Float[np.ndarray, "5 heads"]:

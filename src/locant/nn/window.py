@@ -234,7 +234,7 @@ def window_mask(
     return regions[:, :, None] == regions[:, None]
 
 
-def _filled(x: Float[Tensor, "batch *map dim"], window: tuple[int, ...]) -> Tensor:
+def _filled(x: Shaped[Tensor, "batch *map dim"], window: tuple[int, ...]) -> Tensor:
     """Zeros at the end of every axis, up to a multiple of the window."""
     ends = [0, 0]
     for side, size in zip(reversed(x.shape[1:-1]), reversed(window), strict=True):  # F.pad names the last axis first
@@ -243,8 +243,8 @@ def _filled(x: Float[Tensor, "batch *map dim"], window: tuple[int, ...]) -> Tens
 
 
 def _rolled(
-    x: Float[Tensor, "batch *map dim"], shift: tuple[int, ...], sign: int = 1
-) -> Float[Tensor, "batch *map dim"]:
+    x: Shaped[Tensor, "batch *map dim"], shift: tuple[int, ...], sign: int = 1
+) -> Shaped[Tensor, "batch *map dim"]:
     return torch.roll(x, [sign * s for s in shift], list(range(1, x.ndim - 1))) if any(shift) else x
 
 
