@@ -20,7 +20,6 @@ from locant.positions.transformer_xl import TransformerXL
 LONG = Grid(9)
 
 
-@pytest.mark.row(44)
 def test_sinusoids_are_made_once(monkeypatch):
     """For all schemes of a size, after calls without gradients too; who is handed R may write into it."""
     made, make = [], transformer_xl._sinusoids
