@@ -1,10 +1,10 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-The options of compare, bench, accelerate and explain are declared in `flags.py`. What they mean and their checks live
-in `locant.compare`, `.bench`, `.integrations`, `.explain` and `.checkpoints`, which are imported inside the commands:
-`--help` answers at once, without torch. Standard output carries the result and nothing else; progress and errors go to
-standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate), 2 refused with one sentence, 130 stopped by
-Ctrl-C, 143 by SIGTERM.
+The options of compare, bench, accelerate, explain and export are declared in `flags.py`. What they mean and their
+checks live in `locant.compare`, `.bench`, `.integrations`, `.explain` and `.checkpoints`, which are imported inside the
+commands: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
+errors go to standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate, export), 2 refused with one
+sentence, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     rich_markup_mode="markdown",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback, without the values of local variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -300,6 +300,27 @@ def _explain(given: dict[str, Any]) -> None:
         said = [found] if second is None else [found, other]
         print(path if quiet else "\n\n".join([*map(str, said), f"Page: {path}"]))
         sys.stdout.flush()
+
+
+@app.command("export", epilog="Example: `locant export swin_tiny swin.onnx --image-size 384 --dynamic`")
+@options_from(flags.EXPORT)
+def _export(given: dict[str, Any]) -> None:
+    """A model for other runtimes: an ONNX file in standard operators, tried in onnxruntime before it is there.
+
+    Prints its inputs and the largest error against the model in torch. Exit code 1: the numbers were wrong, and nothing
+    was written.
+    """
+    quiet = given.pop("quiet")
+    with sentences("stopped; nothing was written"):
+        from locant.integrations.export import export
+
+        with redirect_stdout(sys.stderr):  # exporters print
+            found = export(**given)
+        if not quiet:
+            print(found)
+        sys.stdout.flush()
+    if found.wrong:
+        raise typer.Exit(1)
 
 
 def _show_bench(result: bench.Result, *, alone: bool, quiet: bool) -> None:

@@ -312,3 +312,16 @@ EXPLAIN = (
     Flag("out", PATH, OUTPUT, "The page; default explain.html.", "FILE", options=("--out", "-o")),
     Flag("quiet", SWITCH, OUTPUT, "Print the path of the page and nothing else.", options=("--quiet", "-q")),
 )  # fmt: skip
+
+
+# --- locant export -----------------------------------------------------------------------------------------------
+
+EXPORT = (
+    Flag("name", TEXT, "", "swin_tiny, timm:NAME, torchvision:NAME, hf:FOLDER, or a file that locant convert wrote.",
+         "MODEL", needed=True),
+    Flag("out", PATH, "", "The file to write, ending in .onnx.", "OUT", needed=True),
+    Flag("image_size", SIDES, MODEL, "Pixels: 384, 384x512, 8x224x224 for a clip; default its own.", "SIZE"),
+    Flag("weights", PATH, MODEL, "File of its state dict; default random weights.", "FILE"),
+    Flag("dynamic", SWITCH, MODEL, "Leave the batch open; default batch 1."),
+    Flag("quiet", SWITCH, OUTPUT, "Print nothing but errors.", options=("--quiet", "-q")),
+)  # fmt: skip

@@ -6,6 +6,7 @@ timm:swin_tiny_patch4_window7_224    torchvision:swin_t    hf:FOLDER (a config.j
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -144,10 +145,25 @@ def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, t
     builder = getattr(models, name, None)
     if builder is None or name not in models.__all__:
         raise ValueError(f"locant has no model {name!r}. It has {', '.join(models.__all__[:8])}, ...: docs/models.md.")
-    sides = _sides(size, (224, 224))
-    model = builder(img_size=sides)
+    if "img_size" not in inspect.signature(builder).parameters:
+        raise ValueError(
+            f"locant:{name} takes no picture or clip by itself, and no input can be made up for it. Name one that "
+            "does, such as locant:swin_tiny, or use Python."
+        )
+    own = inspect.signature(builder).parameters["img_size"].default
+    default = (own, own) if isinstance(own, int) else own
+    model = builder(img_size=_sides(size, default or (224, 224))[-2:])
+    return model, example_of(model)
+
+
+def example_of(model: nn.Module) -> tuple[int, ...]:
+    """The shape of one picture or clip that a model of locant is made for."""
+    sides: Any = getattr(model, "img_size", None)
+    if sides is None:
+        raise ValueError(f"{type(model).__name__} does not say for which pictures it is. Export it in Python.")
     frames: int | None = getattr(model, "frames", None)
-    return model, (3, *([] if frames is None else [frames]), *sides)
+    rows = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    return 3, *([] if frames is None else [frames]), *rows
 
 
 def _load(model: nn.Module, path: Path) -> None:

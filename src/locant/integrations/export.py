@@ -1,0 +1,126 @@
+"""`locant export NAME OUT`: a named model as an ONNX file that is whole and was tried, or not there."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locant import models
+from locant.dispatch import tree_leaves
+from locant.integrations import named
+from locant.integrations.named import library
+from locant.registry import CLASSES
+
+BATCHES = (1, 3)  # on which a file with an open batch is tried; another one is exported on
+ALLOWED = 1e-4  # of the largest number, for two orders of float32 sums through all layers of a model
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its numbers in onnxruntime are from the model's.
+
+    Attributes:
+        path: of the file.
+        inputs: name and shape of each, a symbol for a size that is open.
+        errors: the largest, by the shape of the input that it was tried on, and the largest number there.
+    """
+
+    path: Path
+    inputs: tuple[tuple[str, tuple[int | str, ...]], ...]
+    errors: dict[tuple[int, ...], tuple[float, float]]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the file's numbers are no rounding of the model's."""
+        return not all(error <= ALLOWED * max(1.0, size) for error, size in self.errors.values())
+
+    def __str__(self) -> str:
+        lines = [f"input {name}: {' × '.join(map(str, shape))}" for name, shape in self.inputs]
+        for shape, (error, size) in self.errors.items():
+            lines.append(
+                f"onnxruntime on {' × '.join(map(str, shape))}: largest error {error:.1e}, of numbers up to {size:.2g}"
+            )
+        return "\n".join([*lines, f"{'Not written, as it is wrong' if self.wrong else 'Written'}: {self.path}"])
+
+
+def export(
+    name: str, out: str | Path, *, image_size: int | tuple[int, ...] | None = None, weights: Path | None = None,
+    dynamic: bool = False,
+) -> Exported:  # fmt: skip
+    """Write a named model as ONNX, run it in onnxruntime, and compare.
+
+    Args:
+        name: a model of locant (`swin_tiny`), LIBRARY:NAME as `named.build` takes it, or a .safetensors file that
+            `locant convert` wrote.
+        out: the file, ending in .onnx. It is written only if its numbers are right.
+        image_size: pixels of a side, (rows, columns) or (frames, rows, columns); None is the model's own.
+        weights: a file of a state dict; None: random weights, or the converted file's.
+        dynamic: whether the batch is left open.
+
+    Raises:
+        ValueError: for another ending, a missing runtime, and what `named.build` refuses.
+    """
+    # 1 what is wanted, and whether it can be tried
+    path = Path(out)
+    if path.suffix != ".onnx" or not path.parent.is_dir():
+        raise ValueError(
+            f"OUT needs a file ending in .onnx, in a folder that exists; got {path}. Name one: model.onnx."
+        )
+    library("onnxscript")
+    runtime: Any = library("onnxruntime")
+    model, shape = _model(name, image_size, weights)
+    # 2 exported, batch 1 where it is closed: the usual case
+    inputs = (torch.randn(2 if dynamic else 1, *shape),)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
+    program = torch.onnx.export(copy.deepcopy(model), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    assert program is not None, "dynamo=True gives a program"
+    # 3 tried, then put where it belongs
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        there = Path(folder) / path.name
+        program.save(str(there))
+        session = runtime.InferenceSession(str(there), providers=["CPUExecutionProvider"])
+        errors = dict(_tried(model, session, (batch, *shape)) for batch in (BATCHES if dynamic else (1,)))
+        slots = tuple((slot.name, tuple(slot.shape)) for slot in session.get_inputs())
+        found = Exported(path, slots, errors)
+        if not found.wrong:
+            for part in Path(folder).iterdir():  # weights of more than 2 GB lie beside it
+                part.replace(path.parent / part.name)
+    return found
+
+
+def _model(name: str, size: int | tuple[int, ...] | None, weights: Path | None) -> tuple[nn.Module, Sequence[int]]:
+    """The model in evaluation mode, and the shape of one example."""
+    if name.endswith(".safetensors"):
+        if size is not None or weights is not None:
+            raise ValueError(
+                f"{name} says its model, size and weights itself; --image-size or --weights came as well. Leave them "
+                "out, or convert it to the other size first: locant convert."
+            )
+        model = models.from_file(name).eval()
+        return model, named.example_of(model)
+    if ":" not in name and name in models.__all__ and name not in CLASSES:
+        name = f"locant:{name}"
+    found = named.build(name, size=size, weights=weights)
+    if not found.inputs[0].is_floating_point():
+        raise ValueError(
+            f"MODEL needs one that takes pictures, clips or sounds; {name} takes words. Export it in Python: "
+            "torch.onnx.export(model, inputs, dynamo=True)."
+        )
+    return found.model, found.inputs[0].shape[1:]
+
+
+def _tried(model: nn.Module, session: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, float]]:
+    """The largest error on random input of this shape, and the largest number."""
+    x = torch.randn(shape)
+    with torch.no_grad():
+        wanted = [y for y in tree_leaves(model(x)) if isinstance(y, Tensor) and y.numel()]
+    found = [torch.from_numpy(y) for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+    pairs = list(zip([y for y in found if y.numel()], wanted, strict=True))
+    return shape, (max(float((a - b).abs().max()) for a, b in pairs), max(float(b.abs().max()) for _, b in pairs))

@@ -1,0 +1,80 @@
+"""`locant export MODEL OUT`: a file that was tried, its largest error, and refusals in the command's words."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from locant.cli import app
+from locant.integrations import export as exporting
+
+pytestmark = pytest.mark.plain
+there = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript"))), reason="the extra `deploy` is absent"
+)
+
+
+def _run(*words: object):
+    return CliRunner().invoke(app, ["export", *map(str, words)])
+
+
+@there
+def test_a_file_with_an_open_batch(tmp_path) -> None:
+    import onnxruntime
+
+    path = tmp_path / "swin.onnx"
+    done = _run("swin_tiny", path, "--image-size", "32", "--dynamic")
+    assert done.exit_code == 0, done.output
+    assert "onnxruntime on 3 × 3 × 32 × 32: largest error " in done.stdout
+    assert f"Written: {path}" in done.stdout
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (slot,) = session.get_inputs()
+    assert session.run(None, {slot.name: torch.zeros(7, 3, 32, 32).numpy()})[0].shape == (7, 1000)
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["swin.onnx"], ["swin.onnx", "swin.onnx.data"])
+
+
+@there
+def test_wrong_numbers_are_not_written(tmp_path, monkeypatch) -> None:
+    class Drawn(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    monkeypatch.setattr(exporting, "_model", lambda name, size, weights: (Drawn(), (4,)))
+    done = _run("drawn", tmp_path / "drawn.onnx")
+    assert done.exit_code == 1
+    assert "Not written, as it is wrong" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("swin_tiny", "swin.pt"), "OUT needs a file ending in .onnx"),
+        (("swin_tiny", "nowhere/swin.onnx"), "in a folder that exists"),
+    ],
+)
+def test_refusals(words, sentence, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = _run(*words)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@there
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("swin_huge", "NAME needs a library before it"),
+        ("locant:detr", "takes no picture or clip by itself"),
+        ("Bahdanau", "NAME needs a library before it"),
+    ],
+)
+def test_models_that_are_refused(name, sentence, tmp_path) -> None:
+    done = _run(name, tmp_path / "x.onnx")
+    assert done.exit_code == 2
+    assert sentence in done.stderr
