@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -246,8 +248,20 @@ def test_mirror_duplicate_dead_and_saturated() -> None:
 def test_positional_needs_half() -> None:
     heads = (Head(0, position_share=0.49), Head(1, position_share=0.51), Head(2, gate=0.6))
     found = rules.find([Layer(4, "made", "made", "bias", (3, 3), None, heads)])
-    assert [(f.kind, f.head) for f in found] == [("positional", 2), ("positional", 1)]
-    assert found[1].text == "Head 1 of layer 4 is 51 % position."
+    assert [(f.kind, f.head, f.value) for f in found] == [("positional", 2, 0.6)]
+    assert found[0].text == "Heads 1 and 2 of layer 4 are 51 to 60 % position."
+    (one,) = rules.find([Layer(4, "made", "made", "bias", (3, 3), None, heads[:2])])
+    assert one.text == "Head 1 of layer 4 is 51 % position."
+
+
+def test_layers_where_position_says_nothing_are_one_sentence_and_not_positional() -> None:
+    """A share of next to nothing is no rule of position, however large it is."""
+    table = with_table(*(0.001 * np.random.default_rng(0).normal(size=(2, 5, 5))))
+    layers = [dataclasses.replace(layer_of(table, Grid(3, 3)), index=index) for index in (0, 1, 3)]
+    shares = [tuple(dataclasses.replace(h, position_share=0.9) for h in layer.heads) for layer in layers]
+    found = rules.find([dataclasses.replace(one, heads=heads) for one, heads in zip(layers, shares, strict=True)])
+    assert [f.kind for f in found] == ["dead"]
+    assert found[0].text.startswith("Position says nothing in layers 0 to 1 and 3: no head moves more than")
 
 
 def test_a_rotary_map_is_the_mean_cosine_at_the_offset() -> None:

@@ -30,7 +30,7 @@ def test_a_picture_is_resized_and_said() -> None:
     assert x.shape == (1, 3, 8, 8)
     assert float(x[0, 0, 4, 7]) == 1.0
     assert float(x[0, 0, 4, 0]) == float(x[0, 1].max()) == 0.0
-    assert taken.note == "Resized from 16 x 24 to 8 x 8."
+    assert taken.note == "Resized from 16 × 24 to 8 × 8."
     assert taken.kind == "picture"
 
 

@@ -96,7 +96,7 @@ def _read(path: Path, shape: tuple[int, ...], opened: Opened) -> Taken:
             f"INPUT needs a picture or a film that can be read; {path.name}: {error}. Name another."
         ) from None
     frames = f"{_frames(shape, opened)} frames spread over its length, " if kind == "film" else ""
-    note = f"{frames}its middle, brought to {sides[0]} x {sides[1]} as the model takes it."
+    note = f"{frames}its middle, brought to {sides[0]} × {sides[1]} as the model takes it."
     return _pixels(decoded, kind, note, shape, opened)
 
 
@@ -154,7 +154,7 @@ def _resized(x: np.ndarray, shape: tuple[int, ...], opened: Opened) -> Taken:
     note = (
         "As it was given."
         if same
-        else f"Resized from {frames.shape[1]} x {frames.shape[2]} to {sides[0]} x {sides[1]}."
+        else f"Resized from {frames.shape[1]} × {frames.shape[2]} to {sides[0]} × {sides[1]}."
     )
     return _pixels(pixels, "film" if x.ndim == 4 else "picture", note, shape, opened)
 

@@ -337,7 +337,7 @@
       render();
     } }, state.panes.length > 1 ? "One head" : "Two heads side by side");
     const note = models[state.panes[0].m].input ? models[state.panes[0].m].input.note : "";
-    stage.replaceChildren(make("div", { class: "top" }, beside, tokens(), note ? make("small", {}, `The input: ${note}.`) : ""),
+    stage.replaceChildren(make("div", { class: "top" }, beside, tokens(), note ? make("small", {}, `The input: ${note}`) : ""),
       make("div", { class: `panes panes${state.panes.length}` }, ...state.panes.map(paneNode)));
     refocus?.();
     try { history.replaceState(null, "", address()); } catch { /* a frame without an address */ }

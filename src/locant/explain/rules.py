@@ -12,27 +12,25 @@
 | mask | a query sees nothing, or padding hides more keys than it leaves |
 | unknown | a layer that could not be read; its reason |
 
+What is dead is never called positional. What heads of a layer have in common is one sentence, and so are dead layers.
 Layers and heads are counted from 0. Rotations are left out of `mirror`: what is drawn of them is a mean of cosines,
 which is even, and their sines are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from locant.explain.data import Finding, Head, Input, Layer, Resizing
+from locant.explain.data import Finding, Input, Layer, Resizing
 from locant.explain.measures import apart, flat
 
 POSITIONAL, HALF_CELL, ALIKE, DEAD, SATURATED, RESIZED, HIDDEN = 0.5, 0.5, 0.99, 0.01, 0.99, 0.1, 0.5
 MIRROR = 1e-5  # of the map's range: float32 in two orders of summation
 WAYS = {1: (("before", "after"),), 2: (("up", "down"), ("left", "right"))}
 WAYS[3] = (*WAYS[1], *WAYS[2])
-SENTENCES = {
-    "before": "looks back", "after": "looks ahead", "up": "looks up", "down": "looks down", "left": "looks left",
-    "right": "looks right",
-}  # fmt: skip
+SENTENCES = {"before": "back", "after": "ahead", "up": "up", "down": "down", "left": "left", "right": "right"}
 
 
 def find(layers: Sequence[Layer], resizings: Sequence[Resizing] = (), shown: Input | None = None) -> list[Finding]:
@@ -41,34 +39,47 @@ def find(layers: Sequence[Layer], resizings: Sequence[Resizing] = (), shown: Inp
     for layer in layers:
         found += [*_mask(layer), *_unknown(layer)]
     found += _resized(resizings)
-    by_rule = (_positional, _direction, _mirror, _dead, _saturated, _duplicate)
-    for rule in by_rule:
+    for rule in (_positional, _direction, _mirror, _saturated, _duplicate):
         own = [finding for layer in layers for finding in rule(layer)]
-        found += sorted(own, key=lambda finding: -finding.value) if rule is not _dead else own
-    return found
+        found += sorted(own, key=lambda finding: -finding.value)
+    return found + list(_dead(layers))
 
 
-def _who(layer: Layer, head: Head) -> str:
-    return f"Head {head.index} of layer {layer.index}"
+def _who(layer: Layer, heads: Sequence[int]) -> str:
+    names = ", ".join(map(str, heads[:-1])) + f" and {heads[-1]}" if len(heads) > 1 else str(heads[0])
+    return f"Head{'s' * (len(heads) > 1)} {names} of layer {layer.index}"
 
 
 def _positional(layer: Layer) -> Iterator[Finding]:
-    for head in layer.heads:
-        share = head.gate if head.gate is not None else head.position_share
-        if share >= POSITIONAL:
-            text = f"{_who(layer, head)} is {_percent(share)} position."
-            yield Finding("positional", text, layer.index, head.index, share, POSITIONAL)
+    dead = _dead_heads(layer)
+    shares = {h.index: h.position_share if h.gate is None else h.gate for h in layer.heads if h.index not in dead}
+    yield from _several(layer, "positional", shares, POSITIONAL, ("is {} position.", "are {} position."), _percents)
 
 
 def _direction(layer: Layer) -> Iterator[Finding]:
     causal = () if layer.sight is None else layer.sight.causal
+    ways: dict[str, dict[int, float]] = {}
     for head in layer.heads:
         for axis, mean in enumerate(head.direction):
             ordered = any((a or 0) == axis for a in causal)  # who may not look ahead looks back whatever it learns
-            if abs(mean) >= HALF_CELL and not ordered:
-                kind = WAYS[len(head.direction)][axis][mean > 0]
-                text = f"{_who(layer, head)} {SENTENCES[kind]}, by {abs(mean):.1f} cells on average."
-                yield Finding(kind, text, layer.index, head.index, abs(mean), HALF_CELL)
+            if not ordered:
+                ways.setdefault(WAYS[len(head.direction)][axis][mean > 0], {})[head.index] = abs(mean)
+    for kind, means in ways.items():
+        verb = SENTENCES[kind]
+        sentences = (f"looks {verb}, by {{}} cells on average.", f"look {verb}, by {{}} cells on average.")
+        yield from _several(layer, kind, means, HALF_CELL, sentences, _cells)
+
+
+def _several(
+    layer: Layer, kind: str, values: dict[int, float], limit: float, sentences: tuple[str, str],
+    said: Callable[[float, float], str],
+) -> Iterator[Finding]:  # fmt: skip
+    """One sentence for the heads whose value reaches the limit; it leads to the strongest."""
+    who = {head: value for head, value in values.items() if value >= limit}
+    if who:
+        strongest = max(who, key=who.__getitem__)
+        text = f"{_who(layer, list(who))} " + sentences[len(who) > 1].format(said(min(who.values()), max(who.values())))
+        yield Finding(kind, text, layer.index, strongest, who[strongest], limit)
 
 
 def _mirror(layer: Layer) -> Iterator[Finding]:
@@ -85,25 +96,44 @@ def _mirror(layer: Layer) -> Iterator[Finding]:
             yield Finding("mirror", text, layer.index, None, uneven, MIRROR)
 
 
-def _dead(layer: Layer) -> Iterator[Finding]:
-    dead = []
+def _dead_heads(layer: Layer) -> dict[int, float]:
+    """Of each head whose position moves next to nothing, how much of a flat attention it moves."""
+    dead = {}
     for head in layer.heads:
         if head.map is None or np.isnan(head.map).any() or "rotate" in layer.entrance:
             continue
         weights = flat(head.map)
         moved = float(apart(weights, np.full(weights.shape, 1 / weights.size), tuple(range(weights.ndim))))
         if weights.size > 1 and moved < DEAD:
-            dead.append((head.index, moved))
-    if len(dead) > 1 and len(dead) == len(layer.heads):
-        worst = max(moved for _, moved in dead)
-        moved_most = f"no head moves more than {_percent(worst)} of a flat attention"
-        text = f"Position says nothing in layer {layer.index}: {moved_most}."
-        yield Finding("dead", text, layer.index, None, worst, DEAD)
-        return
-    for index, moved in dead:
-        where = f"head {index} of layer {layer.index}"
-        text = f"Position says nothing in {where}: it moves {_percent(moved)} of a flat attention."
-        yield Finding("dead", text, layer.index, index, moved, DEAD)
+            dead[head.index] = moved
+    return dead
+
+
+def _dead(layers: Sequence[Layer]) -> Iterator[Finding]:
+    found = {layer.index: (layer, _dead_heads(layer)) for layer in layers}
+    whole = {index: max(dead.values()) for index, (layer, dead) in found.items() if 1 < len(dead) == len(layer.heads)}
+    if whole:
+        worst, first = max(whole.values()), min(whole)
+        where = f"layer {first}" if len(whole) == 1 else f"layers {_numbers(sorted(whole))}"
+        text = f"Position says nothing in {where}: no head moves more than {_percent(worst)} of a flat attention."
+        yield Finding("dead", text, first, None, worst, DEAD)
+    for index, (_, dead) in found.items():
+        for head, moved in dead.items() if index not in whole else ():
+            where = f"head {head} of layer {index}"
+            text = f"Position says nothing in {where}: it moves {_percent(moved)} of a flat attention."
+            yield Finding("dead", text, index, head, moved, DEAD)
+
+
+def _numbers(sorted_: Sequence[int]) -> str:
+    """1, 2, 3, 7 as "1 to 3 and 7"."""
+    runs: list[list[int]] = []
+    for number in sorted_:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _saturated(layer: Layer) -> Iterator[Finding]:
@@ -117,7 +147,7 @@ def _saturated(layer: Layer) -> Iterator[Finding]:
                     c - int(i) for c, i in zip(centre, np.unravel_index(weights.argmax(), weights.shape), strict=True)
                 ]
                 where = "itself" if not any(place) else f"the key at {tuple(place)} from it"
-                text = f"{_who(layer, head)} is saturated: by position it looks at {where} alone."
+                text = f"{_who(layer, [head.index])} is saturated: by position it looks at {where} alone."
                 yield Finding("saturated", text, layer.index, head.index, most, SATURATED)
         if head.gate is not None and max(head.gate, 1 - head.gate) >= SATURATED:
             text = f"The gate of head {head.index} of layer {layer.index} is saturated at {head.gate:.3f}."
@@ -176,6 +206,16 @@ def _unknown(layer: Layer) -> Iterator[Finding]:
         names = ", ".join(map(str, broken))
         text = f"Layer {layer.index} holds numbers that are not finite, in heads {names}: they are marked, not drawn."
         yield Finding("unknown", text, layer.index, broken[0])
+
+
+def _percents(least: float, most: float) -> str:
+    one, other = _percent(least), _percent(most)
+    return one if one == other else f"{one.removesuffix(' %')} to {other}"
+
+
+def _cells(least: float, most: float) -> str:
+    one, other = f"{least:.1f}", f"{most:.1f}"
+    return one if one == other else f"{one} to {other}"
 
 
 def _percent(share: float) -> str:
