@@ -11,7 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("src", "tests", "docs", "csrc", "benchmarks", "examples", ".ci")
-FILES = ("pyproject.toml", "run", "README.md", "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LOG.md", "NOTICE")
+FILES = (
+    "pyproject.toml", "run", "README.md", "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LOG.md", "NOTICE",
+    "SECURITY.md", "CITATION.cff",
+)  # fmt: skip
 
 
 # An editable installation finds the package before any path is asked: its finder has to go.

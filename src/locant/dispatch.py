@@ -142,6 +142,12 @@ def hooks_of(module: nn.Module) -> list[Callable[..., Any]] | None:
     return [hook for hooks in own if hooks for hook in hooks.values()]
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of it run a graph: it is torch.compile's wrapper, or was compiled in place."""
+    wrapper = type(module).__name__ == "OptimizedModule"
+    return wrapper or vars(module).get("_compiled_call_impl") is not None
+
+
 _assert_async = _private("ops.aten._assert_async.msg")
 
 

@@ -6,8 +6,8 @@ so that nothing of a layer is kept but these rows. In a traced graph no hook is 
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from locant import hooks
 from locant.call import Call, Schemes
+from locant.dispatch import is_compiled
 from locant.explain.data import Row
 from locant.explain.measures import split
 from locant.explain.scores import Block, Reader
@@ -102,7 +103,7 @@ class Recorder:
 
     def _caller(self) -> str:
         """The innermost module of the model on the stack."""
-        frame = sys._getframe(2)
+        frame = inspect.currentframe()
         while frame is not None:
             first = frame.f_code.co_varnames[:1]
             name = self.names.get(id(frame.f_locals.get(first[0]))) if first else None
@@ -242,7 +243,7 @@ def _row(block: Block, places: Int[Tensor, " keys"], grid: Grid, key_grid: Grid,
 
 def _refuse_compiled(model: nn.Module) -> None:
     for module in model.modules():
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        if is_compiled(module):
             raise ValueError(
                 "recording needs a model that Python runs; this one is under torch.compile, whose graph calls no hook. "
                 "Pass the model before it is compiled (model._orig_mod)."
