@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -277,6 +278,28 @@ def test_a_rotary_map_is_the_mean_cosine_at_the_offset() -> None:
 def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a model that Python runs.*torch\.compile.*_orig_mod"):
         Recorder(torch.compile(Small()))  # type: ignore[arg-type]
+
+
+def test_recording_keeps_nothing_that_a_module_lets_go() -> None:
+    """The stack is walked for a layer's name; a copy of a frame's variables would hold them until it returns."""
+    gone = []
+
+    class Lets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            large = torch.zeros(1000)
+            seen = weakref.ref(large)
+            out = self.inner(x)
+            del large
+            gone.append(seen() is None)
+            return out
+
+    with torch.no_grad(), Recorder(Lets()).recording():
+        Lets()(torch.randn(1, 36, 8))
+    assert gone == [True]
 
 
 def test_recording_ends_with_its_context() -> None:

@@ -55,7 +55,7 @@ class Regrouped:
 _REGROUPED: ContextVar[Regrouped | None] = ContextVar("locant_regrouped", default=None)
 
 
-def regrouping(
+def run_regrouped(
     shape: tuple[int, ...], places: Callable[[], Int[Tensor, "windows tokens"]], run: Callable[[], Tensor]
 ) -> Tensor:
     """`run()`, whose calls are of windows of a map. `places` is asked only where a hook is set."""
@@ -68,7 +68,7 @@ def regrouping(
         _REGROUPED.reset(token)
 
 
-def regrouped() -> Regrouped | None:
+def current_regrouping() -> Regrouped | None:
     """For hooks: the map that the tokens of this call were cut from, if they were."""
     return _REGROUPED.get()
 

@@ -11,7 +11,7 @@ from locant.bench.result import Entry, Mode, Result
 from locant.bench.settings import CHECKS, Settings, Sides, resolve
 from locant.kernels import reference
 from locant.measuring import machine, memory
-from locant.measuring.clock import Gate, Times, limit_threads, product, synchronized, time_in_turn
+from locant.measuring.clock import Gate, Times, call_and_wait, limit_threads, product, time_in_turn
 from locant.measuring.exactness import Truth
 from locant.measuring.workload import Workload
 
@@ -80,7 +80,7 @@ def _measure_mode(mode: str, work: Workload, chosen: Settings, gate: Gate, say: 
     right = [name for name, errors in findings.items() if not any(f.red for f in errors)]
     say(f"{mode}: timing {', '.join(right)} in turn, {chosen.seconds:g} seconds")
     run_it = work.gradients if train else work.forward
-    calls = {name: synchronized(partial(run_it, name), chosen.device) for name in right}
+    calls = {name: call_and_wait(partial(run_it, name), chosen.device) for name in right}
     times = time_in_turn(calls, chosen.seconds, gate) if calls else Times({}, gate)
     extra = {name: memory.extra(call, chosen.device) for name, call in calls.items()}
     entries = [

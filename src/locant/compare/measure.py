@@ -19,7 +19,7 @@ from locant.compare.candidate import Candidate
 from locant.compare.placement import grid_of
 from locant.compare.trial import Job, build
 from locant.measuring import memory
-from locant.measuring.clock import QUIET, Gate, Times, limit_threads, product, synchronized, time_in_turn
+from locant.measuring.clock import QUIET, Gate, Times, call_and_wait, limit_threads, product, time_in_turn
 from locant.tasks.kind import Kind, Recipe
 from locant.tasks.kinds import KINDS
 from locant.tasks.task import Task
@@ -105,8 +105,8 @@ def _time_in_turn(
     """Milliseconds of a forward pass and of a step: median, range, and whether the machine was quiet."""
     calls = {}
     for name, model in models.items():
-        calls[f"{name} forward_ms"] = synchronized(_forward(model, x), device)
-        calls[f"{name} step_ms"] = synchronized(_step(model, x), device)
+        calls[f"{name} forward_ms"] = call_and_wait(_forward(model, x), device)
+        calls[f"{name} step_ms"] = call_and_wait(_step(model, x), device)
     times = time_in_turn(calls, 0.0, gate, rounds, patience) if calls else Times({}, gate)
     return {name: {what: _summary(times, f"{name} {what}") for what in ("forward_ms", "step_ms")} for name in models}
 

@@ -173,7 +173,7 @@ def sight_of(seen: Seen) -> Sight:
     keys, grid = seen.key_grid, seen.grid
     words = [f"Windows of {_x(size)}" + (f", shifted by {_x(shift)}" if any(shift) else "") for size, shift in windows]
     words += ["keys up to the query" if axis is None else f"keys up to the query on axis {axis}" for axis in causal]
-    words += ["keys that are there" if hidden is not None else ""] * (hidden is not None)
+    words += [] if hidden is None else ["keys that are there"]
     others = [type(m).__name__ for m in members if not isinstance(m, Windows | Causal | Padding)]
     words += [f"what {' and '.join(others)} allow, which is not drawn"] if others else []
     if seen.regrouped:

@@ -120,7 +120,7 @@ def _array(x: np.ndarray, opened: Opened) -> Taken:
     shape = _shape(opened)
     x = x[0] if x.ndim == len(shape) + 1 and len(x) == 1 else x
     if x.dtype == np.uint8 and len(shape) in (3, 4) and x.ndim == len(shape) and x.shape[-1] in (1, 3):
-        return _resized(x, shape, opened)
+        return _resize(x, shape, opened)
     if x.shape != shape and shape:
         raise ValueError(
             f"INPUT needs an array {list(shape)} for {opened.title}; got {list(x.shape)}. Bring it to that "
@@ -136,7 +136,7 @@ def _array(x: np.ndarray, opened: Opened) -> Taken:
     return Taken((tensor,), "array", pixels, (), "As it was given.")
 
 
-def _resized(x: np.ndarray, shape: tuple[int, ...], opened: Opened) -> Taken:
+def _resize(x: np.ndarray, shape: tuple[int, ...], opened: Opened) -> Taken:
     from PIL import Image
 
     sides = (shape[-2], shape[-1])

@@ -76,14 +76,14 @@ def open_(
     library, colon, rest = name.partition(":")
     schemes = {scheme.name for scheme in SCHEMES}
     if colon and library in named.LIBRARIES:
-        return _named(name, library, rest, weights, size)
+        return _open_named(name, library, rest, weights, size)
     if colon and library in schemes:
-        return _written(library, rest, weights)
+        return _open_scheme(library, rest, weights)
     path = Path(name)
     if path.is_dir() and (path / "results.json").is_file():
-        return _compared(path)
+        return _open_compared(path)
     if path.is_file():
-        return _compared(path) if path.name.startswith("best-") else _saved(path)
+        return _open_compared(path) if path.name.startswith("best-") else _open_saved(path)
     raise ValueError(
         f"MODEL needs {', '.join(f'{x}:NAME' for x in named.LIBRARIES)}, a scheme such as relative:14x14, the folder "
         f"of a comparison, or a file that locant convert wrote; got {name!r}. Schemes are {', '.join(sorted(schemes))}."
@@ -102,7 +102,7 @@ def names_a_model(what: object) -> bool:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def _named(name: str, library: str, rest: str, weights: Path | None, size: int | tuple[int, ...] | None) -> Opened:
+def _open_named(name: str, library: str, rest: str, weights: Path | None, size: int | tuple[int, ...] | None) -> Opened:
     # 1 the model
     own = library == "locant"
     built = named.build(name, size=size, weights=None if own else weights)
@@ -122,7 +122,7 @@ def _named(name: str, library: str, rest: str, weights: Path | None, size: int |
     return Opened(name, said, built.model, built.inputs, mean=mean, std=std, folder=folder)
 
 
-def _compared(folder: Path) -> Opened:
+def _open_compared(folder: Path) -> Opened:
     """The best model of a comparison, from its folder or its file."""
     from locant import compare
 
@@ -141,20 +141,18 @@ def _compared(folder: Path) -> Opened:
     )  # fmt: skip
 
 
-def _saved(path: Path) -> Opened:
+def _open_saved(path: Path) -> Opened:
     from locant import models
 
     model: Any = models.from_file(path)
-    sides = getattr(model, "img_size", None) or (224, 224)
-    frames = getattr(model, "frames", None)
-    shape = (1, 3, *([] if frames is None else [frames]), *sides)
-    return Opened(path.name, f"The weights are those of {path.name}.", model.eval(), (torch.randn(shape),))
+    example = torch.randn(1, *named.example_of(model))
+    return Opened(path.name, f"The weights are those of {path.name}.", model.eval(), (example,))
 
 
 # --- schemes ----------------------------------------------------------------------------------------------------------
 
 
-def _written(name: str, sizes: str, weights: Path | None) -> Opened:
+def _open_scheme(name: str, sizes: str, weights: Path | None) -> Opened:
     """A scheme on a grid, '14x14', its numbers from a file or as they start."""
     try:
         grid = Grid(*(int(word) for word in sizes.split("x")))

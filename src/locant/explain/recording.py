@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 
 import numpy as np
 import torch
@@ -105,17 +106,16 @@ class Recorder:
         """The innermost module of the model on the stack."""
         frame = inspect.currentframe()
         while frame is not None:
-            first = frame.f_code.co_varnames[:1]
-            name = self.names.get(id(frame.f_locals.get(first[0]))) if first else None
+            name = self.names.get(_first_local(frame))
             if name is not None:
                 return name
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return ""
 
     def _read(self, call: Call, name: str) -> Seen:
         # 1 what it is, on the grid that it stands for
         call = self._placed(call)
-        p, cut = call.problem, hooks.regrouped()
+        p, cut = call.problem, hooks.current_regrouping()
         seen = Seen(
             name, call.schemes, call.mask, p.grid, p.key_grid, p.heads, p.head_dim, call.scale, p.batch,
             cut is not None,
@@ -191,6 +191,21 @@ class Recorder:
         if self.rollout and self._has_room(places.numel() * places.shape[1]):
             seen.blocks = list(_mapped(call, places))
         return seen
+
+
+def _first_local(frame: FrameType) -> int:
+    """The identity of a function's first variable, `self` in a method.
+
+    Before Python 3.13 `f_locals` is a copy, which stays with its frame: tensors that the function has let go would live
+    until it returns.
+    """
+    if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # of a module or a class: its variables themselves
+        return 0
+    held = frame.f_locals
+    found = id(held.get(frame.f_code.co_varnames[0])) if frame.f_code.co_varnames else 0
+    if type(held) is dict:
+        held.clear()
+    return found
 
 
 def _mapped(call: Call, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from locant.dispatch import tree_leaves
+from locant.integrations.export import write_onnx
 from locant.integrations.model import accelerate
 from locant.integrations.named import Named, library
 from locant.integrations.report import Report
-from locant.integrations.trying import difference
+from locant.integrations.trying import allowed_error, difference
 from locant.measuring import memory
 from locant.measuring.clock import Gate, Ratio, time_in_turn
 
@@ -128,7 +129,7 @@ def hold(
             "its rates of dropout to 0."
         )
     for contender in contest.contenders:
-        allowed = 2 * contest.own_error + 8 * torch.finfo(dtype).eps * size
+        allowed = allowed_error(contest.own_error, size, dtype)
         if contender.error is not None and not contender.error <= allowed:
             contender.why = f"wrong: the largest error is {contender.error:.1e}, allowed {allowed:.1e}"
     # 3 times in turn, and memory
@@ -209,17 +210,6 @@ def _rival(name: str, model: nn.Module, inputs: list[Tensor], dtype: torch.dtype
     return lambda: (_onnxruntime if name == "onnxruntime" else _openvino)(model, inputs, dtype)
 
 
-def _exported(model: nn.Module, inputs: list[Tensor], folder: str) -> Path:
-    path = Path(folder) / "model.onnx"
-    with torch.no_grad():
-        model = copy.deepcopy(model)
-        model.eval()
-        program = torch.onnx.export(model, tuple(inputs), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(str(path))
-    return path
-
-
 def _onnxruntime(model: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Call:
     runtime: Any = library("onnxruntime")
     library("onnxscript")
@@ -228,9 +218,8 @@ def _onnxruntime(model: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        session = runtime.InferenceSession(
-            str(_exported(model, inputs, folder)), options, providers=["CPUExecutionProvider"]
-        )
+        path = write_onnx(model, tuple(inputs), Path(folder) / "model.onnx")
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: [torch.from_numpy(y) for y in session.run(None, feed) if y.dtype.kind == "f"]
 
@@ -241,7 +230,8 @@ def _openvino(model: nn.Module, inputs: list[Tensor], dtype: torch.dtype) -> Cal
     core = openvino.Core()
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     with tempfile.TemporaryDirectory() as folder:
-        path = _exported(copy.deepcopy(model).float(), [_as(x, torch.float32) for x in inputs], folder)
+        given = tuple(_as(x, torch.float32) for x in inputs)
+        path = write_onnx(copy.deepcopy(model).float(), given, Path(folder) / "model.onnx")
         compiled = core.compile_model(
             core.read_model(path), "CPU",
             {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(),

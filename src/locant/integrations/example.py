@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from locant.dispatch import map_tree, tree_leaves
-from locant.integrations.predicted import recorded
+from locant.integrations.predicted import record_rows
 from locant.integrations.replacing import plain_copy
 from locant.integrations.report import Checked
-from locant.integrations.trying import difference, gpus
+from locant.integrations.trying import allowed_error, difference, gpus
 from locant.measuring.clock import synchronize
 
 ROUNDS = 5  # of timing, before and after in turn
@@ -38,7 +38,7 @@ class Example:
         # deepcopy takes) stays out of it
         copied = copy.deepcopy(model)
         try:
-            with recorded(copied) as self.rows:
+            with record_rows(copied) as self.rows:
                 self.before = self._result(copied)
         except Exception as error:
             raise ValueError(
@@ -53,9 +53,8 @@ class Example:
         after = self._result(self.model)
         apart, size = difference(self.before, after)
         error, own_error = (difference(self.exact, result)[0] for result in (after, self.before))
-        # twice the error that the model has anyway: sums in another order, and nothing else
         low = next((x.dtype for x in tree_leaves(self.before) if isinstance(x, Tensor) and x.is_floating_point()), None)
-        if not error <= 2 * own_error + 8 * torch.finfo(low or torch.float32).eps * size:
+        if not error <= allowed_error(own_error, size, low or torch.float32):
             raise ValueError(
                 "accelerate needs outputs that differ by rounding alone; on the example the largest error against "
                 f"float64 is {error:.1e}, where the model's own is {own_error:.1e}. Everything is undone: leave the "

@@ -99,7 +99,7 @@ def conclude(layer: Any, drop: nn.Module | None, x: Tensor, half: Half | None) -
     return layer(x) if drop is None else drop(layer(x))
 
 
-def normalised(x: Tensor, half: Half | None, window: tuple[int, ...]) -> tuple[Tensor, Half | None]:
+def normalise_filled(x: Tensor, half: Half | None, window: tuple[int, ...]) -> tuple[Tensor, Half | None]:
     """A map [batch, *map, channels]; where windows are filled up with zeros it comes through its norm first."""
     divides = all(side % size == 0 for side, size in zip(x.shape[1:-1], window, strict=True))
     if half is None or half.norm is None or divides:

@@ -160,7 +160,9 @@ def example_of(model: nn.Module) -> tuple[int, ...]:
     """The shape of one picture or clip that a model of locant is made for."""
     sides: Any = getattr(model, "img_size", None)
     if sides is None:
-        raise ValueError(f"{type(model).__name__} does not say for which pictures it is. Export it in Python.")
+        raise ValueError(
+            f"{type(model).__name__} does not say for which pictures it is. Use it in Python, on an input of your own."
+        )
     frames: int | None = getattr(model, "frames", None)
     rows = (sides, sides) if isinstance(sides, int) else tuple(sides)
     return 3, *([] if frames is None else [frames]), *rows

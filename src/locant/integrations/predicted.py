@@ -106,7 +106,7 @@ def _gain(dtype: torch.dtype, work: list[tuple[str, int, tuple[int, ...]]]) -> f
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[dict[str, int]]:
+def record_rows(model: nn.Module) -> Iterator[dict[str, int]]:
     """Rows of the first tensor that each module is called with, by its path: the most of its calls."""
     rows: dict[str, int] = {}
     paths = {id(module): path for path, module in model.named_modules()}

@@ -220,21 +220,21 @@ def _beit(attn: nn.Module) -> Offer | str:
 def _relpos(attn: nn.Module) -> Offer | str:
     module: Any = attn
     found = relative_position(module.rel_pos, module.num_heads)
-    if found is None:
-        return "it has no position of its own: its bias, if there is one, is handed in whole by the model"
+    if isinstance(found, str):
+        return found
     position, what = found
     return _offer(module, _relpos_forward, position, position.grid, what, inside=("rel_pos",))
 
 
-def relative_position(owner: Any, heads: int) -> tuple[BorrowedTable, str] | None:
-    """The bias of timm's modules of relative positions, and its name; None if it is none of them."""
+def relative_position(owner: Any, heads: int) -> tuple[BorrowedTable, str] | str:
+    """The bias of timm's modules of relative positions, and its name; a sentence if it is none of them."""
     kinds = {
         "RelPosBias": ("relative_position_bias_table", None, "table"),
         "RelPosBiasTf": ("relative_position_bias_table", _read_transposed, "table"),
         "RelPosMlp": ("mlp", _read_relpos, "log-CPB"),
     }
     if type(owner).__name__ not in kinds:
-        return None
+        return "it has no position of its own: its bias, if there is one, is handed in whole by the model"
     table, rows, what = kinds[type(owner).__name__]
     count = getattr(owner, "prefix_tokens", 0)  # that with a table [heads, 2H-1, 2W-1] has none
     has_rows = rows is None and count > 0

@@ -51,8 +51,8 @@ def _attend_heads(self: Any, qkv: Tensor) -> Tensor:
 def _maxvit(attn: nn.Module) -> Offer | str:
     m: Any = attn
     found = relative_position(m.rel_pos, m.num_heads)
-    if found is None:
-        return "it has no position of its own: its bias, if there is one, is handed in whole by the model"
+    if isinstance(found, str):
+        return found
     position, what = found
     last, width, sides = isinstance(m.qkv, nn.Linear), m.qkv.weight.shape[1], position.grid.shape
     forward = _channels_last_forward if last else _channels_first_forward
@@ -78,8 +78,8 @@ def _global_forward(self: Any, x: Tensor, q_global: Tensor | None = None) -> Ten
 def _global(attn: nn.Module) -> Offer | str:
     m: Any = attn
     found = relative_position(m.rel_pos, m.num_heads)
-    if found is None:
-        return "it has no position that Locant knows"
+    if isinstance(found, str):
+        return found
     position, what = found
     grid, width = position.grid, m.qkv.in_features
     offer = _offer(
@@ -97,12 +97,8 @@ def _global(attn: nn.Module) -> Offer | str:
 # --- TinyViT and LeViT: a bias for each distance along both axes, values wider than keys ------------------------------
 
 
-def _normed_forward(self: Any, x: Tensor) -> Tensor:
-    return self.proj(_attend_wide(self, self.qkv(self.norm(x))))
-
-
-def _levit_forward(self: Any, x: Tensor) -> Tensor:
-    return type(self).forward(self, x) if self.use_conv else self.proj(_attend_wide(self, self.qkv(x)))
+def _wide_forward(self: Any, x: Tensor) -> Tensor:
+    return self.proj(_attend_wide(self, self.qkv(self.norm(x) if hasattr(self, "norm") else x)))
 
 
 def _attend_wide(self: Any, qkv: Tensor) -> Tensor:
@@ -114,8 +110,6 @@ def _attend_wide(self: Any, qkv: Tensor) -> Tensor:
 
 
 def _downsample_forward(self: Any, x: Tensor) -> Tensor:
-    if self.use_conv:
-        return type(self).forward(self, x)
     q = self.q(x).unflatten(-1, (self.num_heads, self.key_dim)).transpose(1, 2)
     kv = self.kv(x).unflatten(-1, (self.num_heads, self.key_dim + self.val_dim)).transpose(1, 2)
     k, v = kv.split((self.key_dim, self.val_dim), dim=-1)
@@ -125,13 +119,16 @@ def _downsample_forward(self: Any, x: Tensor) -> Tensor:
     return self.proj(out.transpose(1, 2).flatten(2))
 
 
-def _distances(attn: nn.Module, forward: Callable[..., Tensor], width: int) -> Offer | str:
+def _distances(attn: nn.Module) -> Offer | str:
     m: Any = attn
     if getattr(m, "use_conv", False):
         return "its projections are convolutions: only its linear form is replaced"
     position = BorrowedTable(m, "attention_biases", "resolution", m.num_heads, rows=_read_distances)
-    grid, what = position.grid, "table of distances"
-    return _offer(forward, position, what, m.num_heads, m.key_dim, grid, (2, grid.tokens, width))
+    first = m.qkv if hasattr(m, "qkv") else m.kv
+    width = getattr(first, "linear", first).in_features
+    forward = _wide_forward if first is not getattr(m, "kv", None) else _downsample_forward
+    shape = (2, position.grid.tokens, width)
+    return _offer(forward, position, "table of distances", m.num_heads, m.key_dim, position.grid, shape)
 
 
 def _read_distances(owner: Any) -> Tensor:
@@ -143,8 +140,7 @@ def _read_distances(owner: Any) -> Tensor:
 
 
 for _method in (
-    _channels_last_forward, _channels_first_forward, _global_forward, _normed_forward, _levit_forward,
-    _downsample_forward,
+    _channels_last_forward, _channels_first_forward, _global_forward, _wide_forward, _downsample_forward,
 ):  # fmt: skip
     _method.__name__ = "forward"
 
@@ -161,21 +157,6 @@ def _offer(
     return Offer(Replacement({"forward": forward}, State(position=position)), what, trial, attended, inside)
 
 
-def _tiny(attn: nn.Module) -> Offer | str:
-    m: Any = attn
-    return _distances(m, _normed_forward, m.qkv.in_features)
-
-
-def _levit(attn: nn.Module) -> Offer | str:
-    m: Any = attn
-    return _distances(m, _levit_forward, 0 if m.use_conv else m.qkv.linear.in_features)
-
-
-def _downsample(attn: nn.Module) -> Offer | str:
-    m: Any = attn
-    return _distances(m, _downsample_forward, 0 if m.use_conv else m.kv.linear.in_features)
-
-
 _BIASES, _SAVED = ("RelPosBias", "RelPosMlp", "RelPosBiasTf"), ("get_attention_biases", "_init_buffers")
 
 
@@ -187,11 +168,11 @@ FAMILIES = (
     _family("maxxvit.AttentionCl", _maxvit, "1ee861a4f17e1ee2", *_BIASES),
     _family("maxxvit.Attention2d", _maxvit, "7369092614408f6d", *_BIASES),
     _family("gcvit.WindowAttentionGlobal", _global, "cf707b537a2240cd", "RelPosBias"),
-    _family("tiny_vit.Attention", _tiny, "0e692c0375363dcd", *_SAVED),
-    _family("levit.Attention", _levit, "65d66590e22bedad", *_SAVED, "_compute_attention_bias_idxs"),
+    _family("tiny_vit.Attention", _distances, "0e692c0375363dcd", *_SAVED),
+    _family("levit.Attention", _distances, "65d66590e22bedad", *_SAVED, "_compute_attention_bias_idxs"),
     _family(
         "levit.AttentionDownsample",
-        _downsample,
+        _distances,
         "1a6675d840ee0264",
         *_SAVED,
         "_compute_attention_bias_idxs",

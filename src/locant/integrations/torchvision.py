@@ -17,7 +17,7 @@ from locant.integrations.halves import (
     JOINED,
     Half,
     conclude,
-    normalised,
+    normalise_filled,
     project,
     residual_attention,
     residual_perceptron,
@@ -60,7 +60,7 @@ def _angles(self: Any, x: Tensor) -> Tensor:
 def _attend_joined(
     self: Any, x: Tensor, window: tuple[int, ...], shift: tuple[int, ...], half: Half | None
 ) -> Tensor:  # fmt: skip
-    x, half = normalised(x, half, window)
+    x, half = normalise_filled(x, half, window)
     return _attend(self, x, lambda tokens: project(self.qkv, tokens, half), window, shift, None, half)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedTable
 from locant.integrations.family import Attended, Family, Offer, dropout_of
-from locant.integrations.halves import conclude, half_of, normalised, project, residual_perceptron, run_perceptron
+from locant.integrations.halves import conclude, half_of, normalise_filled, project, residual_perceptron, run_perceptron
 from locant.integrations.layers import Layers, calls_parts, is_packed, layers_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows
@@ -90,7 +90,7 @@ def _first_half(
     norm, tokens = layer.layernorm_before, x.unflatten(1, sides)
     half = half_of(tokens, norm, drops, called) if all(map(is_packed, layers)) else None
     tokens = norm(x).unflatten(1, sides) if half is None else tokens
-    tokens, half = normalised(tokens, half, (layer.window_size,) * 2)
+    tokens, half = normalise_filled(tokens, half, (layer.window_size,) * 2)
     # 2 attention
     out = _attend(layer, tokens, lambda rows: [project(part, rows, half) for part in three], scale, dropout)
     out = conclude(last, None, out, half).flatten(1, 2)

@@ -60,6 +60,12 @@ def difference(before: Any, after: Any) -> tuple[float, float]:
     return apart, size
 
 
+def allowed_error(own_error: float, size: float, dtype: torch.dtype) -> float:
+    """How far from float64 another way to compute may be: twice as far as the model's own, sums in another order and
+    nothing else; and a few roundings of the largest number, where its own error is none by chance."""
+    return 2 * own_error + 8 * torch.finfo(dtype).eps * size
+
+
 def _draw_numbers(module: nn.Module) -> None:
     """Random numbers for all that is learned: a table of zeros would agree with any other."""
     for parameter in module.parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from locant.attend import attention, attention_packed
 from locant.grid import Grid
 from locant.integrations.family import dropout_of
-from locant.integrations.halves import Half, conclude, half_of, normalised, project
+from locant.integrations.halves import Half, conclude, half_of, normalise_filled, project
 from locant.integrations.layers import is_packed, linear_with
 from locant.masks import Mask, Windows
 from locant.nn.cosine import angles
@@ -57,7 +57,7 @@ def swin_attention(
 ) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
     """Of a module with qkv, attn_drop, proj, proj_drop, num_heads and scale, as the original Swin has them."""
     parts: Any = attn
-    x, half = normalised(x, half, window)
+    x, half = normalise_filled(x, half, window)
     out = attend_in_windows(
         x, lambda tokens: project(parts.qkv, tokens, half), window, shift, border, position, parts.num_heads,
         parts.scale, dropout_of(parts.attn_drop),

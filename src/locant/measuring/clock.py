@@ -113,7 +113,7 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
-def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
+def call_and_wait(call: Callable[[], object], device: str) -> Callable[[], None]:
     """The call, and a wait until its device has done it."""
 
     def whole() -> None:

@@ -202,7 +202,7 @@ def attend_regrouped(
         )
         return _partitioned(index, window)[..., 0] - 1
 
-    out = hooks.regrouping(shape, places, lambda: attend(_partitioned(x, window), Grid(*window), mask))
+    out = hooks.run_regrouped(shape, places, lambda: attend(_partitioned(x, window), Grid(*window), mask))
     # 2 back to the map
     out = _merged(out, len(x), window, sizes)
     return _rolled(_cut(out, shape), shift) if rolled_first else _cut(_rolled(out, shift), shape)

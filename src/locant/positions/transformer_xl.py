@@ -128,7 +128,7 @@ class TransformerXL(Content):
         ((low, high),) = form.ranges
         u = self.biases()[0]
         kept = (high - low + 1) * self.dim <= KEPT and is_unwatched((u,)) and not is_transformed()
-        rows = (_remembered if kept else _sinusoids)(low, high, self.dim, u.dtype, u.device)
+        rows = (_recall_sinusoids if kept else _sinusoids)(low, high, self.dim, u.dtype, u.device)
         rows = F.dropout(rows, self.dropout, self.training)
         told = self.r_net(rows).unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
         return AxialValues(q + self.biases()[1][:, None].to(q.dtype), (told,), form.ranges, factor=scale)
@@ -153,7 +153,7 @@ def _sinusoids(low: int, high: int, dim: int, dtype: torch.dtype, device: torch.
 
 
 @remember(4)
-def _remembered(
+def _recall_sinusoids(
     low: int, high: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "offsets dim"]:
     """R of plain tensors, for readers that leave it as it is. Made so that calls with gradients can use it, too."""

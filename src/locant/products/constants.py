@@ -60,8 +60,8 @@ def here() -> Constants:
 
 @lru_cache(maxsize=16)
 def _of(kind: str) -> Constants:
-    own = _written(kind, file())
-    return _committed(kind) if own is None else own
+    own = _own_constants(kind, file())
+    return _committed_constants(kind) if own is None else own
 
 
 def forget() -> None:
@@ -69,7 +69,7 @@ def forget() -> None:
     _of.cache_clear()
 
 
-def _committed(kind: str) -> Constants:
+def _committed_constants(kind: str) -> Constants:
     """Of this kind, else of the same instruction set by another maker."""
     for other, table in sorted(costs.SECONDS.items(), key=lambda item: item[0] != kind):
         same = other.split()[-1] == kind.split()[-1]
@@ -79,7 +79,7 @@ def _committed(kind: str) -> Constants:
     return Constants({}, "")
 
 
-def _written(kind: str, path: Path) -> Constants | None:
+def _own_constants(kind: str, path: Path) -> Constants | None:
     """The user's own, if there is a file and it is of this machine; else one sentence says what holds instead."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -364,7 +364,7 @@ def perceptron(
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
         return _added(y, gain, residual)
     if learns and recompute:
-        return _added(_recomputed(_normalise(x, norm), w1, b1, w2, b2, activation), gain, residual)
+        return _added(_recompute_chunks(_normalise(x, norm), w1, b1, w2, b2, activation), gain, residual)
     if learns or not plain:
         return linear(
             linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, gain=gain, residual=residual
@@ -374,7 +374,9 @@ def perceptron(
     return run(*arguments)
 
 
-def _recomputed(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str) -> Tensor:
+def _recompute_chunks(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str
+) -> Tensor:
     """Both layers, a chunk of rows at a time, each chunk computed anew in backward."""
 
     def both(part: Tensor) -> Tensor:
