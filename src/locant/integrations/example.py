@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from locant.dispatch import map_tree, tree_leaves
 from locant.integrations.predicted import record_rows
-from locant.integrations.replacing import plain_copy
+from locant.integrations.replacing import deep_copy, plain_copy
 from locant.integrations.report import Checked
 from locant.integrations.trying import allowed_error, difference, gpus
 from locant.measuring.clock import synchronize
@@ -36,7 +35,7 @@ class Example:
         self.arguments = () if named else tuple(example) if isinstance(example, tuple | list) else (example,)
         # called in its place: what a call leaves in a model (timm's TinyViT keeps a table with its graph, which no
         # deepcopy takes) stays out of it
-        copied = copy.deepcopy(model)
+        copied = deep_copy(model)
         try:
             with record_rows(copied) as self.rows:
                 self.before = self._result(copied)
@@ -46,7 +45,24 @@ class Example:
                 f"dictionary of named ones; the model raised {type(error).__name__} on it, which stands above. Call "
                 "model(example) first."
             ) from error
-        self.exact = [] if only_sizes else self._result(copied.to(torch.float64), double=True)
+        self.exact = [] if only_sizes else self._exactly(copied)
+
+    def _exactly(self, copied: nn.Module) -> list[Tensor]:
+        """The result in float64, which errors are told from."""
+        name = type(copied).__name__
+        if any(x.is_meta for x in self.before):
+            raise ValueError(
+                f"accelerate needs an `example` on which {name} gives numbers; on the meta device there are none. "
+                "Leave example out, or give the model its weights first."
+            )
+        try:
+            return self._result(copied.to(torch.float64), double=True)
+        except Exception as error:
+            raise ValueError(
+                f"accelerate needs an `example` that {name} takes in float64 too, to tell errors from rounding; in "
+                f"float64 it raised {type(error).__name__}, which stands above. Leave example out, and compare outputs "
+                "before and after by yourself."
+            ) from error
 
     def compare(self) -> Checked:
         """Differences and times. Raises ValueError where the outputs differ by more than rounding."""

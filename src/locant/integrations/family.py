@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locant.grid import Grid
 from locant.integrations.replacing import Replacement
@@ -124,6 +124,16 @@ def digest(cls: Any, methods: tuple[str, ...]) -> str:
 def keeps_methods(cls: type, known: type, methods: tuple[str, ...]) -> bool:
     """Whether a subclass of a known class leaves these methods as they are."""
     return all(inspect.getattr_static(cls, name, None) is inspect.getattr_static(known, name, None) for name in methods)
+
+
+def made_anew(module: nn.Module) -> list[str]:
+    """Tensors that a hook makes before each call, of parameters named after them: pruning, norms of weights.
+
+    `weight` of `weight_orig` and a mask, or of `weight_g` and `weight_v`; between calls it is that of the last one.
+    """
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    held = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+    return [name for name in held if any(of.startswith(f"{name}_") for of in own)]
 
 
 def dropout_of(module: object) -> float:

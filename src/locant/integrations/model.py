@@ -29,7 +29,7 @@ from locant.integrations import (
     transformers_whole,
 )
 from locant.integrations.example import Example
-from locant.integrations.family import Attended, Family, class_name, digest, keeps_methods
+from locant.integrations.family import Attended, Family, Offer, class_name, digest, keeps_methods, made_anew
 from locant.integrations.hat import family_of_hat
 from locant.integrations.predicted import Found, predict, said
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
@@ -57,6 +57,8 @@ POSITIONAL = {
     "bias_u",
     "attention_biases",
 }
+
+SCRIPTED = "it is scripted, and Python does not run it: accelerate the model before it is scripted"
 
 
 @check_types
@@ -129,6 +131,12 @@ def _check(model: nn.Module, only: object, pack: object, recompute: bool) -> Non
             f"accelerate needs `model`, an nn.Module that Python runs; got {type(model).__name__}. Pass the model "
             "before it is scripted."
         )
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"accelerate needs `model` with parameters that have sizes; those of {type(model).__name__} are not made "
+            f"before its first call ({lazy[0]}). Call it once first."
+        )
     if pack not in ("auto", True, False):
         raise ValueError(f'accelerate needs `pack` out of "auto", True, False; got {pack!r}. Leave it out for "auto".')
     if recompute and pack is False:
@@ -171,8 +179,14 @@ def _survey(model: nn.Module, only: str | Sequence[str] | None, pack: bool, pack
     patterns = [only] if isinstance(only, str) else only
     tried: dict[Any, str | None] = {}
     inside: list[str] = []  # what a replaced block no longer calls as a whole
+    scripted: list[str] = []
     for path, module in model.named_modules():
         if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            if not any(path.startswith(f"{above}.") for above in scripted):
+                yield Row(path, "block", class_name(type(module)), why=SCRIPTED), module, None
+            scripted.append(path)
             continue
         family = (
             family_of(type(module)) or family_of_shape(module) or sam.family_of_sam(module) or family_of_hat(module)
@@ -211,6 +225,8 @@ def _known(
         why = "it is replaced already: undo the first report to begin anew"
         return Row(path, family.kind, cls, why=why), None, ()
     offer = family.changed(module) or family.offer(module)
+    if not isinstance(offer, str):
+        offer = _stale(module, offer) or offer
     if isinstance(offer, str):
         return Row(path, family.kind, cls, why=offer), None, ()
     # 2 a source that nobody compared has to agree with itself
@@ -226,6 +242,18 @@ def _known(
     kernel, predicted = ("packed", None) if offer.attended is None else _planned(offer.attended, module)
     hooks = f"hooks on {', '.join(offer.inside)} are not called" if offer.inside else ""
     return Row(path, family.kind, cls, offer.what, kernel, predicted, hooks), offer.replacement, offer.inside
+
+
+def _stale(module: nn.Module, offer: Offer) -> str | None:
+    """Why tensors of a part that is no longer called would be those of its last call, as a sentence."""
+    for path in offer.inside:
+        names = made_anew(module.get_submodule(path))
+        if names:
+            return (
+                f"its {path} has a {names[0]} that is made anew before each call of it (pruning, a norm of weights): "
+                "it goes on being called"
+            )
+    return None
 
 
 def _planned(attended: Attended, module: nn.Module) -> tuple[str, float | None]:

@@ -17,11 +17,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType, NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
 STATE = "_locant"
 SCRIPTED = "__prepare_scriptable__"  # what torch.jit.script asks a module for before it reads it
 
@@ -134,10 +135,19 @@ class _Plain:
         return functools.partial, (copy.copy, self.module)
 
 
+def deep_copy(model: Module, shared: dict[int, Any] | None = None) -> Module:
+    """A copy of modules that copy.deepcopy may refuse: what a call left in them (a pruned weight) goes as its numbers.
+
+    Args:
+        shared: what is not copied, by its id.
+    """
+    left = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left} | (shared or {}))
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """The model with the methods of its classes, on the same parameters and buffers."""
-    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    plain = copy.deepcopy(model, shared)
+    plain = deep_copy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     for module in plain.modules():
         restore(module)
     return plain

@@ -5,7 +5,6 @@ Tried are classes whose source is not the one that was compared line by line, an
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from locant.dispatch import tree_leaves
 from locant.integrations.family import Family
+from locant.integrations.replacing import deep_copy
 
 AGREE = 1e-9  # of the largest number: float64 in two orders of summation is 1e-13 apart, another formula 1e-3 or more
 ROUNDED = 1e-5  # the same where the module's own softmax rounds to float32
@@ -23,7 +23,7 @@ def disagreement(module: nn.Module, family: Family) -> str | None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=gpus(module)):
             torch.manual_seed(0)
-            own = copy.deepcopy(module).to("cpu", torch.float64)
+            own = deep_copy(module).to("cpu", torch.float64)
             own.eval()  # by itself: a class whose `train` gives nothing back is not lost (timm's LeViT and TinyViT)
             _draw_numbers(own)
             offer = family.offer(own)
