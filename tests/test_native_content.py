@@ -123,6 +123,16 @@ PROBLEMS = {
     "clipped, table, segments": Problem(
         WHOLE, (shaw(5), table(WHOLE)), Segments((torch.arange(130)[None] >= 72).long())
     ),
+    # so few queries that each is done by itself (csrc/attention/single_row.h)
+    "rows, memory, order": Problem(WHOLE[129:], (xl(),), Causal(), key_grid=WHOLE, dims=(16, 32)),
+    "rows, clipped, numbers, table, padding": Problem(
+        WHOLE[128:], (shaw(9, per_head=True, biases=True), table(WHOLE)), Causal() & keys_that_are_there(130, 3),
+        key_grid=WHOLE, heads=(4, 2), dims=(32, 16),
+    ),
+    "rows of a plane": Problem(
+        Grid(1, 2, origin=(4, 3)), (decomposed(Grid(9, 11)),), key_grid=Grid(9, 11), dims=(16, 16)
+    ),
+    "rows of a clip, windows, prefix": Problem(CLIP, (decomposed(Grid(2, 2, 2)),), Windows((1, 1, 2)), dims=(16, 16)),
 }  # fmt: skip
 
 
@@ -178,6 +188,7 @@ def isa(request):
 BRIEF = (
     "plane", "plane, prefix", "plane, windows", "plane, padding", "plane and a table", "plane, pooled keys", "clip",
     "line, memory, order", "line, clamp", "line, several stretches", "clipped, vectors of a head, numbers",
+    *(name for name in PROBLEMS if name.startswith("rows")),
 )  # fmt: skip
 
 

@@ -69,8 +69,9 @@ inline SingleBackward read_single(const Problem& p, const Chunk& chunk, int64_t 
     const int32_t* token = chunk.query + chunk.queries - w.singles + i;
     const int64_t at = w.lanes() + i, row = (chunk.sample * p.heads + chunk.head) * p.layout->queries + *token;
     const auto rows = [&](const Rows& x) { return rows_of(p.dtype, x, chunk.sample, chunk.head, token, 1); };
-    SingleBackward one{single_row(p, token, w.q_lanes + at * p.head_dim), w.q + at * w.wide, w.dout + at * w.tall,
-                       w.dq + at * p.head_dim, lse_in_log2(static_cast<const real*>(p.lse)[row]), 0};
+    SingleBackward one{single_row(p, token, w.q_lanes + at * p.head_dim, nullptr), w.q + at * w.wide,
+                       w.dout + at * w.tall, w.dq + at * p.head_dim,
+                       lse_in_log2(static_cast<const real*>(p.lse)[row]), 0};
     read_row(rows(p.q), 0, p.head_dim, real(1), one.unscaled);
     for (int64_t c = 0; c < p.head_dim; c += LANES) store(one.q + c, load(one.unscaled + c) * (real(p.scale) * LOG2E));
     read_row(rows(p.dout), 0, p.value_dim, real(1), one.dout);
@@ -88,7 +89,7 @@ inline void backward_single(const Problem& p, const Chunk& chunk, int64_t from, 
     if (one.seen == Visibility::none) return;
     const int64_t n = w.keys.count;
     real *dk = w.dk + from * w.wide, *dv = w.dv + from * w.tall;
-    single_row_bias(p, chunk.sample, chunk.head, one, w.keys, w.s);
+    single_row_bias(p, chunk.sample, chunk.head, one, w.keys, w.content, w.s);
     add_dot_products(n, p.head_dim, one.q, w.k, w.s);
     fill(w.d, 0, round_up_to_lanes(n), 0);
     add_dot_products(n, p.value_dim, one.dout, w.v, w.d);

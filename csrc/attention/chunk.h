@@ -76,14 +76,16 @@ struct Workspace {
     const real** seed_row;
     Prefetches prefetches;
     Content content;
+    bool learns;                   // whether it is the backward pass's
 
-    Workspace(const Problem& p, int64_t width, bool learns, Arena& arena)  // width: of the widest row
+    Workspace(const Problem& p, int64_t width, bool backward, Arena& arena)  // width: of the widest row
         : panel(arena.allocate<Panel>(MAX_PANELS)), seen(arena.allocate<Visibility>(MAX_PANELS)), panels(0), singles(0),
           lane{}, begun{}, keys{0, 0, nullptr, arena.allocate<int32_t>(BLOCK), arena.allocate<int32_t>(BLOCK)},
           k(arena.allocate<real>(BLOCK * p.head_dim)), v(arena.allocate<real>(BLOCK * p.value_dim)),
           s(arena.allocate<real>(BLOCK * PANEL_LANES)), bias(arena.allocate<real>(kept_scores(*p.layout))),
           lines(arena.allocate<real>(PANEL_LANES * width)), seed_row(arena.allocate<const real*>(2 * BLOCK)),
-          prefetches{arena.allocate<const char*>(MAX_PREFETCHES + 1), 0, 0}, content(p, learns, arena) {}
+          prefetches{arena.allocate<const char*>(MAX_PREFETCHES + 1), 0, 0}, content(p, backward, arena),
+          learns(backward) {}
 
     int64_t lanes() const { return lane[panels]; }  // of all panels
 
@@ -93,7 +95,7 @@ struct Workspace {
 
 // Cut the chunk into panels, and leave out the queries that would have a vector to themselves.
 inline void place_queries(const Problem& p, const Chunk& chunk, Workspace& w) {
-    w.singles = single_rows(p, chunk.queries);
+    w.singles = single_rows(p, chunk.queries, w.learns);
     const int64_t count = chunk.queries - w.singles;
     w.panels = chunk.again ? move_panels(chunk.query, count, w.panel) : make_panels(p, chunk.query, count, w.panel);
     for (int64_t i = 0; i < w.panels; ++i) w.lane[i + 1] = w.lane[i] + w.panel[i].lanes(), w.begun[i] = false;

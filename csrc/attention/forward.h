@@ -29,15 +29,17 @@ struct SingleForward : SingleRow {
 inline SingleForward read_single(const Problem& p, const Chunk& chunk, int64_t i, Forward& w) {
     const int32_t* token = chunk.query + chunk.queries - w.singles + i;
     const int64_t at = w.lanes() + i;
-    read_row(rows_of(p.dtype, p.q, chunk.sample, chunk.head, token, 1), 0, p.head_dim, real(p.scale) * LOG2E,
-             w.q + at * p.head_dim);
-    return {single_row(p, token, w.q + at * p.head_dim), w.o + at * p.value_dim, 0, 0};
+    real *q = w.q + at * p.head_dim, *content = p.vectors ? w.content.lanes + at * p.head_dim : nullptr;
+    const auto rows = [&](const Rows& of) { return rows_of(p.dtype, of, chunk.sample, chunk.head, token, 1); };
+    read_row(rows(p.q), 0, p.head_dim, real(p.scale) * LOG2E, q);
+    if (content) read_row(rows(content_rows(p)), 0, p.head_dim, real(p.content_scale) * LOG2E, content);
+    return {single_row(p, token, q, content), w.o + at * p.value_dim, 0, 0};
 }
 
 // The same steps as forward_panel.
 inline void forward_single(const Problem& p, const Chunk& chunk, Forward& w, SingleForward& one) {
     if (one.seen == Visibility::none) return;
-    single_row_bias(p, chunk.sample, chunk.head, one, w.keys, w.s);
+    single_row_bias(p, chunk.sample, chunk.head, one, w.keys, w.content, w.s);
     add_dot_products(w.keys.count, p.head_dim, one.q, w.k, w.s);
     single_row_softmax(w.keys.count, w.s, one.top, one.sum, p.value_dim, one.o, !one.begun);
     if (p.dropout > 0) drop_weights(p, chunk.sample, chunk.head, one.query, w.keys, w.s, 1);

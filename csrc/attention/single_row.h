@@ -9,10 +9,12 @@ namespace {
 
 constexpr int64_t MAX_SINGLES = LANES / 4;  // one by one, these cost less than a vector that they would share
 
-// How many of `count` queries are left out of panels: the last ones.
-INLINE int64_t single_rows(const Problem& p, int64_t count) {
+// How many of `count` queries are left out of panels: the last ones. With content in the forward pass alone, and where
+// no panel makes terms: its lanes would share theirs.
+INLINE int64_t single_rows(const Problem& p, int64_t count, bool learns) {
     const int64_t rest = count % LANES;
-    return !p.vectors && rest <= MAX_SINGLES && p.head_dim % LANES == 0 && p.value_dim % LANES == 0 ? rest : 0;
+    const bool cheaper = rest <= MAX_SINGLES && (!p.vectors || (rest == count && !learns));
+    return cheaper && p.head_dim % LANES == 0 && p.value_dim % LANES == 0 ? rest : 0;
 }
 
 struct SingleRow {
@@ -20,10 +22,11 @@ struct SingleRow {
     Visibility seen;  // of the block at hand
     bool begun;       // whether `o`, or `dq`, holds anything yet
     real* q;          // scaled, in units of log 2
+    real* content;    // what meets vectors, likewise
 };
 
-INLINE SingleRow single_row(const Problem& p, const int32_t* token, real* q) {
-    return {{token, 1, *token < p.layout->query_prefix}, Visibility::none, false, q};
+INLINE SingleRow single_row(const Problem& p, const int32_t* token, real* q, real* content) {
+    return {{token, 1, *token < p.layout->query_prefix}, Visibility::none, false, q, content};
 }
 
 // Lane r is the sum of row r.
@@ -78,9 +81,33 @@ inline void weighted_sum(int64_t n, int64_t channels, const real* s, const real*
     if (c < channels) weighted_sum<1>(n, s, rows + c, channels, to + c, added);
 }
 
-// Scores before their content: the bias in units of log 2, -inf where forbidden and beyond the last key.
+// s[j] += the terms of content, for the keys that have a place: those of the block's offsets are made side by side,
+// where a panel's would be, and each key takes the one of its own offset.
+inline void add_single_row_terms(const Problem& p, int64_t head, const SingleRow& one, const Keys& keys,
+                                 const Content& content, real* s) {
+    for (int64_t a = 0; a < content.axes && !one.query.prefix && keys.prefix < keys.count; ++a) {
+        const int64_t at = p.layout->query_at[a * p.layout->queries + *one.query.token];
+        const int64_t lowest = axis_number(p, a, locant::LOWEST_OFFSET), highest = lowest + offsets_of(p, a) - 1;
+        const auto clamp = [&](int64_t x) INLINE_LAMBDA { return x < lowest ? lowest : x > highest ? highest : x; };
+        const int64_t low = clamp(at - content.block[a].high), count = clamp(at - content.block[a].low) - low + 1;
+        const int64_t group = p.vector_heads == 1 ? 0 : head;
+        const int64_t vector = group * p.offsets + first_offset(p, a) + low - lowest;
+        real* term = content.axis(0, a).term;
+        fill(term, 0, round_up_to_lanes(count), 0);
+        if (p.vector_bias) {
+            const real *bias = static_cast<const real*>(p.vector_bias) + vector, scale = real(p.content_scale) * LOG2E;
+            for (int64_t r = 0; r < count; ++r) term[r] = bias[r] * scale;
+        }
+        const real* vectors = static_cast<const real*>(p.vectors) + vector * p.head_dim;
+        add_dot_products(count, p.head_dim, one.content, vectors, term);
+        const int32_t* key_at = content.at + a * BLOCK;
+        for (int64_t j = keys.prefix; j < keys.count; ++j) s[j] += term[clamp(at - key_at[j]) - low];
+    }
+}
+
+// Scores before their product: bias and terms in units of log 2, -inf where forbidden and beyond the last key.
 inline void single_row_bias(const Problem& p, int64_t sample, int64_t head, const SingleRow& one, const Keys& keys,
-                            real* s) {
+                            const Content& content, real* s) {
     const Queries& query = one.query;
     fill(s, 0, keys.count, 0);
     fill(s, keys.count, round_up_to_lanes(keys.count), -INF);
@@ -92,6 +119,7 @@ inline void single_row_bias(const Problem& p, int64_t sample, int64_t head, cons
         else
             for (int64_t j = keys.prefix; j < keys.count; ++j) s[j] = table[-int64_t(keys.place[j])];
     }
+    if (p.vectors) add_single_row_terms(p, head, one, keys, content, s);
     if (one.seen == Visibility::some)
         for (int64_t j = 0; j < keys.count; ++j) mask_scores(p, sample, query, keys.token[j], s + j);
 }

@@ -41,7 +41,7 @@ INLINE void sum_over_kind(int64_t count, const real* d, bool begun, real* total)
 // of neighbouring keys overlap, so that vectors would wait for each other's stores. `chunk` is the last of the cells.
 inline void add_kind(const Problem& p, const Chunk& chunk, const real* total, Panel* panel, TableSums sums) {
     const Layout& layout = *p.layout;
-    const int64_t panels = make_panels(p, chunk.query, chunk.queries - single_rows(p, chunk.queries), panel);
+    const int64_t panels = make_panels(p, chunk.query, chunk.queries - single_rows(p, chunk.queries, true), panel);
     int64_t lanes = 0;
     for (int64_t i = 0; i < panels; ++i) lanes += panel[i].lanes();
     for (int64_t from = chunk.low; from < chunk.high; from += BLOCK) {
