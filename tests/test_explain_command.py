@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from locant.cli import app
@@ -29,6 +30,19 @@ def test_two_models_share_a_page(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.strip() == str(page)
     assert "alibi:5 and rotary:5" in page.read_text()
+
+
+def test_each_model_has_its_own_weights(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        torch.save({"table": torch.full((2, 5, 5), value)}, tmp_path / f"{name}.pth")
+    given = [word for name in "ab" for word in ("--weights", str(tmp_path / f"{name}.pth"))]
+    done = RUN.invoke(app, ["explain", "relative:3x3", "relative:3x3", *given, "-o", str(tmp_path / "page.html")])
+    assert done.exit_code == 0
+    assert "The numbers are those of a.pth." in done.stdout
+    assert "The numbers are those of b.pth." in done.stdout
+    done = RUN.invoke(app, ["explain", "relative:3x3", *given])
+    assert done.exit_code == 2
+    assert "needs --weights once for each model; it came 2 times for 1" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from locant.explain.opening import Opened, open_
 from locant.explain.resizings import resizing, resizings_of
 from locant.explain.run import run
 from locant.grid import Grid
+from locant.nn import WindowAttention
 from locant.positions.table import RelativeTable
 
 PICTURE = Opened("pictures", "", inputs=(torch.zeros(1, 3, 8, 8),), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -104,3 +105,37 @@ def test_a_model_without_attention_says_so() -> None:
     found = run(nn.Linear(4, 4), torch.randn(1, 4)).data
     assert found.layers == ()
     assert "No attention was reached that Locant knows." in found.notes
+
+
+def test_weights_that_are_not_finite_are_marked_and_the_page_is_there() -> None:
+    torch.manual_seed(0)
+    model = WindowAttention(16, 2, window=(2, 2), grid=Grid(4, 4)).eval()
+    with torch.no_grad():
+        model.position.table[0, 1, 1] = torch.nan
+    found = run(model, torch.randn(1, 16, 16))
+    first, second = found.data.layers[0].heads
+    assert np.isnan(first.map[1, 1])
+    assert np.isnan(first.locality)
+    assert np.isfinite(second.map).all()
+    assert any("holds numbers that are not finite, in heads 0" in f.text for f in found.data.findings)
+    assert "NaN" not in found.page.partition('id="maps"')[2]  # no JSON
+
+
+def test_attention_that_is_not_known_is_a_row_with_the_reason() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    (layer,) = run(nn.Sequential(Own()), torch.randn(1, 4)).data.layers
+    assert (layer.name, layer.scheme, layer.heads) == ("0", "not known", ())
+    assert layer.reason == "It owns a position bias, and Locant does not know its class."
+
+
+def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"(?s)other\.pth"):
+        run("locant:swin_tiny", weights=tmp_path / "other.pth")

@@ -21,7 +21,7 @@ from browser import Browser, needs_chromium, opened
 
 from locant.explain import chapters
 from locant.explain import page as pages
-from locant.explain.data import Data, Finding, example
+from locant.explain.data import Data, Finding, Query, Row, example
 from locant.explain.explanation import Explanation
 from locant.page.pictures import LOST
 
@@ -52,6 +52,15 @@ def with_nan(data: Data) -> Data:
     broken[0, 0] = np.nan
     heads = (dataclasses.replace(first.heads[0], map=broken), *first.heads[1:])
     return dataclasses.replace(data, layers=(dataclasses.replace(first, heads=heads), *data.layers[1:]))
+
+
+def with_token(data: Data) -> Data:
+    """The token of the prefix asks as well, and sees all of the grid."""
+    both = np.full((2, 4, 4), 0.05, np.float32)
+    row = Row((), (0, 0), both, both, both, np.full((3, 2, 1), 0.2, np.float32))
+    layers = tuple(dataclasses.replace(one, rows=(*one.rows, row)) if one.rows else one for one in data.layers)
+    shown = dataclasses.replace(data.input, queries=(*data.input.queries, Query((), "class token")))
+    return dataclasses.replace(data, layers=layers, input=shown)
 
 
 def test_the_block_holds_every_map_to_half_a_level() -> None:
@@ -158,6 +167,7 @@ def test_an_explanation_saves_its_page_and_its_chart(tmp_path) -> None:
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("pages")
     (made / "one.html").write_text(pages.render([with_nan(example())]), encoding="utf-8")
+    (made / "token.html").write_text(pages.render([with_token(example())]), encoding="utf-8")
     (made / "two.html").write_text(pages.render([example(), example()]), encoding="utf-8")
     (made / "plain.html").write_text(pages.render([example(with_input=False)]), encoding="utf-8")
     ready = "<script>addEventListener('load', () => setTimeout(() => { stage.dataset.ready = 'yes'; }, 300))</script>"
@@ -217,6 +227,22 @@ def test_mouse_and_keys_choose_layer_head_and_query(browser, folder) -> None:
     browser.key("ArrowUp")
     assert browser.js("location.hash") == "#layer=0&head=1&query=1,0"
     assert browser.js("document.activeElement.getAttribute('aria-label')").startswith("As the model attends")
+
+
+@needs_chromium
+def test_a_class_token_is_asked_by_its_button(browser, folder) -> None:
+    browser.open(folder / "token.html", hash_="#layer=0&head=0&query=2,1")
+    pressed = "document.querySelector('.tokens button').getAttribute('aria-pressed')"
+    assert browser.js("document.querySelector('.tokens button').textContent") == "class token"
+    assert browser.js(pressed) == "false"
+    browser.click(".tokens button")
+    assert browser.js(pressed) == "true"
+    assert browser.js("location.hash") == "#layer=0&head=0&query=t2"
+    browser.click(".split .sheet", (0.4, 0.7))  # a place again
+    assert browser.js(pressed) == "false"
+    assert browser.js("location.hash") == "#layer=0&head=0&query=2,1"
+    browser.open(folder / "token.html", hash_="#layer=1&head=1&query=t2")  # and by its address
+    assert browser.js(pressed) == "true"
 
 
 @needs_chromium

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -10,8 +11,9 @@ from schemes import HEAD_DIM, HEADS, SCHEMES, Scheme, heads, parts
 
 from locant.attend import weights
 from locant.grid import Grid
-from locant.maps import BY_ENTRANCE, likeness, position_map, query_row
+from locant.maps import BY_ENTRANCE, likeness, one_query, position_map, query_row
 from locant.masks import Windows
+from locant.positions.gate import GatedPosition
 from locant.positions.position import Bias, Content, Gate, Rotation
 from locant.positions.rotary import Rotary
 from locant.positions.shaw import Shaw
@@ -99,3 +101,16 @@ def test_every_entrance_has_a_map() -> None:
     assert set(BY_ENTRANCE) == {"embed", "rotate", "bias", "content", "gate"}
     assert all(isinstance(parts(s.build())[0], Rotation) for s in alone(Rotation))
     assert HEADS > 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.name)
+@pytest.mark.parametrize("grid", [Grid(5), Grid(3, 4), Grid(2, 3, 4)], ids=str)
+def test_a_grid_of_other_axes_has_a_map_or_is_a_sentence(scheme: Scheme, grid: Grid) -> None:
+    for position in parts(scheme.build()):
+        with contextlib.suppress(ValueError):  # a sentence, and nothing of torch's
+            one_query(position, grid, (0,) * grid.axes)
+
+
+def test_a_gate_names_the_axes_that_it_was_built_for() -> None:
+    with pytest.raises(ValueError, match=r"built for grids of 2 axes; got Grid\(5\). Build it with axes=1."):
+        one_query(GatedPosition(2), Grid(5), (0,))

@@ -290,16 +290,32 @@ def _explain(given: dict[str, Any]) -> None:
 
         with redirect_stdout(sys.stderr):
             second = shown if explain.names_a_model(shown) else None
-            found = explain.run(given.pop("model"), None if second else shown, **given)
+            own, others = _of_each(given, models=1 if second is None else 2)
+            found = explain.run(given["model"], None if second else shown, **own)
             path = Path("explain.html") if out is None else out
             if second is None:
                 found.save(path)
             else:
-                other = explain.run(second)
+                other = explain.run(second, **others)
                 write_bytes(path, found.beside(other).encode("utf-8", "replace"))
         said = [found] if second is None else [found, other]
         print(path if quiet else "\n\n".join([*map(str, said), f"Page: {path}"]))
         sys.stdout.flush()
+
+
+def _of_each(given: dict[str, Any], *, models: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the first model and of the second."""
+    found: list[dict[str, Any]] = [{}, {}]
+    for name in ("weights", "size", "before"):
+        values = given[name] or []
+        if len(values) > models:
+            raise ValueError(
+                f"explain needs --{name} once for each model; it came {len(values)} times for {models}. Leave one out, "
+                "or name a second model behind the first."
+            )
+        for own, value in zip(found, values, strict=False):
+            own[name] = value
+    return found[0], found[1]
 
 
 @app.command("export", epilog="Example: `locant export swin_tiny swin.onnx --image-size 384 --dynamic`")

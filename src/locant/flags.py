@@ -68,6 +68,8 @@ TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
 RATES = Value("rates", str, lambda given: split_words(given, float))
 SEEDS = Value("seeds", str, one_or_more)
 SIDES = Value("sides", str, sides)
+PATHS = Value("paths", Path, many=True)  # a model's each
+EACH_SIDES = Value("each model's sides", str, lambda given: [sides(word) for word in given], many=True)
 FILE = Value("file", str)  # that must be there
 OWN = Value("own", str)  # a name that is known, or Python of the user's own
 FOLDERS = Value("folders", tuple[Path, Path])
@@ -306,9 +308,12 @@ EXPLAIN = (
          "folder of a comparison; a file that locant convert wrote.", "MODEL", needed=True),
     Flag("input", TEXT, "", "A picture, a film or a folder of frames, an array (.npy), a line of text; or a second "
          "model, to be laid beside the first.", "INPUT"),
-    Flag("weights", PATH, MODEL, "File of its weights; default random ones, or what lies in the folder.", "FILE"),
-    Flag("size", SIDES, MODEL, "Pixels that a named model is built for: 384, or 384x512.", "SIZE"),
-    Flag("before", PATH, MODEL, "File of weights before they were resized: tables are compared.", "FILE"),
+    Flag("weights", PATHS, MODEL, "File of its weights; default random ones, or what lies in the folder. Twice: of "
+         "each.", "FILE"),
+    Flag("size", EACH_SIDES, MODEL, "Pixels that a named model is built for: 384, or 384x512. Twice: of each.",
+         "SIZE"),
+    Flag("before", PATHS, MODEL, "File of weights before they were resized: tables are compared. Twice: of each.",
+         "FILE"),
     Flag("out", PATH, OUTPUT, "The page; default explain.html.", "FILE", options=("--out", "-o")),
     Flag("quiet", SWITCH, OUTPUT, "Print the path of the page and nothing else.", options=("--quiet", "-q")),
 )  # fmt: skip

@@ -34,21 +34,18 @@ def embeddings_of(model: nn.Module, grid: Grid) -> Iterator[Embedded]:
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if any(name == known or name.endswith(f".{known}") for known in NAMES) and parameter.is_floating_point():
             rows = parameter.detach().flatten(0, -2)
-            count, cells = len(rows), grid.cells
-            own = (
-                grid
-                if count == grid.tokens
-                else Grid(*grid.shape, prefix=count - cells)
-                if 0 <= count - cells <= 4
-                else None
-            )
-            own = _square(count) if own is None else own
+            own = grid_of(len(rows), grid)
             yield embedded(name, rows, own)
 
 
-def _square(count: int) -> Grid:
-    """A square behind at most two tokens, or a line."""
-    for prefix in range(3):
+def grid_of(count: int, grid: Grid) -> Grid:
+    """The grid of so many rows, where tokens lie on `grid`: that one, with at most four rows of a prefix; of pictures a
+    square behind at most two tokens; or a line."""
+    if count == grid.tokens:
+        return grid
+    if 0 <= count - grid.cells <= 4:
+        return Grid(*grid.shape, prefix=count - grid.cells)
+    for prefix in range(3) if grid.axes > 1 else ():
         side = math.isqrt(max(count - prefix, 0))
         if side > 3 and side * side + prefix == count:
             return Grid(side, side, prefix=prefix)

@@ -45,6 +45,7 @@ class Seen:
         rows, measures: of each query that was asked for; measures [5, heads] as `split` has them.
         blocks: (queries, keys, mean over heads [queries, keys]) of all queries, for a rollout.
         said: why something is missing.
+        added: whether position came with the tokens, and was told from them by a run without places.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Seen:
     measures: list[Float[np.ndarray, "5 heads"]] = field(default_factory=list)
     blocks: list[tuple[Tensor, Tensor, Float[Tensor, "queries keys"]]] | None = None
     said: list[str] = field(default_factory=list)
+    added: bool = False
 
 
 class Recorder:
@@ -73,15 +75,19 @@ class Recorder:
         place: the grid of tokens that a layer without a scheme calls a sequence: (sizes, prefix), or None.
         rollout: whether blocks of all queries are kept, up to MOST_PAIRS numbers.
         idle: run no kernel: calls give zeros. For weights alone.
+        alike: what a recorder has read of the same model without places (levelled.py): content, where no scheme acts.
+
+    `contents` holds the logits by content of every query, layer by layer; for another recorder's `alike`.
     """
 
     def __init__(
         self, model: nn.Module, queries: Sequence[Where] = (), place: tuple[tuple[int, ...], int] | None = None,
-        *, rollout: bool = False, idle: bool = False,
+        *, rollout: bool = False, idle: bool = False, alike: Recorder | None = None,
     ) -> None:  # fmt: skip
         self.names = {id(module): name for name, module in model.named_modules() if name}
         self.queries, self.place, self.idle = tuple(queries), place, idle
-        self.rollout, self.pairs = rollout, 0
+        self.rollout, self.pairs, self.alike = rollout, 0, alike
+        self.contents: list[list[Tensor]] = []
         self.seen: list[Seen] = []
         _refuse_compiled(model)
 
@@ -114,7 +120,8 @@ class Recorder:
 
     def _read(self, call: Call, name: str) -> Seen:
         # 1 what it is, on the grid that it stands for
-        call = self._placed(call)
+        call, layer = self._placed(call), len(self.contents)
+        self.contents.append([])
         p, cut = call.problem, hooks.current_regrouping()
         seen = Seen(
             name, call.schemes, call.mask, p.grid, p.key_grid, p.heads, p.head_dim, call.scale, p.batch,
@@ -127,7 +134,7 @@ class Recorder:
         for where in self.queries:
             sample, place = self._sample(where, p.grid, p.batch) if where else (0, ())
             reader, token = readers.setdefault(sample, Reader(call, sample)), token_at(place, p.grid)
-            block = reader.row(token)
+            block = self._split(reader.row(token), layer, seen)
             seen.measures.append(split(block, p.grid, p.key_grid))
             seen.rows.append(_row(block, block.keys - p.key_grid.prefix, p.grid, p.key_grid, token - p.grid.prefix))
         if self.queries and p.batch > 1:
@@ -140,6 +147,19 @@ class Recorder:
             if p.grid == p.key_grid and p.batch == 1 and self._has_room(reader.pairs()):
                 seen.blocks = [(b.queries, b.keys, b.weights().mean(0)) for b in reader.blocks()]
         return seen
+
+    def _split(self, block: Block, layer: int, seen: Seen) -> Block:
+        """A block in which no scheme acts, its content that of the same call without places."""
+        if block.position is not None or block.gate is not None:
+            return block
+        query = len(self.contents[layer])
+        self.contents[layer].append(block.content)
+        others = [] if self.alike is None else self.alike.contents
+        if layer >= len(others) or query >= len(others[layer]) or others[layer][query].shape != block.content.shape:
+            return block
+        seen.added = True
+        content = others[layer][query]
+        return replace(block, content=content, position=block.content - content)
 
     def _has_room(self, pairs: int) -> bool:
         """Whether so many numbers more may be kept; if not, none of those so far are of use."""
@@ -181,7 +201,7 @@ class Recorder:
         for where in self.queries:
             target = token_at(where, seen.grid)
             window, cell = (int(x) for x in (places == target).nonzero()[0])
-            block = Reader(call, window).row(cell)
+            block = self._split(Reader(call, window).row(cell), len(self.contents) - 1, seen)
             seen.measures.append(split(block, call.problem.grid, call.problem.key_grid))
             seen.rows.append(_row(block, places[window][block.keys], seen.grid, seen.grid, target))
         if bool((places < 0).any()):

@@ -16,6 +16,7 @@ from locant.explain.data import Data, Embedded, Input, Layer
 from locant.explain.embeddings import embedded, embeddings_of, waves_of
 from locant.explain.explanation import Explanation
 from locant.explain.inputs import Taken, choose_queries, take
+from locant.explain.levelled import without_places
 from locant.explain.opening import Opened, open_
 from locant.explain.recording import Recorder, Seen, Where
 from locant.explain.resizings import resizings_of
@@ -30,6 +31,11 @@ WORDS = {
     "BorrowedGate": "gated position", "BorrowedDecomposed": "decomposed vectors",
     "BorrowedVectors": "vectors of offsets",
 }  # fmt: skip
+
+ADDED = (
+    "Vectors of places are added to the tokens. By content is what a second run gives, with their mean in every place; "
+    "position is what the places change, through all layers before."
+)
 
 
 def run(
@@ -108,18 +114,30 @@ def _look(
             notes += [] if first else ["No attention was reached that Locant knows."]
             return _with_names(first), None, unread
         # 3 again with the queries
-        seen, shown = _with_input(model, taken, first, queries, inputs)
+        seen, shown = _with_input(model, taken, first, queries, inputs, notes)
         return _with_names(seen), shown, unread
 
 
 def _with_input(
-    model: nn.Module, taken: Taken, first: list[Seen], queries: Sequence[Where] | None, inputs: tuple[torch.Tensor, ...]
+    model: nn.Module,
+    taken: Taken,
+    first: list[Seen],
+    queries: Sequence[Where] | None,
+    inputs: tuple[torch.Tensor, ...],
+    notes: list[str],
 ) -> tuple[list[Seen], Input]:
     grid = max((one.grid for one in first), key=lambda g: g.axes)
     classes = all(one.grid.prefix for one in first)
     wheres, labels = choose_queries(taken, grid.axes, classes, queries)
-    recorder = Recorder(model, wheres, _places(model), rollout=True)
+    # 1 without places, where layers attend that know of none: what they make of content
+    alike, level = None, None if all(any(one.schemes) for one in first) else without_places(model, first[0].grid)
+    if level is not None:
+        alike = Recorder(level, wheres, _places(model))
+        _record(level, inputs, alike)
+    # 2 as it is
+    recorder = Recorder(model, wheres, _places(model), rollout=True, alike=alike)
     seen = _record(model, inputs, recorder)
+    notes += [ADDED] if any(one.added for one in seen) else []
     rollout = roll_out(seen, wheres, recorder.pairs)
     return seen, taken.shown(wheres, labels, rollout)
 
@@ -155,9 +173,10 @@ def _with_names(seen: list[Seen]) -> list[Seen]:
 
 def _layer(index: int, seen: Seen) -> Layer:
     schemes = tuple(seen.schemes)
-    names = [WORDS.get(type(p).__name__, type(p).__name__) for p in schemes]
+    names = ["embeddings added to the tokens"] if seen.added else []
+    names += [WORDS.get(type(p).__name__, type(p).__name__) for p in schemes]
     scheme = ", ".join(names) or "no position in attention"
-    entrance = " + ".join(dict.fromkeys(p.entrance for p in schemes))
+    entrance = "embed" if seen.added else " + ".join(dict.fromkeys(p.entrance for p in schemes))
     said = list(seen.said)
     try:
         found = heads.heads_of(seen, seen.measures)

@@ -25,6 +25,7 @@ from locant.integrations import (
     torchvision,
     transformers,
     transformers_alibi,
+    transformers_encoders,
     transformers_text,
     transformers_whole,
 )
@@ -43,7 +44,8 @@ OWN = (Attention, GatedAttention, MultiHeadAttention, RelativeAttention)
 OWN_IN_MODELS = ("locant.models.transformer_xl_layers.MemoryAttention", "locant.models.mvit_layers.PooledAttention")
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES,
-    *transformers_whole.FAMILIES, *transformers_text.FAMILIES, *transformers_alibi.FAMILIES, *monai.FAMILIES,
+    *transformers_whole.FAMILIES, *transformers_text.FAMILIES, *transformers_alibi.FAMILIES,
+    *transformers_encoders.FAMILIES, *monai.FAMILIES,
     *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns

@@ -81,6 +81,8 @@ class GatedPosition(Gate):
             )
 
     def values(self, grid: Grid, key_grid: Grid) -> SeparableValues:
+        for own in (grid, key_grid):
+            self.check(own)
         kind = torch.promote_types(self.spread.dtype, torch.float32)  # bfloat16 is exact only to 256
         direction, spread = self.direction.to(kind), self.spread.to(kind)[:, None, None]
         logits = []

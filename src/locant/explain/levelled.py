@@ -1,0 +1,88 @@
+"""The same model without places: what is added to tokens for where they are is one vector for all of them.
+
+A vector that was added to a token can't be told from it in q and k. What places do can: the model is run a second time,
+with the mean of their vectors in every place, and
+
+    content = the logits of that run          position = logits - content
+
+whose sum is what the softmax is taken of, in every layer. In the first layer that is what the vectors themselves do; in
+later ones it holds all that earlier layers made of them. Vectors of the prefix stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locant.explain.embeddings import NAMES, grid_of
+from locant.grid import Grid
+from locant.positions.position import Embedding
+
+
+@torch.no_grad()
+def without_places(model: nn.Module, grid: Grid) -> nn.Module | None:
+    """A copy on the same parameters, but for embeddings of positions; None where none is found, or no copy can be made.
+
+    Args:
+        model: is left as it is.
+        grid: of the first layer's tokens.
+    """
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    found = False
+    for owner, tensor in _tables(model):
+        level = _level(tensor.flatten(0, -2), grid, _start(owner)).reshape(tensor.shape)
+        parameter = isinstance(tensor, nn.Parameter)
+        shared[id(tensor)] = nn.Parameter(level, requires_grad=False) if parameter else level
+        found = True
+    found = found or any(isinstance(module, Embedding) for module in model.modules())
+    if not found:
+        return None
+    try:
+        alike = copy.deepcopy(model, shared)
+    except (RuntimeError, TypeError):  # tensors that are computed from others can't be copied
+        return None
+    for module in alike.modules():
+        if isinstance(module, Embedding):
+            vars(module)["forward"] = MethodType(_forward, module)
+    return alike
+
+
+def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
+    modules = dict(model.named_modules())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        known = any(name == end or name.endswith(f".{end}") for end in NAMES)
+        if known and tensor.is_floating_point() and tensor.ndim > 1:
+            yield modules[name.rpartition(".")[0]], tensor
+
+
+def _start(owner: Any) -> int:
+    """The first row that a token has: RoBERTa counts from behind its padding, OPT and BART from `offset`."""
+    padding = getattr(owner, "padding_idx", None)
+    return int(getattr(owner, "offset", 0)) if padding is None else int(padding) + 1
+
+
+def _level(rows: Float[Tensor, "n dim"], grid: Grid, start: int) -> Float[Tensor, "n dim"]:
+    """Every place has the mean of those in use."""
+    own = grid_of(len(rows), grid)
+    first = own.prefix if own.tokens == len(rows) else 0
+    used = rows[start : start + grid.tokens] if own.axes == 1 and grid.axes == 1 else rows[first:]
+    level = used.mean(0, keepdim=True).expand_as(rows).clone()
+    level[:first] = rows[:first]
+    return level
+
+
+def _forward(self: Any, *inputs: Any, **named: Any) -> Tensor:
+    rows: Tensor = type(self).forward(self, *inputs, **named)
+    grid = next((x for x in (*inputs, *named.values()) if isinstance(x, Grid)), getattr(self, "grid", None))
+    first = grid.prefix if isinstance(grid, Grid) else 0
+    places = rows[..., first:, :].mean(-2, keepdim=True).expand_as(rows[..., first:, :])
+    return torch.cat([rows[..., :first, :], places], -2)
+
+
+_forward.__name__ = "forward"
