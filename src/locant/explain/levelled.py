@@ -71,7 +71,7 @@ def _level(rows: Float[Tensor, "n dim"], grid: Grid, start: int) -> Float[Tensor
     """Every place has the mean of those in use."""
     own = grid_of(len(rows), grid)
     first = own.prefix if own.tokens == len(rows) else 0
-    used = rows[start : start + grid.tokens] if own.axes == 1 and grid.axes == 1 else rows[first:]
+    used = rows[first + start :][: grid.cells] if grid.axes == 1 else rows[first:]
     level = used.mean(0, keepdim=True).expand_as(rows).clone()
     level[:first] = rows[:first]
     return level

@@ -59,13 +59,12 @@ def _offer(attn: Any, names: tuple[str, ...]) -> Offer | str:
     return Offer(Replacement({"forward": _forward}, State(names=names)), "no position", trial, attended)
 
 
-# classes that are copies of BERT's; the last part of a file's name is that of its folder
+# copies of BERT's that take torch's fused attention, by folder; the last part of a file's name is that of its folder
 _COPIES = {
-    "align": "AlignText", "altclip": "AltRoberta", "bert": "Bert", "bert_generation": "BertGeneration",
-    "bridgetower": "BridgeTower", "camembert": "Camembert", "chinese_clip": "ChineseCLIPText",
-    "data2vec": "Data2VecText", "electra": "Electra", "ernie": "Ernie", "layoutlm": "LayoutLM", "markuplm": "MarkupLM",
-    "roberta": "Roberta", "roberta_prelayernorm": "RobertaPreLayerNorm", "roc_bert": "RoCBert",
-    "splinter": "Splinter", "xlm_roberta": "XLMRoberta", "xlm_roberta_xl": "XLMRobertaXL", "xmod": "Xmod",
+    "altclip": "AltRoberta", "bert": "Bert", "bert_generation": "BertGeneration", "camembert": "Camembert",
+    "chinese_clip": "ChineseCLIPText", "data2vec": "Data2VecText", "electra": "Electra", "ernie": "Ernie",
+    "layoutlm": "LayoutLM", "roberta": "Roberta", "roberta_prelayernorm": "RobertaPreLayerNorm", "roc_bert": "RoCBert",
+    "xlm_roberta": "XLMRoberta", "xlm_roberta_xl": "XLMRobertaXL", "xmod": "Xmod",
 }  # fmt: skip
 
 
