@@ -21,7 +21,7 @@ from browser import Browser, needs_chromium, opened
 
 from locant.explain import chapters
 from locant.explain import page as pages
-from locant.explain.data import Data, Finding, Query, Row, example
+from locant.explain.data import Data, Finding, Query, Rollout, Row, example
 from locant.explain.explanation import Explanation
 from locant.page.pictures import LOST
 
@@ -59,7 +59,10 @@ def with_token(data: Data) -> Data:
     both = np.full((2, 4, 4), 0.05, np.float32)
     row = Row((), (0, 0), both, both, both, np.full((3, 2, 1), 0.2, np.float32))
     layers = tuple(dataclasses.replace(one, rows=(*one.rows, row)) if one.rows else one for one in data.layers)
-    shown = dataclasses.replace(data.input, queries=(*data.input.queries, Query((), "class token")))
+    rollout = data.input.rollout
+    longer = (np.concatenate([x, x[:1]]) for x in (rollout.maps, rollout.prefix))
+    queries = (*data.input.queries, Query((), "class token"))
+    shown = dataclasses.replace(data.input, queries=queries, rollout=Rollout(*longer))
     return dataclasses.replace(data, layers=layers, input=shown)
 
 

@@ -101,6 +101,7 @@ def _dots(data: Data, values: Sequence[tuple[Layer, Head, float]], name: str, pe
     # 1 the scales
     top = max(1.0 if percent else 0.0, *(value for *_, value in known)) or 1.0
     bottom = min(0.0, *(value for *_, value in known))
+    bottom = math.floor(bottom * 4) / 4 if percent else bottom
     last = max(1, len(data.layers) - 1)
     x = {layer.index: LEFT + 14 + (WIDE - LEFT - 34) * i / last for i, layer in enumerate(data.layers)}
 
@@ -109,8 +110,9 @@ def _dots(data: Data, values: Sequence[tuple[Layer, Head, float]], name: str, pe
 
     # 2 lines and numbers of the axes
     parts = []
-    for value in np.linspace(bottom, top, 5):
-        shown = f"{100 * value:.0f} %" if percent else f"{value:.2g}".replace("-", "−")
+    marks = np.arange(bottom, top + 0.01, 0.25 if top - bottom <= 1.5 else 0.5) if percent else None
+    for value in np.linspace(bottom, top, 5) if marks is None else marks:
+        shown = (f"{100 * value:.0f} %" if percent else f"{value:.2g}").replace("-", "−")
         parts.append(f'<line x1="{LEFT}" x2="{WIDE}" y1="{y(value):.1f}" y2="{y(value):.1f}" class="rule"/>'
                      f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{shown}</text>')  # fmt: skip
     every = -(-len(data.layers) // 24)

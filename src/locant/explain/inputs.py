@@ -198,5 +198,5 @@ def choose_queries(
     places = lattice((SIDE,) * axes, SIDE)
     wheres: list[Where] = [tuple((c + 0.5) / SIDE for c in place) for place in places]
     names = {1: ("",), 2: ("row", "column"), 3: ("time", "row", "column")}[axes]
-    labels = [", ".join(f"{n} {100 * w:.0f} %" for n, w in zip(names, where, strict=True)) for where in wheres]
+    labels = [", ".join(f"{n} {100 * w:.0f}\u00a0%" for n, w in zip(names, where, strict=True)) for where in wheres]
     return ([*wheres, ()], [*labels, "class token"]) if prefix else (wheres, labels)

@@ -12,7 +12,8 @@
 | mask | a query sees nothing, or padding hides more keys than it leaves |
 | unknown | a layer that could not be read; its reason |
 
-What is dead is never called positional. What heads of a layer have in common is one sentence, and so are dead layers.
+What is dead is never called positional. What heads have in common is one sentence for all layers in which the same heads
+have it, and so are dead layers.
 Layers and heads are counted from 0. Rotations are left out of `mirror`: what is drawn of them is a mean of cosines,
 which is even, and their sines are not.
 """
@@ -20,6 +21,7 @@ which is even, and their sines are not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,23 +42,58 @@ def find(layers: Sequence[Layer], resizings: Sequence[Resizing] = (), shown: Inp
         found += [*_mask(layer), *_unknown(layer)]
     found += _resized(resizings)
     for rule in (_positional, _direction, _mirror, _saturated, _duplicate):
-        own = [finding for layer in layers for finding in rule(layer)]
-        found += sorted(own, key=lambda finding: -finding.value)
+        own = [one for layer in layers for one in rule(layer)]
+        single = [one for one in own if isinstance(one, Finding)]
+        joined = _joined([one for one in own if isinstance(one, _Group)])
+        found += sorted([*single, *joined], key=lambda finding: -finding.value)
     return found + list(_dead(layers))
 
 
-def _who(layer: Layer, heads: Sequence[int]) -> str:
+@dataclass(frozen=True)
+class _Group:
+    """Heads of one layer that have something in common.
+
+    Attributes:
+        kind, limit: of the finding.
+        layer, heads: whose it is; `strongest` is the head that the finding leads to.
+        values: the least and the largest.
+        sentence: of who they are, and of both values.
+    """
+
+    kind: str
+    limit: float
+    layer: int
+    heads: tuple[int, ...]
+    strongest: int
+    values: tuple[float, float]
+    sentence: Callable[[str, float, float], str]
+
+
+def _joined(groups: Sequence[_Group]) -> Iterator[Finding]:
+    """One finding for the same heads of several layers; it leads to the strongest."""
+    alike: dict[tuple[str, tuple[int, ...]], list[_Group]] = {}
+    for group in groups:
+        alike.setdefault((group.kind, group.heads), []).append(group)
+    for (kind, own), same in alike.items():
+        best = max(same, key=lambda group: group.values[1])
+        least, most = min(group.values[0] for group in same), best.values[1]
+        text = best.sentence(_who([group.layer for group in same], own), least, most)
+        yield Finding(kind, text, best.layer, best.strongest, most, best.limit)
+
+
+def _who(layers: Sequence[int], heads: Sequence[int]) -> str:
     names = ", ".join(map(str, heads[:-1])) + f" and {heads[-1]}" if len(heads) > 1 else str(heads[0])
-    return f"Head{'s' * (len(heads) > 1)} {names} of layer {layer.index}"
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {_numbers(layers)}"
+    return f"Head{'s' * (len(heads) > 1)} {names} of {where}"
 
 
-def _positional(layer: Layer) -> Iterator[Finding]:
+def _positional(layer: Layer) -> Iterator[_Group]:
     dead = _dead_heads(layer)
     shares = {h.index: h.position_share if h.gate is None else h.gate for h in layer.heads if h.index not in dead}
     yield from _several(layer, "positional", shares, POSITIONAL, ("is {} position.", "are {} position."), _percents)
 
 
-def _direction(layer: Layer) -> Iterator[Finding]:
+def _direction(layer: Layer) -> Iterator[_Group]:
     causal = () if layer.sight is None else layer.sight.causal
     ways: dict[str, dict[int, float]] = {}
     for head in layer.heads:
@@ -73,13 +110,16 @@ def _direction(layer: Layer) -> Iterator[Finding]:
 def _several(
     layer: Layer, kind: str, values: dict[int, float], limit: float, sentences: tuple[str, str],
     said: Callable[[float, float], str],
-) -> Iterator[Finding]:  # fmt: skip
-    """One sentence for the heads whose value reaches the limit; it leads to the strongest."""
+) -> Iterator[_Group]:  # fmt: skip
+    """The heads whose value reaches the limit."""
     who = {head: value for head, value in values.items() if value >= limit}
+
+    def sentence(names: str, least: float, most: float) -> str:
+        return f"{names} " + sentences[len(who) > 1].format(said(least, most))
+
     if who:
-        strongest = max(who, key=who.__getitem__)
-        text = f"{_who(layer, list(who))} " + sentences[len(who) > 1].format(said(min(who.values()), max(who.values())))
-        yield Finding(kind, text, layer.index, strongest, who[strongest], limit)
+        bounds = min(who.values()), max(who.values())
+        yield _Group(kind, limit, layer.index, tuple(who), max(who, key=who.__getitem__), bounds, sentence)
 
 
 def _mirror(layer: Layer) -> Iterator[Finding]:
@@ -132,7 +172,7 @@ def _numbers(sorted_: Sequence[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    words = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    words = [word for run in runs for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
     return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]
 
 
@@ -147,14 +187,14 @@ def _saturated(layer: Layer) -> Iterator[Finding]:
                     c - int(i) for c, i in zip(centre, np.unravel_index(weights.argmax(), weights.shape), strict=True)
                 ]
                 where = "itself" if not any(place) else f"the key at {tuple(place)} from it"
-                text = f"{_who(layer, [head.index])} is saturated: by position it looks at {where} alone."
+                text = f"{_who([layer.index], [head.index])} is saturated: by position it looks at {where} alone."
                 yield Finding("saturated", text, layer.index, head.index, most, SATURATED)
         if head.gate is not None and max(head.gate, 1 - head.gate) >= SATURATED:
             text = f"The gate of head {head.index} of layer {layer.index} is saturated at {head.gate:.3f}."
             yield Finding("saturated", text, layer.index, head.index, max(head.gate, 1 - head.gate), SATURATED)
 
 
-def _duplicate(layer: Layer) -> Iterator[Finding]:
+def _duplicate(layer: Layer) -> Iterator[_Group]:
     if "rotate" in layer.entrance:  # one map for all heads by definition
         return
     maps = {h.index: h.map.ravel().astype(np.float64) for h in layer.heads if h.map is not None and np.ptp(h.map) > 0}
@@ -164,10 +204,12 @@ def _duplicate(layer: Layer) -> Iterator[Finding]:
         same = [j for j in centred if j > i and j not in taken and float(centred[i] @ centred[j]) >= ALIKE]
         if same and i not in taken:
             taken |= set(same)
-            names = ", ".join(map(str, [i, *same][:-1])) + f" and {same[-1]}"
             least = min(float(centred[i] @ centred[j]) for j in same)
-            text = f"Heads {names} of layer {layer.index} have the same map of positions (correlation {least:.3f})."
-            yield Finding("duplicate", text, layer.index, i, least, ALIKE)
+            yield _Group("duplicate", ALIKE, layer.index, (i, *same), i, (least, least), _said_alike)
+
+
+def _said_alike(names: str, least: float, most: float) -> str:
+    return f"{names} have the same map of positions (correlation {least:.3f})."
 
 
 def _resized(resizings: Sequence[Resizing]) -> Iterator[Finding]:
