@@ -12,7 +12,7 @@
 | mask | a query sees nothing, or padding hides more keys than it leaves |
 | unknown | a layer that could not be read; its reason |
 
-What is dead is never called positional. What heads have in common is one sentence for all layers in which the same heads
+What is dead is never called positional. What heads have in common is one sentence for all layers where the same heads
 have it, and so are dead layers.
 Layers and heads are counted from 0. Rotations are left out of `mirror`: what is drawn of them is a mean of cosines,
 which is even, and their sines are not.
