@@ -145,7 +145,7 @@ class Recorder:
         if self.rollout:
             reader = Reader(call)
             if p.grid == p.key_grid and p.batch == 1 and self._has_room(reader.pairs()):
-                seen.blocks = [(b.queries, b.keys, b.weights().mean(0)) for b in reader.blocks()]
+                seen.blocks = _laid_out([(b.queries, b.keys, b.weights().mean(0)) for b in reader.blocks()])
         return seen
 
     def _split(self, block: Block, layer: int, seen: Seen) -> Block:
@@ -209,7 +209,7 @@ class Recorder:
                 "Windows at the border are filled with zeros, which take part; what goes to them is not drawn."
             )
         if self.rollout and self._has_room(places.numel() * places.shape[1]):
-            seen.blocks = list(_mapped(call, places))
+            seen.blocks = _laid_out(list(_mapped(call, places)))
         return seen
 
 
@@ -233,6 +233,20 @@ def _mapped(call: Call, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor
         for block in Reader(call, window).blocks():
             q, k = where[block.queries] >= 0, where[block.keys] >= 0
             yield where[block.queries[q]], where[block.keys[k]], block.weights().mean(0)[q][:, k]
+
+
+def _laid_out(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The same in three pieces of memory: thousands of small ones that stay lie between the large ones that layers
+    let go, and keep the heap from shrinking."""
+    if not blocks:
+        return blocks
+    counts = [(len(q), len(k)) for q, k, _ in blocks]
+    queries, keys, weights = (torch.cat([x.flatten() for x in column]) for column in zip(*blocks, strict=True))
+    parts = (
+        queries.split([q for q, _ in counts]), keys.split([k for _, k in counts]),
+        (x.view(count) for x, count in zip(weights.split([q * k for q, k in counts]), counts, strict=True)),
+    )  # fmt: skip
+    return list(zip(*parts, strict=True))
 
 
 def token_at(where: Where, grid: Grid) -> int:
