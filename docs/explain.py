@@ -170,14 +170,15 @@ def convit(folder: Path) -> None:
 @model
 def aim(folder: Path) -> None:
     """AIM-ViT on clips of moving digits: which way? Whole, not its adapters alone, for it starts from nothing."""
-    settings = {"img_size": 64, "patch": 8, "frames": 8, "dim": 96, "depth": 4, "heads": 4, "num_classes": 8}
-    network, task = models.AIMViT(**settings), clips(64, 8)
+    settings = {"img_size": 32, "patch": 8, "frames": 4, "dim": 96, "depth": 4, "heads": 4, "num_classes": 8,
+                "drop_path_rate": 0.0, "head_dropout": 0.0}  # fmt: skip
+    network, task = models.AIMViT(**settings), clips(32, 4)
     network.requires_grad_(True)
 
     def data(steps: int, training: bool) -> Batches:
-        return digits(task, "train" if training else "test", 64, 8, steps, int(training))
+        return digits(task, "train" if training else "test", 32, 32, steps, int(training))
 
-    classified("aim", network, data, 8, 1e-3, 400)
+    classified("aim", network, data, 8, 2e-3, 800)
     save(folder / "aim.safetensors", "AIMViT", settings, network)
 
 
@@ -306,7 +307,7 @@ TEXT = "The cat that the dogs had chased sat on the mat, because it was warm."
 def heads(folder: Path) -> Figure:
     """Is this head about position? Every head of the small BEiT on the photograph, and of MiniLM on a sentence."""
     models = {"BEiT": (f"hf:{folder / 'beit'}", photo(folder)), "MiniLM": (f"hf:{folder / 'minilm'}", TEXT)}
-    fig = card(4.9)
+    fig = card(4.3)
     upper, lower = (
         fig.add_subfigure(place, facecolor="none") for place in fig.add_gridspec(2, 1, height_ratios=(1, 1.1))
     )
@@ -365,7 +366,7 @@ def resized(folder: Path) -> Figure:
     words(
         axes[0],
         f"Trained: {first.old.shape[1]} × {first.old.shape[2]}",
-        first.name.replace(".", ".\u200b").split("attn")[0] + f"\nhead {head}",
+        f"{first.name.removesuffix('.attention.position.table')},\nhead {head}",
     )
     for ax, (method, all_) in zip(axes[1:], found.items(), strict=True):
         tiles(ax, all_[place].new[head], SIGNED, span)

@@ -147,9 +147,9 @@ def test_a_finding_says_its_number_and_its_limit() -> None:
 
 
 def test_the_same_heads_of_several_layers_are_one_sentence() -> None:
-    shares = ((0.73, 0.2, 0.7), (0.71, 0.1, 0.76), (0.2, 0.9, 0.1), (0.8, 0.0, 0.7))
+    shares = ((0.73, 0.2, 0.7), (0.71, 0.1, 0.76), (0.2, 0.9, 0.1), (0.8, 0.1, 0.7))
     layers = [dataclasses.replace(layer(*(Head(0, gate=x) for x in row)), index=i) for i, row in enumerate(shares)]
     first, second = rules.find(layers)
     assert (first.text, first.layer, first.head) == ("Head 1 of layer 2 is 90 % position.", 2, 1)
-    assert second.text == "Heads 0 and 2 of layers 0, 1 and 3 are 70 to 80 % position."
+    assert second.text == "Heads 0 and 2 of layers 0 to 1 and 3 are 70 to 80 % position."
     assert (second.layer, second.head, second.value) == (3, 0, 0.8)
