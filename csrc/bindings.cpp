@@ -237,6 +237,8 @@ void define_linear(nb::module_& module) {
     module.attr("PERCEPTRON") = NAMES_AND_KINDS(LOCANT_PERCEPTRON);
     module.attr("WEIGHT_GRADIENT") = NAMES_AND_KINDS(LOCANT_WEIGHT_GRADIENT);
     module.attr("HIDDEN_GRADIENT") = NAMES_AND_KINDS(LOCANT_HIDDEN_GRADIENT);
+    module.def("multiplies_pairs", locant::multiplies_pairs,
+               "Whether the processor has an instruction for pairs of bfloat16.");
     module.def("packed_numbers", packed_numbers, "operands"_a, "How many numbers a packed weight has.");
     module.def("pack", run_linear<locant::Weight>, "operands"_a, "threads"_a, "Writes a packed weight.");
     module.def("linear", run_linear<locant::Linear>, "operands"_a, "threads"_a, "Writes y.");

@@ -17,19 +17,21 @@ namespace locant {
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Kernels kernels_amx_float;
 extern const LinearKernels linear_kernels_amx, linear_kernels_avx512, linear_kernels_avx2, linear_kernels_portable;
+extern const LinearKernels linear_pairs_amx, linear_pairs_avx512_bf16, linear_pairs_avx512, linear_pairs_avx2,
+    linear_pairs_portable;
 extern const Kernels kernels_avx512_float, kernels_avx512_double;
 extern const Kernels kernels_avx2_float, kernels_avx2_double;
 extern const Kernels kernels_portable_float, kernels_portable_double;
 #elif defined(__aarch64__) || defined(_M_ARM64)
 extern const Kernels kernels_neon_float, kernels_neon_double;
-extern const LinearKernels linear_kernels_neon;
+extern const LinearKernels linear_kernels_neon, linear_pairs_neon;
 #else
 extern const Kernels kernels_portable_float, kernels_portable_double;
-extern const LinearKernels linear_kernels_portable;
+extern const LinearKernels linear_kernels_portable, linear_pairs_portable;
 #endif
 #ifdef LOCANT_EMULATE
 extern const Kernels kernels_emulated_float;
-extern const LinearKernels linear_kernels_emulated;
+extern const LinearKernels linear_kernels_emulated, linear_pairs_emulated;
 #endif
 
 namespace {
@@ -37,8 +39,9 @@ namespace {
 struct Isa {
     const char* name;
     const Kernels *with_float, *with_double;
-    const LinearKernels* linear;
+    const LinearKernels *linear, *linear_pairs;  // of float, of bfloat16
     bool (*runs_here)();
+    const LinearKernels* faster_pairs = nullptr;  // by the instruction for pairs, where the processor has it
 };
 
 bool always() { return true; }
@@ -63,21 +66,29 @@ bool has_amx() {
     return false;
 #endif
 }
+bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 const Isa isas[] = {
-    {"amx", &kernels_amx_float, &kernels_avx512_double, &linear_kernels_amx, has_amx},
-    {"avx512", &kernels_avx512_float, &kernels_avx512_double, &linear_kernels_avx512, has_avx512},
-    {"avx2", &kernels_avx2_float, &kernels_avx2_double, &linear_kernels_avx2, has_avx2},
-    {"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, always},
+    {"amx", &kernels_amx_float, &kernels_avx512_double, &linear_kernels_amx, &linear_pairs_amx, has_amx,
+     &linear_pairs_amx},
+    {"avx512", &kernels_avx512_float, &kernels_avx512_double, &linear_kernels_avx512, &linear_pairs_avx512, has_avx512,
+     &linear_pairs_avx512_bf16},
+    {"avx2", &kernels_avx2_float, &kernels_avx2_double, &linear_kernels_avx2, &linear_pairs_avx2, has_avx2},
+    {"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, &linear_pairs_portable,
+     always},
 #ifdef LOCANT_EMULATE
-    {"emulated", &kernels_emulated_float, &kernels_avx512_double, &linear_kernels_emulated, has_avx512},  // last: never the best
+    {"emulated", &kernels_emulated_float, &kernels_avx512_double, &linear_kernels_emulated, &linear_pairs_emulated,
+     has_avx512},  // last: never the best
 #endif
 };
 #elif defined(__aarch64__) || defined(_M_ARM64)
-const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, &linear_kernels_neon, always}};
+bool has_pairs() { return false; }
+const Isa isas[] = {{"neon", &kernels_neon_float, &kernels_neon_double, &linear_kernels_neon, &linear_pairs_neon, always}};
 #else
-const Isa isas[] = {{"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, always}};
+bool has_pairs() { return false; }
+const Isa isas[] = {{"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable,
+                     &linear_pairs_portable, always}};
 #endif
 
 const Isa* best() {
@@ -95,6 +106,12 @@ std::atomic<const Isa*>& chosen() {
 const Kernels& kernels_for(const Problem& problem) {
     const Isa& one = *chosen().load();
     return problem.dtype == Dtype::f64 ? *one.with_double : *one.with_float;
+}
+
+const LinearKernels& linear_kernels_for(Dtype dtype) {
+    const Isa& one = *chosen().load();
+    if (dtype != Dtype::bf16) return *one.linear;
+    return multiplies_pairs() ? *one.faster_pairs : *one.linear_pairs;
 }
 
 struct Work {
@@ -152,14 +169,15 @@ template <class Asked> void run_linear_item(void* context, int64_t item, void* s
 }
 
 template <class Asked> void run_pass(const Asked& problem, Pass<Asked> LinearKernels::* which, int threads) {
-    const Pass<Asked>& pass = chosen().load()->linear->*which;
+    const Pass<Asked>& pass = linear_kernels_for(problem.dtype).*which;
     LinearWork<Asked> work{&problem, &pass, threads};
     parallel_for(pass.items(problem, threads), threads, pass.scratch(problem, threads), run_linear_item<Asked>, &work);
 }
 
 }  // namespace
 
-int64_t packed_numbers(const Weight& weight) { return chosen().load()->linear->packed_numbers(weight); }
+bool multiplies_pairs() { return chosen().load()->faster_pairs && has_pairs(); }
+int64_t packed_numbers(const Weight& weight) { return linear_kernels_for(weight.dtype).packed_numbers(weight); }
 void run(const Weight& weight, int threads) { run_pass(weight, &LinearKernels::pack, threads); }
 void run(const Linear& problem, int threads) { run_pass(problem, &LinearKernels::linear, threads); }
 void run(const Perceptron& problem, int threads) { run_pass(problem, &LinearKernels::perceptron, threads); }

@@ -77,10 +77,13 @@
     X(void*, dvectors)              /* Real [heads, offsets, head_dim]; null if nobody learns them */                \
     X(void*, dvector_bias)          /* Real [heads, offsets], or null */
 
-// --- linear maps (linear.h), all in float ---------------------------------------------------------------------------
+// --- linear maps (linear.h) -------------------------------------------------------------------------------------------
+
+// Each is of one dtype, float or bfloat16: rows, weights, and what is written; `float` says what always is a float.
 
 // A weight to pack: element (k, n), which takes input k to output n, lies at k * input_step + n * output_step.
 #define LOCANT_WEIGHT(X)                                                                                             \
+    X(Dtype, dtype)                                                                                                  \
     X(int64_t, inputs)                                                                                               \
     X(int64_t, outputs)                                                                                              \
     X(int64_t, input_step)                                                                                           \
@@ -88,56 +91,72 @@
     X(const void*, packed_from)                                                                                      \
     X(void*, packed)                /* packed_numbers of them */
 
-// y = act(n(x) W + b) ∘ gain + r. `before` is what the activation takes, for the backward pass.
+// y = act(n(x) W + b) ∘ gain + r. `before` is what the activation takes, for the backward pass. Behind the product may
+// come a LayerNorm, if there is no activation; or the first `united` outputs are brought to length 1, `unit` at a time
+// (whole vectors of a strip).
 #define LOCANT_LINEAR(X)                                                                                             \
+    X(Dtype, dtype)                                                                                                  \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
     X(int64_t, outputs)                                                                                              \
     X(int64_t, activation)                                                                                           \
     X(const void*, x)               /* [rows, inputs] */                                                             \
-    X(const void*, scale)           /* [inputs], of the LayerNorm n; null: n(x) = x */                               \
-    X(const void*, shift)           /* [inputs] */                                                                   \
+    X(bool, centred)                /* n is a LayerNorm; else a RMSNorm */                                           \
+    X(const void*, scale)           /* float [inputs], of the norm n; null: n(x) = x */                              \
+    X(const void*, shift)           /* float [inputs], or null */                                                    \
     X(double, epsilon)                                                                                               \
     X(const void*, weight)          /* packed */                                                                     \
-    X(const void*, bias)            /* [outputs], or null */                                                         \
-    X(const void*, gain)            /* [outputs], before r is added; or null */                                      \
+    X(const void*, bias)            /* float [outputs], or null */                                                   \
+    X(const void*, scale_behind)    /* float [outputs], of a LayerNorm behind the product; null: none */             \
+    X(const void*, shift_behind)    /* float [outputs], or null */                                                   \
+    X(double, epsilon_behind)                                                                                        \
+    X(int64_t, unit)                                                                                                 \
+    X(int64_t, united)              /* 0: none */                                                                    \
+    X(const void*, gain)            /* float [outputs], before r is added; or null */                                \
     X(const void*, residual)        /* [rows, outputs], or null */                                                   \
     X(void*, before)                /* [rows, outputs], or null */                                                   \
     X(void*, y)                     /* [rows, outputs] */
 
-// y = (act(n(x) W1 + b1) W2 + b2) ∘ gain + r.
+// y = N(act(n(x) W1 + b1) W2 + b2) ∘ gain + r, N a LayerNorm or nothing.
 #define LOCANT_PERCEPTRON(X)                                                                                         \
+    X(Dtype, dtype)                                                                                                  \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
     X(int64_t, hidden)                                                                                               \
     X(int64_t, outputs)                                                                                              \
     X(int64_t, activation)                                                                                           \
     X(const void*, x)               /* [rows, inputs] */                                                             \
-    X(const void*, scale)           /* [inputs], of the LayerNorm n; null: n(x) = x */                               \
-    X(const void*, shift)           /* [inputs] */                                                                   \
+    X(bool, centred)                /* n is a LayerNorm; else a RMSNorm */                                           \
+    X(const void*, scale)           /* float [inputs], of the norm n; null: n(x) = x */                              \
+    X(const void*, shift)           /* float [inputs], or null */                                                    \
     X(double, epsilon)                                                                                               \
     X(const void*, weight1)         /* packed */                                                                     \
-    X(const void*, bias1)           /* [hidden], or null */                                                          \
+    X(const void*, bias1)           /* float [hidden], or null */                                                    \
     X(const void*, weight2)         /* packed */                                                                     \
-    X(const void*, bias2)           /* [outputs], or null */                                                         \
-    X(const void*, gain)            /* [outputs], before r is added; or null */                                      \
+    X(const void*, bias2)           /* float [outputs], or null */                                                   \
+    X(const void*, scale_behind)    /* float [outputs], of a LayerNorm behind the product; null: none */             \
+    X(const void*, shift_behind)    /* float [outputs], or null */                                                   \
+    X(double, epsilon_behind)                                                                                        \
+    X(const void*, gain)            /* float [outputs], before r is added; or null */                                \
     X(const void*, residual)        /* [rows, outputs], or null */                                                   \
     X(void*, before)                /* [rows, hidden], what the activation takes; or null */                         \
     X(void*, y)                     /* [rows, outputs] */
 
 // dW (+)= dYᵀ X and db (+)= the sum of dY over rows.
 #define LOCANT_WEIGHT_GRADIENT(X)                                                                                    \
+    X(Dtype, dtype)                                                                                                  \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
     X(int64_t, outputs)                                                                                              \
     X(bool, added)                  /* to what dw and db hold */                                                     \
     X(const void*, dy)              /* [rows, outputs] */                                                            \
     X(const void*, x)               /* [rows, inputs] */                                                             \
-    X(void*, dw)                    /* [outputs, inputs], or null */                                                 \
-    X(void*, db)                    /* [outputs], or null */
+    X(void*, dw)                    /* float [outputs, inputs], or null */                                           \
+    X(void*, db)                    /* float [outputs], or null */
 
 // Backward through y = act(h) W2, h = x W1: dh = (dY W2ᵀ) ∘ act'(h), act(h) once more, and dx = dh W1ᵀ.
 #define LOCANT_HIDDEN_GRADIENT(X)                                                                                    \
+    X(Dtype, dtype)                                                                                                  \
     X(int64_t, rows)                                                                                                 \
     X(int64_t, inputs)                                                                                               \
     X(int64_t, hidden)                                                                                               \

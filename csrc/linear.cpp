@@ -1,4 +1,4 @@
-// One build of the linear kernels: compiled once per instruction set (CMakeLists.txt), chosen when the program runs
+// One build of the linear kernels: compiled once per instruction set and dtype (CMakeLists.txt), chosen when the program runs
 // (dispatch.cpp). No inline function of the standard library may stand here or in what is included here: the linker
 // would keep one copy of it for all machines.
 #include "linear.h"
@@ -10,7 +10,7 @@ namespace {
 
 using locant::LinearKernels;
 
-Shares share_out(const Linear& p, int threads) { return share_out(p.rows, p.outputs, true, threads); }
+Shares share_out(const Linear& p, int threads) { return share_out(p.rows, p.outputs, !wants_whole_rows(p), threads); }
 Shares share_out(const Perceptron& p, int threads) { return share_out(p.rows, p.outputs, false, threads); }
 Shares share_out(const HiddenGradient& p, int threads) { return share_out(p.rows, p.inputs, false, threads); }
 
@@ -51,7 +51,11 @@ void weight_item(const WeightGradient& p, int threads, int64_t item, void* memor
 
 }  // namespace
 
+#ifdef LOCANT_PAIRS
+#define JOINED(isa) linear_pairs_##isa
+#else
 #define JOINED(isa) linear_kernels_##isa
+#endif
 #define NAME(isa) JOINED(isa)
 
 namespace locant {

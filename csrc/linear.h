@@ -1,15 +1,16 @@
-// Linear maps and perceptrons as plain pointers and sizes, in float alone. No torch, no Python.
+// Linear maps and perceptrons as plain pointers and sizes, of float or bfloat16. No torch, no Python.
 //
-//     linear        y = act(n(x) W + b) ∘ g + r                n: a LayerNorm in front, or nothing; g: LayerScale, or 1;
-//     perceptron    y = (act(n(x) W1 + b1) W2 + b2) ∘ g + r    r: a residual, or 0; no hidden layer is formed whole
+//     linear        y = N(act(n(x) W + b)) ∘ g + r              n, N: norms in front and behind, or nothing;
+//     perceptron    y = N(act(n(x) W1 + b1) W2 + b2) ∘ g + r    g: LayerScale, or 1; r: a residual, or 0
 //
-// and their gradients. Rows are contiguous. Weights come packed, by `pack`, in the order in which products read them.
+// and their gradients. No hidden layer is formed whole. Rows are contiguous. Weights come packed, by `pack`, in the order
+// in which products read them. Sums are floats, and what is done to them; they are rounded once, on their way out.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "fields.h"
+#include "attention.h"
 
 namespace locant {
 
@@ -46,7 +47,7 @@ template <class Problem> struct Pass {
     void (*run)(const Problem&, int threads, int64_t item, void* scratch);
 };
 
-// One build of the linear kernels: an instruction set. Bits do not depend on how rows were shared out over threads.
+// One build of the linear kernels: an instruction set and a dtype. Bits do not depend on how rows were shared out over threads.
 struct LinearKernels {
     int64_t (*packed_numbers)(const Weight&);
     Pass<Weight> pack;
@@ -56,6 +57,7 @@ struct LinearKernels {
     Pass<HiddenGradient> hidden_gradient;
 };
 
+bool multiplies_pairs();  // whether bfloat16 takes half the time of float here: the processor has an instruction for it
 int64_t packed_numbers(const Weight&);
 void run(const Weight&, int threads);
 void run(const Linear&, int threads);

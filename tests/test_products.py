@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from locant import dispatch, operators, products
-from locant.products import activations, onednn, packed
+from locant.products import activations, around, onednn, packed
 from locant.products import operators as product_operators
 
 pytestmark = pytest.mark.skipif(not dispatch.packs_linear(), reason="torch without oneDNN's packed products")
@@ -115,7 +115,7 @@ def test_compiled_products_are_no_worse_than_torchs(
     """Beside float64, by the rule for every kernel: at most twice torch's error in float32, or 1e-5 of the largest."""
     low = _perceptron_of(size)
     x, w1, b1, w2, b2, scale, shift, other = low
-    more = {"norm": (scale, shift, 1e-5) if fused[0] else None, "residual": other if fused[1] else None}
+    more = {"norm": products.Norm(scale, shift, 1e-5) if fused[0] else None, "residual": other if fused[1] else None}
     more["gain"] = b2 - 2 if fused[1] else None
     exact = _exact([t.double() for t in low], activation, *fused)
     allowed = max(2 * (_exact(low, activation, *fused) - exact).abs().max(), 1e-5 * exact.abs().max())
@@ -154,8 +154,91 @@ def test_every_gradient_of_a_compiled_perceptron(isa: str, size: tuple[int, ...]
         assert (found - right).abs().max() <= allowed, name
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_in_bfloat16_nothing_is_rounded_but_what_is_stored(isa: str, size: tuple[int, ...]) -> None:
+    """Products, sums and what follows are float32: 2⁻⁸ of each number that is stored, where torch rounds in between."""
+    low = _perceptron_of(size, torch.bfloat16)
+    x, w1, b1, w2, b2, scale, shift, other = low
+    high = [t.double() for t in low]
+    with torch.no_grad():
+        for norm, residual in ((False, False), (True, True)):
+            found = products.perceptron(
+                x, w1, b1, w2, b2, "gelu", True, norm=products.Norm(scale, shift, 1e-5) if norm else None,
+                residual=other if residual else None, gain=b2 - 2 if residual else None,
+            )  # fmt: skip
+            exact = _exact([*high[:4], b2.double(), *high[5:]], "gelu", norm, residual)
+            torchs = _exact(low, "gelu", norm, residual)
+            assert found.dtype == torch.bfloat16
+            assert (found.double() - exact).norm() <= 1.05 * (torchs.double() - exact).norm()
+        layer = products.linear(x, w1, b1, True).double()
+        right = F.linear(high[0], high[1], high[2])
+        assert ((layer - right).abs() <= 2**-8 * right.abs() + 1e-4).all()  # rounded once, after sums of size 20
+
+
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_every_gradient_in_bfloat16(isa: str, size: tuple[int, ...]) -> None:
+    low = [t.requires_grad_() for t in _perceptron_of(size, torch.bfloat16)[:5]]
+    dy = torch.randn(size[0], size[3], dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+
+    def gradients(dtype: torch.dtype, call) -> list[torch.Tensor]:
+        given = [t.detach().to(dtype).requires_grad_() for t in low]
+        return [*torch.autograd.grad(call(*given), given, dy.to(dtype))]
+
+    def torchs(x, w1, b1, w2, b2):
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+    exact, theirs = gradients(torch.float64, torchs), gradients(torch.bfloat16, torchs)
+    ours = gradients(torch.bfloat16, lambda *given: products.perceptron(*given, "gelu", False))
+    layers = gradients(
+        torch.bfloat16,
+        lambda x, w1, b1, w2, b2: products.linear(F.gelu(products.linear(x, w1, b1, False)), w2, b2, False),
+    )
+    for name, one, other, right, low_one in zip("x w1 b1 w2 b2".split(), ours, layers, exact, theirs, strict=True):
+        for found in (one, other):
+            assert (found - right).norm() <= 1.1 * (low_one - right).norm() + 2**-9 * right.norm(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(97, 96, 288, 32, 192), (193, 33, 90, 15, 60), (5, 384, 1152, 128, 1024)], ids=str)
+def test_norms_behind_units_and_rms(isa: str, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    rows, inputs, outputs, unit, united = sizes
+    x, w, bias, hidden, _, scale, shift, _ = _perceptron_of((rows, inputs, outputs, inputs), dtype)
+    behind = products.Norm(bias + 1, bias - 1, 1e-6)
+    allowed = 3e-6 if dtype == torch.float32 else 2**-7
+    x[rows // 2] = 0
+    with torch.no_grad():
+        for b in (None, bias):
+            wide = F.linear(x.double(), w.double(), None if b is None else b.double())
+            # 1 units of length 1, and a unit of zeros stays one
+            found = products.linear(x, w, b, True, units=(unit, united), gain=bias)
+            heads = wide[:, :united].unflatten(-1, (-1, unit))
+            length = heads.norm(dim=-1, keepdim=True)
+            right = torch.cat(((heads / length.where(length > 0, 1)).flatten(-2), wide[:, united:]), -1) * bias.double()
+            assert _apart(found, right) <= allowed
+            # 2 a norm behind
+            resid = torch.randn(rows, outputs).to(dtype)
+            found = products.linear(x, w, b, True, behind=behind, residual=resid)
+            right = F.layer_norm(wide, (outputs,), behind.scale.double(), behind.shift.double(), 1e-6) + resid.double()
+            assert _apart(found, right) <= 4 * allowed  # differences of sums, divided by their size
+        # 3 a RMSNorm in front, of a layer and of a perceptron with a norm behind
+        rms = F.rms_norm(x.double(), (inputs,), scale.double(), 1e-6)
+        found = products.linear(x, w, bias, True, norm=products.Norm(scale, None, 1e-6, False))
+        assert _apart(found, F.linear(rms, w.double(), bias.double())) <= 2 * allowed
+        found = products.perceptron(
+            x, w, bias, hidden, None, "relu", True, norm=products.Norm(scale, None, 1e-6, False), residual=x,
+            behind=products.Norm(scale, shift, 1e-6),
+        )  # fmt: skip
+        inner = F.linear(F.relu(F.linear(rms, w.double(), bias.double())), hidden.double())
+        right = F.layer_norm(inner, (inputs,), scale.double(), shift.double(), 1e-6) + x.double()
+        assert _apart(found, right) <= 4 * allowed
+
+
 def test_bits_do_not_depend_on_threads(isa: str) -> None:
-    low = _perceptron_of((601, 96, 300, 130))
+    _bits_do_not_depend_on_threads(_perceptron_of((601, 96, 300, 130)))
+    _bits_do_not_depend_on_threads(_perceptron_of((601, 97, 300, 130), torch.bfloat16))
+
+
+def _bits_do_not_depend_on_threads(low: list[torch.Tensor]) -> None:
     found, before = [], torch.get_num_threads()
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -200,7 +283,7 @@ def test_what_does_not_fit_is_torchs_to_broadcast_or_refuse() -> None:
         with pytest.raises(RuntimeError):
             products.perceptron(x, w1, b1, w2[:, :300], b2, "gelu", True)
         with pytest.raises(RuntimeError):
-            products.linear(x, w1, b1, True, norm=(scale[:5], shift, 1e-5))
+            products.linear(x, w1, b1, True, norm=products.Norm(scale[:5], shift, 1e-5))
         right = F.linear(x, w1, b1)
         for residual in (b1, torch.ones(700, 1), right.double()):
             found = products.linear(x, w1, b1, True, residual=residual)
@@ -350,7 +433,7 @@ def test_copies_have_their_own() -> None:
 
 def test_the_operators_are_sound() -> None:
     x, weight, bias = _drawn(40, 24, 32)
-    fused = "none", None, None, None, None, 0.0, False
+    fused = "none", *around.NOTHING, False
     torch.library.opcheck(torch.ops.locant.linear.default, (x.requires_grad_(), weight.requires_grad_(), bias, *fused))
     torch.library.opcheck(
         torch.ops.locant.perceptron.default,

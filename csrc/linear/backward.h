@@ -10,7 +10,7 @@ using locant::WeightGradient;
 
 // --- of weights: dW = dYᵀ X -----------------------------------------------------------------------------------------
 
-constexpr int64_t SUMMED = 256;   // rows at once: both operands of a block are copied together, and stay in the cache
+constexpr int64_t SUMMED = 256;   // rows at once, or pairs of them: both operands of a block are copied together, and stay in the cache
 constexpr int64_t OUTPUTS = 192;  // of a block, at most
 
 // Blocks of outputs times groups of strips of inputs; then the strips of the bias. Threads only decide how fine: as
@@ -34,19 +34,20 @@ struct WeightShares {
 };
 
 struct WeightGradientWork {
-    real *given, *strip, *sums, *bias;
+    term *given, *strip;
+    real *sums, *bias;
     WeightGradientWork(const WeightShares& by, Arena& arena)
-        : given(arena.allocate<real>(SUMMED * round_up(by.block, LANES))), strip(arena.allocate<real>(SUMMED * STRIP)),
+        : given(arena.allocate<term>(SUMMED * round_up(by.block, LANES))), strip(arena.allocate<term>(SUMMED * STRIP)),
           sums(arena.allocate<real>(by.block * by.group * STRIP)), bias(arena.allocate<real>(round_up(by.block, LANES))) {}
 };
 
-// to[n] += the sum over `rows` rows of whole vectors. Sums of some rows, added to the others', round less than one sum.
-inline void add_rows(const real* from, int64_t rows, int64_t width, real* to) {
+// to[n] += the sum over rows of whole vectors. Sums of some rows, added to the others', round less than one sum.
+inline void add_rows(const term* from, int64_t rows, int64_t width, real* to) {
     for (int64_t n = 0; n < width; n += LANES) {
         vec sum[4] = {};
         int64_t r = 0;
-        for (; r + 4 <= rows; r += 4) UNROLL(i, 4) sum[i] += load(from + (r + i) * width + n);
-        for (; r < rows; ++r) sum[0] += load(from + r * width + n);
+        for (; r + 4 <= rows; r += 4) UNROLL(i, 4) sum[i] += sum_of_term(from + (r + i) * width + n);
+        for (; r < rows; ++r) sum[0] += sum_of_term(from + r * width + n);
         store(to + n, load(to + n) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
     }
 }
@@ -61,20 +62,20 @@ inline void weight_gradient_item(const WeightGradient& p, const WeightShares& by
     const int64_t low = item % by.blocks * by.block, outputs = least(p.outputs - low, by.block);
     const int64_t first = item / by.blocks * by.group, last = least(strips_of(p.inputs), first + by.group);
     const int64_t wide = round_up(outputs, LANES), size = by.block * STRIP;
-    const real *dy = static_cast<const real*>(p.dy) + low, *x = static_cast<const real*>(p.x);
+    const element *dy = static_cast<const element*>(p.dy) + low, *x = static_cast<const element*>(p.x);
     const bool bias = p.db && first == 0;
     for (int64_t i = 0; i < (p.rows ? 0 : (last - first) * size); ++i) w.sums[i] = 0;
     for (int64_t n = 0; n < wide; ++n) w.bias[n] = 0;
     // 2 rows by rows: both operands copied side by side, and their products added
     Prefetches none{};
-    for (int64_t r = 0; r < p.rows; r += SUMMED) {
-        const int64_t rows = least(p.rows - r, SUMMED);
+    for (int64_t r = 0; r < p.rows; r += SUMMED * PER_TERM) {
+        const int64_t rows = least(p.rows - r, SUMMED * PER_TERM);
         copy_strip(dy + r * p.outputs, p.outputs, 1, rows, outputs, wide, w.given);
-        if (bias) add_rows(w.given, rows, wide, w.bias);
+        if (bias) add_rows(w.given, terms_of(rows), wide, w.bias);
         for (int64_t s = first; s < (p.dw ? last : first); ++s) {
             const int64_t column = s * STRIP, width = width_of_strip(p.inputs, s);
             copy_strip(x + r * p.inputs + column, p.inputs, 1, rows, least(p.inputs - column, STRIP), width, w.strip);
-            multiply<false>(outputs, width / LANES, rows, A{w.given, 1, wide}, B{w.strip, width},
+            multiply<false>(outputs, width / LANES, terms_of(rows), A{w.given, 1, wide}, B{w.strip, width},
                             C{w.sums + (s - first) * size, STRIP}, r ? Into::added : Into::fresh, none);
         }
     }
@@ -89,14 +90,16 @@ inline void weight_gradient_item(const WeightGradient& p, const WeightShares& by
 // --- of a hidden layer ----------------------------------------------------------------------------------------------
 
 struct HiddenGradientWork {
+    element* rows;
     real *tile, *sums;
     HiddenGradientWork(const HiddenGradient& p, int64_t block, Arena& arena)
-        : tile(arena.allocate<real>(block * STRIP)), sums(arena.allocate<real>(block * round_up(p.inputs, LANES))) {}
+        : rows(arena.allocate<element>(PER_TERM > 1 ? block * (1 + (p.hidden > p.outputs ? p.hidden : p.outputs)) : 0)),
+          tile(arena.allocate<real>(block * STRIP)), sums(arena.allocate<real>(block * round_up(p.inputs, LANES))) {}
 };
 
 // One row: dh = given ∘ act'(h), after = act(h).
 template <Activation which>
-INLINE void bend_row(const real* given, const real* before, int64_t count, real* dh, real* after) {
+INLINE void bend_row(const real* given, const element* before, int64_t count, element* dh, element* after) {
     int64_t c = 0;
     for (; c + LANES <= count; c += LANES) {
         const vec h = load(before + c);
@@ -105,23 +108,24 @@ INLINE void bend_row(const real* given, const real* before, int64_t count, real*
     }
     if (c == count) return;
     real h[LANES] = {}, steep[LANES], bent[LANES];
-    for (int64_t i = c; i < count; ++i) h[i - c] = before[i];
+    for (int64_t i = c; i < count; ++i) h[i - c] = read(before + i);
     store(steep, slope<which>(load(h))), store(bent, activate<which>(load(h)));
-    for (int64_t i = c; i < count; ++i) dh[i] = given[i] * steep[i - c], after[i] = bent[i - c];
+    for (int64_t i = c; i < count; ++i) write(dh + i, given[i] * steep[i - c]), write(after + i, bent[i - c]);
 }
 
 inline void hidden_gradient_item(const HiddenGradient& p, const Shares& by, int64_t item, HiddenGradientWork& w) {
     // 1 which rows
     const int64_t start = item * by.block, rows = least(p.rows - start, by.block), wide = round_up(p.inputs, LANES);
-    const real* dy = static_cast<const real*>(p.dy) + start * p.outputs;
-    const real* before = static_cast<const real*>(p.before) + start * p.hidden;
-    real *dh = static_cast<real*>(p.dh) + start * p.hidden, *after = static_cast<real*>(p.after) + start * p.hidden;
-    const auto *turned1 = static_cast<const real*>(p.turned1), *turned2 = static_cast<const real*>(p.turned2);
+    const element* dy = static_cast<const element*>(p.dy) + start * p.outputs;
+    const element* before = static_cast<const element*>(p.before) + start * p.hidden;
+    element *dh = static_cast<element*>(p.dh) + start * p.hidden, *after = static_cast<element*>(p.after) + start * p.hidden;
+    const auto *turned1 = static_cast<const term*>(p.turned1), *turned2 = static_cast<const term*>(p.turned2);
+    const int64_t outputs = terms_of(p.outputs), hidden = terms_of(p.hidden);
     // 2 dh = (dY W2ᵀ) ∘ act'(h), and act(h)
+    const A given{rows_of_terms(dy, rows, p.outputs, w.rows), outputs, 1};
     for (int64_t s = 0; s < strips_of(p.hidden); ++s) {
         const int64_t column = s * STRIP, width = width_of_strip(p.hidden, s), count = least(p.hidden - column, STRIP);
-        multiply_strip_by<true>(rows, p.outputs, A{dy, p.outputs, 1}, turned2 + column * p.outputs, width,
-                                C{w.tile, width}, nullptr, false);
+        multiply_strip_by<true>(rows, outputs, given, turned2 + column * outputs, width, C{w.tile, width}, nullptr, false);
         with_activation(p.activation, [&](auto which) INLINE_LAMBDA {
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t at = i * p.hidden + column;
@@ -131,13 +135,14 @@ inline void hidden_gradient_item(const HiddenGradient& p, const Shares& by, int6
     }
     if (!p.dx) return;
     // 3 dx = dh W1ᵀ
+    const A bent{rows_of_terms(dh, rows, p.hidden, w.rows), hidden, 1};
     for (int64_t s = 0; s < strips_of(p.inputs); ++s) {
         const int64_t column = s * STRIP, width = width_of_strip(p.inputs, s);
-        multiply_strip_by<true>(rows, p.hidden, A{dh, p.hidden, 1}, turned1 + column * p.hidden, width,
-                                C{w.sums + column, wide}, nullptr, false);
+        multiply_strip_by<true>(rows, hidden, bent, turned1 + column * hidden, width, C{w.sums + column, wide}, nullptr,
+                                false);
     }
     finish_rows(rows, p.inputs, w.sums, wide,
-                {int64_t(Activation::none), nullptr, nullptr, nullptr, static_cast<real*>(p.dx) + start * p.inputs, 0,
+                {int64_t(Activation::none), nullptr, nullptr, nullptr, static_cast<element*>(p.dx) + start * p.inputs, 0,
                  p.inputs});
 }
 

@@ -11,7 +11,7 @@ using locant::Linear;
 using locant::Perceptron;
 
 constexpr int64_t TALL = 96;      // rows of a block, at most: sixteen tiles, whose inputs and sums stay in the cache
-constexpr int64_t HIDDEN = 256;   // numbers of a hidden layer at once
+constexpr int64_t HIDDEN = 256;   // terms of a hidden layer at once
 constexpr int64_t TILE = TALLEST<MAX_VECTORS>;
 
 // How a problem is shared out: blocks of rows times groups of strips. Threads only decide how fine.
@@ -32,28 +32,65 @@ inline Shares share_out(int64_t rows, int64_t outputs, bool splits, int threads)
     return {rows, block, strips, (strips + groups - 1) / groups};
 }
 
-// The rows that a product reads: as they are, or through a LayerNorm. y = (x - mean) / √(variance + ε) · scale + shift.
-inline void normalise_rows(const real* x, int64_t rows, int64_t width, const real* scale, const real* shift,
-                           double epsilon, real* to) {
+// --- norms ------------------------------------------------------------------------------------------------------------
+
+// y = (x - mean) / √(variance + ε) · scale + shift; of a RMSNorm the mean is taken to be 0, and there is no shift.
+struct Norm {
+    bool centred;
+    const real *scale, *shift;  // null: nothing is shifted
+    double epsilon;
+};
+
+// Rows of `width` numbers, `step` and `to_step` apart.
+template <class From, class To>
+inline void normalise_rows(const From* x, int64_t rows, int64_t width, int64_t step, const Norm& by, To* to,
+                           int64_t to_step) {
     const int64_t whole = width / LANES * LANES;
-    for (int64_t i = 0; i < rows; ++i, x += width, to += width) {
+    const auto total = [](vec sums) INLINE_LAMBDA { return reduce_lanes(sums, [](vec a, vec b) { return a + b; })[0]; };
+    for (int64_t i = 0; i < rows; ++i, x += step, to += to_step) {
         // 1 the mean, and the variance about it: two sums, of which none cancels
-        vec sums = vec{};
-        for (int64_t c = 0; c < whole; c += LANES) sums += load(x + c);
-        real sum = reduce_lanes(sums, [](vec a, vec b) { return a + b; })[0];
-        for (int64_t c = whole; c < width; ++c) sum += x[c];
-        const real mean = sum / real(width);
+        real mean = 0;
+        if (by.centred) {
+            vec sums = vec{};
+            for (int64_t c = 0; c < whole; c += LANES) sums += load(x + c);
+            real sum = total(sums);
+            for (int64_t c = whole; c < width; ++c) sum += read(x + c);
+            mean = sum / real(width);
+        }
         vec squares = vec{};
         for (int64_t c = 0; c < whole; c += LANES) squares += (load(x + c) - mean) * (load(x + c) - mean);
-        real square = reduce_lanes(squares, [](vec a, vec b) { return a + b; })[0];
-        for (int64_t c = whole; c < width; ++c) square += (x[c] - mean) * (x[c] - mean);
+        real square = total(squares);
+        for (int64_t c = whole; c < width; ++c) square += (read(x + c) - mean) * (read(x + c) - mean);
         // 2 written out
-        const real factor = real(1 / __builtin_sqrt(double(square) / double(width) + epsilon));
+        const real factor = real(1 / __builtin_sqrt(double(square) / double(width) + by.epsilon));
+        const auto shift = [&](int64_t c) INLINE_LAMBDA { return by.shift ? load(by.shift + c) : vec{}; };
         for (int64_t c = 0; c < whole; c += LANES)
-            store(to + c, (load(x + c) - mean) * factor * load(scale + c) + load(shift + c));
-        for (int64_t c = whole; c < width; ++c) to[c] = (x[c] - mean) * factor * scale[c] + shift[c];
+            store(to + c, (load(x + c) - mean) * factor * load(by.scale + c) + shift(c));
+        for (int64_t c = whole; c < width; ++c)
+            write(to + c, (read(x + c) - mean) * factor * by.scale[c] + (by.shift ? by.shift[c] : real(0)));
     }
 }
+
+// The rows that a product reads: as they are, through a norm, or copied until they end with a term.
+template <class Asked>
+INLINE const term* rows_in_front(const Asked& p, int64_t start, int64_t rows, element* copy) {
+    const element* x = static_cast<const element*>(p.x) + start * p.inputs;
+    if (!p.scale) return rows_of_terms(x, rows, p.inputs, copy);
+    const int64_t wide = terms_of(p.inputs) * PER_TERM;
+    normalise_rows(x, rows, p.inputs, p.inputs,
+                   Norm{p.centred, static_cast<const real*>(p.scale), static_cast<const real*>(p.shift), p.epsilon}, copy,
+                   wide);
+    for (int64_t i = 0; i < (wide > p.inputs ? rows : 0); ++i) copy[i * wide + p.inputs] = element{};
+    return reinterpret_cast<const term*>(copy);
+}
+
+// Room for that copy.
+template <class Asked> INLINE element* allocate_rows(const Asked& p, int64_t block, Arena& arena) {
+    const int64_t wide = terms_of(p.inputs) * PER_TERM;
+    return arena.allocate<element>(p.scale || wide > p.inputs ? block * wide : 0);
+}
+
+// --- sums -------------------------------------------------------------------------------------------------------------
 
 // What sums of `rows` rows start from: the bias, padded to whole vectors.
 struct BiasSeeds {
@@ -78,8 +115,9 @@ struct BiasSeeds {
 // What is done to sums on their way out: before = sums, y = act(sums) ∘ gain + residual. Null: not wanted.
 struct Finish {
     int64_t activation;
-    const real *gain, *residual;
-    real *before, *y;
+    const real* gain;
+    const element* residual;
+    element *before, *y;
     int64_t step, y_step;  // from a row of `residual` and `before`, and of y, to the next
 
     Finish at(int64_t row, int64_t column) const {
@@ -104,8 +142,9 @@ template <Activation which> INLINE void finish_row(const real* sums, int64_t cou
     for (int64_t i = c; i < count; ++i) in[i - c] = sums[i];
     store(out, activate<which>(load(in)));
     for (int64_t i = c; i < count; ++i) {
-        if (by.before) by.before[i] = sums[i];
-        by.y[i] = out[i - c] * (by.gain ? by.gain[i] : real(1)) + (by.residual ? by.residual[i] : real(0));
+        if (by.before) write(by.before + i, sums[i]);
+        const real found = out[i - c] * (by.gain ? by.gain[i] : real(1));
+        write(by.y + i, found + (by.residual ? read(by.residual + i) : real(0)));
     }
 }
 
@@ -117,17 +156,45 @@ inline void finish_rows(int64_t rows, int64_t count, const real* sums, int64_t s
 }
 
 template <class Asked> INLINE Finish finish_of(const Asked& p, int64_t activation, void* before, int64_t before_step) {
-    return {activation, static_cast<const real*>(p.gain), static_cast<const real*>(p.residual),
-            static_cast<real*>(before), static_cast<real*>(p.y), before_step, p.outputs};
+    return {activation, static_cast<const real*>(p.gain), static_cast<const element*>(p.residual),
+            static_cast<element*>(before), static_cast<element*>(p.y), before_step, p.outputs};
+}
+
+// Whole rows of sums through a norm behind a product, in place.
+template <class Asked> INLINE void normalise_behind(const Asked& p, int64_t rows, real* sums, int64_t step) {
+    if (p.scale_behind)
+        normalise_rows(sums, rows, p.outputs, step,
+                       Norm{true, static_cast<const real*>(p.scale_behind), static_cast<const real*>(p.shift_behind),
+                            p.epsilon_behind}, sums, step);
+}
+
+// The first `count` sums of rows, `unit` at a time brought to length 1 in place: x / ‖x‖, and zeros stay zeros.
+inline void normalise_units(int64_t rows, int64_t count, int64_t unit, real* sums, int64_t step) {
+    const int64_t whole = unit / LANES * LANES;
+    for (int64_t i = 0; i < rows; ++i, sums += step)
+        for (real* x = sums; x < sums + count; x += unit) {
+            vec squares = vec{};
+            for (int64_t c = 0; c < whole; c += LANES) squares += load(x + c) * load(x + c);
+            real square = reduce_lanes(squares, [](vec a, vec b) { return a + b; })[0];
+            for (int64_t c = whole; c < unit; ++c) square += x[c] * x[c];
+            const real by = real(square > 0 ? 1 / __builtin_sqrt(double(square)) : 1);
+            for (int64_t c = 0; c < whole; c += LANES) store(x + c, load(x + c) * by);
+            for (int64_t c = whole; c < unit; ++c) x[c] *= by;
+        }
 }
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
+// Whether rows have to be whole before they are finished: for a norm behind, or for units that strips cut.
+INLINE bool wants_whole_rows(const Linear& p) { return p.scale_behind || (p.united && STRIP % p.unit); }
+
 struct LinearWork {
-    real *rows, *tile;
+    element* rows;
+    real* sums;  // of a strip, or of whole rows
     BiasSeeds bias;
     LinearWork(const Linear& p, int64_t block, Arena& arena)
-        : rows(arena.allocate<real>(p.scale ? block * p.inputs : 0)), tile(arena.allocate<real>(block * STRIP)),
+        : rows(allocate_rows(p, block, arena)),
+          sums(arena.allocate<real>(block * (wants_whole_rows(p) ? round_up(p.outputs, LANES) : STRIP))),
           bias(p.outputs, block, arena) {}
 };
 
@@ -136,66 +203,82 @@ inline void linear_item(const Linear& p, const Shares& by, int64_t item, LinearW
     const int64_t start = item / by.groups() * by.block, rows = least(p.rows - start, by.block);
     const int64_t low = item % by.groups() * by.group, high = least(low + by.group, by.strips);
     // 2 what is multiplied, and what sums start from
-    const real* x = static_cast<const real*>(p.x) + start * p.inputs;
-    if (p.scale) {
-        normalise_rows(x, rows, p.inputs, static_cast<const real*>(p.scale), static_cast<const real*>(p.shift),
-                       p.epsilon, w.rows);
-        x = w.rows;
-    }
+    const int64_t depth = terms_of(p.inputs), wide = round_up(p.outputs, LANES);
+    const A x{rows_in_front(p, start, rows, w.rows), depth, 1};
     w.bias.set(static_cast<const real*>(p.bias), p.outputs, rows);
     // 3 strip by strip, by way of a tile that stays in the cache
+    const bool whole = wants_whole_rows(p);
     const Finish out = finish_of(p, p.activation, p.before, p.outputs);
     for (int64_t s = low; s < high; ++s) {
-        const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s);
-        multiply_strip_by<true>(rows, p.inputs, A{x, p.inputs, 1}, static_cast<const real*>(p.weight) + column * p.inputs,
-                                width, C{w.tile, width}, w.bias.at(column), false);
-        finish_rows(rows, least(p.outputs - column, STRIP), w.tile, width, out.at(start, column));
+        const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s), count = least(p.outputs - column, STRIP);
+        const C sums = whole ? C{w.sums + column, wide} : C{w.sums, width};
+        multiply_strip_by<true>(rows, depth, x, static_cast<const term*>(p.weight) + column * depth, width, sums,
+                                w.bias.at(column), false);
+        if (whole) continue;
+        if (column < p.united) normalise_units(rows, least(p.united - column, STRIP), p.unit, w.sums, width);
+        finish_rows(rows, count, w.sums, width, out.at(start, column));
     }
+    // 4 or row by row
+    if (!whole) return;
+    if (p.united) normalise_units(rows, p.united, p.unit, w.sums, wide);
+    normalise_behind(p, rows, w.sums, wide);
+    finish_rows(rows, p.outputs, w.sums, wide, out.at(start, 0));
 }
 
 // --- perceptrons ----------------------------------------------------------------------------------------------------
 
+constexpr int64_t PART = HIDDEN * PER_TERM;
+
 struct PerceptronWork {
-    real *rows, *hidden, *sums;
+    element *rows, *hidden;
+    real *tile, *sums;
     BiasSeeds bias1, bias2;
     PerceptronWork(const Perceptron& p, int64_t block, Arena& arena)
-        : rows(arena.allocate<real>(p.scale ? block * p.inputs : 0)), hidden(arena.allocate<real>(block * (HIDDEN + STRIP))),
+        : rows(allocate_rows(p, block, arena)), hidden(arena.allocate<element>(block * (PART + STRIP))),
+          tile(arena.allocate<real>(PER_TERM > 1 ? block * STRIP : 0)),
           sums(arena.allocate<real>(block * round_up(p.outputs, LANES))), bias1(p.hidden, block, arena),
           bias2(p.outputs, block, arena) {}
 };
 
+// act(x W1 + b1) of hidden numbers [low, low + deep), to rows of `part` numbers.
+inline void form_hidden(const Perceptron& p, int64_t start, int64_t rows, A x, int64_t low, int64_t deep, int64_t part,
+                        PerceptronWork& w) {
+    element* before = p.before ? static_cast<element*>(p.before) + start * p.hidden : nullptr;
+    for (int64_t column = low; column < low + deep; column += STRIP) {
+        const int64_t width = width_of_strip(p.hidden, column / STRIP), count = least(p.hidden - column, STRIP);
+        element* to = w.hidden + (column - low);
+        C sums{w.tile, width};
+        if constexpr (PER_TERM == 1) sums = C{reinterpret_cast<real*>(to), part};  // in place
+        multiply_strip_by<true>(rows, x.row, x, static_cast<const term*>(p.weight1) + column * x.row, width, sums,
+                                w.bias1.at(column), false);
+        finish_rows(rows, count, sums.at, sums.row,
+                    {p.activation, nullptr, nullptr, before ? before + column : nullptr, to, p.hidden, part});
+        if (count % PER_TERM)
+            for (int64_t i = 0; i < rows; ++i) to[i * part + count] = element{};  // ends a term
+    }
+}
+
 inline void perceptron_item(const Perceptron& p, const Shares& by, int64_t item, PerceptronWork& w) {
     // 1 which rows, and what they start from
     const int64_t start = item * by.block, rows = least(p.rows - start, by.block), wide = round_up(p.outputs, LANES);
-    const real* x = static_cast<const real*>(p.x) + start * p.inputs;
-    if (p.scale) {
-        normalise_rows(x, rows, p.inputs, static_cast<const real*>(p.scale), static_cast<const real*>(p.shift),
-                       p.epsilon, w.rows);
-        x = w.rows;
-    }
+    const A x{rows_in_front(p, start, rows, w.rows), terms_of(p.inputs), 1};
     w.bias1.set(static_cast<const real*>(p.bias1), p.hidden, rows);
     w.bias2.set(static_cast<const real*>(p.bias2), p.outputs, rows);
-    const auto *weight1 = static_cast<const real*>(p.weight1), *weight2 = static_cast<const real*>(p.weight2);
-    real* before = p.before ? static_cast<real*>(p.before) + start * p.hidden : nullptr;
     // 2 part by part of the hidden layer: formed, bent, and multiplied into the sums
-    const int64_t part = even_part(p.hidden, HIDDEN, STRIP);
+    const int64_t part = even_part(p.hidden, PART, STRIP);
     for (int64_t h = 0; h < p.hidden; h += part) {
-        const int64_t deep = least(p.hidden - h, part);
-        for (int64_t column = h; column < h + deep; column += STRIP) {
-            const int64_t width = width_of_strip(p.hidden, column / STRIP), count = least(p.hidden - column, STRIP);
-            real* sums = w.hidden + (column - h);
-            multiply_strip_by<true>(rows, p.inputs, A{x, p.inputs, 1}, weight1 + column * p.inputs, width, C{sums, part},
-                                    w.bias1.at(column), false);
-            finish_rows(rows, count, sums, part,
-                        {p.activation, nullptr, nullptr, before ? before + column : nullptr, sums, p.hidden, part});
-        }
+        const int64_t deep = least(p.hidden - h, part), first = terms_of(h);
+        form_hidden(p, start, rows, x, h, deep, part, w);
+        const A hidden{reinterpret_cast<const term*>(w.hidden), part / PER_TERM, 1};
         for (int64_t s = 0; s < by.strips; ++s) {
             const int64_t column = s * STRIP, width = width_of_strip(p.outputs, s);
-            multiply_strip_by<true>(rows, deep, A{w.hidden, part, 1}, weight2 + column * p.hidden + h * width, width,
-                                    C{w.sums + column, wide}, h ? nullptr : w.bias2.at(column), h > 0);
+            const term* weight = static_cast<const term*>(p.weight2) + column * terms_of(p.hidden) + first * width;
+            multiply_strip_by<true>(rows, terms_of(deep), hidden, weight, width, C{w.sums + column, wide},
+                                    h ? nullptr : w.bias2.at(column), h > 0);
         }
     }
-    // 3 the gain, the residual, and out
+    // 3 the norm behind, the gain, the residual, and out
+    normalise_behind(p, rows, w.sums, wide);
     const Finish out = finish_of(p, int64_t(Activation::none), nullptr, p.outputs);
     finish_rows(rows, p.outputs, w.sums, wide, out.at(start, 0));
 }

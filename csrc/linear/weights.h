@@ -1,8 +1,8 @@
-// Packed weights: strips of up to STRIP outputs, whose numbers lie in the order in which a product takes them.
+// Packed weights: strips of up to STRIP outputs, whose terms lie in the order in which a product takes them.
 //
-//     strip 0: [inputs][STRIP]    strip 1: [inputs][STRIP]    ...    the last: [inputs][whole vectors that it needs]
+//     strip 0: [terms][STRIP]    strip 1: [terms][STRIP]    ...    the last: [terms][whole vectors that it needs]
 //
-// Outputs beyond the last are zeros.
+// A term is the number of an input, or those of two. Outputs and inputs beyond the last are zeros.
 #pragma once
 
 #include "linear.h"
@@ -13,7 +13,7 @@ namespace {
 using locant::Weight;
 
 constexpr int64_t STRIP = PANEL_LANES;  // outputs of a strip: the widest tile of a product
-constexpr int64_t DEEPEST = 384;        // numbers of a sum at once: what a strip then reads stays in the cache
+constexpr int64_t DEEPEST = 384;        // terms of a sum at once: what a strip then reads stays in the cache
 
 INLINE int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -29,7 +29,7 @@ INLINE int64_t even_part(int64_t count, int64_t longest, int64_t step) {
     return round_up((count + parts - 1) / parts, step);
 }
 
-inline int64_t numbers_of(const Weight& w) { return w.inputs * round_up(w.outputs, LANES); }
+inline int64_t numbers_of(const Weight& w) { return terms_of(w.inputs) * PER_TERM * round_up(w.outputs, LANES); }
 
 // Rows [0, count) of `width` numbers at any two steps, LANES by LANES through registers where neighbours run down.
 inline void copy_strip(const real* from, int64_t down, int64_t across, int64_t count, int64_t real_width, int64_t width,
@@ -51,17 +51,49 @@ inline void copy_strip(const real* from, int64_t down, int64_t across, int64_t c
     }
 }
 
+#ifdef LOCANT_PAIRS
+// The same of bfloat16: rows by twos, side by side. Where neighbours run down, pairs are neighbours already.
+inline void copy_strip(const element* from, int64_t down, int64_t across, int64_t count, int64_t real_width,
+                       int64_t width, term* to) {
+    const bool aligned = reinterpret_cast<uintptr_t>(from) % sizeof(real) == 0 && across % 2 == 0 && count % 2 == 0;
+    if (down == 1 && aligned)
+        return copy_strip(reinterpret_cast<const real*>(from), 1, across / 2, count / 2, real_width, width,
+                          reinterpret_cast<real*>(to));
+    for (int64_t k = 0; k < count; k += 2, to += width) {
+        const element *low = from + k * down, *high = low + down;
+        const bool both = k + 1 < count;
+        int64_t n = 0;
+        if (across == 1)
+            for (; n + LANES <= real_width; n += LANES)
+                store_bits(to + n, load_bits(low + n) | (both ? load_bits(high + n) << 16 : ivec{}));
+        for (; n < width; ++n) {
+            to[n] = n < real_width ? low[n * across].bits : 0;
+            if (n < real_width && both) to[n] |= uint32_t(high[n * across].bits) << 16;
+        }
+    }
+}
+#endif
+
 inline void pack_strip(const Weight& w, int64_t strip) {
     const int64_t start = strip * STRIP;
-    copy_strip(static_cast<const real*>(w.packed_from) + start * w.output_step, w.input_step, w.output_step, w.inputs,
-               least(w.outputs - start, STRIP), width_of_strip(w.outputs, strip),
-               static_cast<real*>(w.packed) + start * w.inputs);
+    copy_strip(static_cast<const element*>(w.packed_from) + start * w.output_step, w.input_step, w.output_step,
+               w.inputs, least(w.outputs - start, STRIP), width_of_strip(w.outputs, strip),
+               static_cast<term*>(w.packed) + start * terms_of(w.inputs));
 }
 
-// rows × [columns of a strip] (+)= a[rows, depth] times `depth` inputs of the strip from `first`, in parts of the sum.
+// Rows of numbers as rows of terms, which they are where they end with one; else copied, and a 0 put behind.
+inline const term* rows_of_terms(const element* rows, int64_t count, int64_t width, element* copy) {
+    const int64_t whole = terms_of(width) * PER_TERM;
+    if (whole == width) return reinterpret_cast<const term*>(rows);
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < whole; ++c) copy[i * whole + c] = c < width ? rows[i * width + c] : element{};
+    return reinterpret_cast<const term*>(copy);
+}
+
+// rows × [columns of a strip] (+)= a[rows, depth] times `depth` terms of the strip from `first`, in parts of the sum.
 // The first part starts from `seeds` or, without them, from zero or from what is there.
 template <bool ROWS>
-INLINE void multiply_strip_by(int64_t rows, int64_t depth, A a, const real* strip, int64_t width, C c,
+INLINE void multiply_strip_by(int64_t rows, int64_t depth, A a, const term* strip, int64_t width, C c,
                               const Seeds* seeds, bool added) {
     Prefetches none{};
     const int64_t part = depth > DEEPEST ? even_part(depth, DEEPEST, 4) : depth;

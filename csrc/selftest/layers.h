@@ -11,8 +11,10 @@
 namespace {
 
 using locant::Activation;
+using locant::Dtype;
 
 struct Layers {
+    Dtype dtype;
     int64_t rows, inputs, hidden, outputs;
     Activation activation;
     bool normalised, added;
@@ -21,11 +23,37 @@ struct Layers {
 
 struct LayersRun { vector<float> y, before, layer, dx, dw1, db1, dw2, db2; };
 
-Layers random_layers(uint64_t number) {
+// Numbers as they are stored: floats, or the upper halves of floats.
+float nearest_bfloat16(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    word = (word + 0x7fff + (word >> 16 & 1)) & 0xffff0000;
+    std::memcpy(&x, &word, sizeof word);
+    return x;
+}
+void store(const vector<float>& from, vector<float>& to) { to = from; }
+void store(const vector<float>& from, vector<uint16_t>& to) {
+    for (size_t i = 0; i < from.size(); ++i) {
+        uint32_t word;
+        std::memcpy(&word, &from[i], sizeof word);
+        to[i] = uint16_t(word >> 16);
+    }
+}
+vector<float> as_floats(const vector<float>& from) { return from; }
+vector<float> as_floats(const vector<uint16_t>& from) {
+    vector<float> to(from.size());
+    for (size_t i = 0; i < from.size(); ++i) {
+        const uint32_t word = uint32_t(from[i]) << 16;
+        std::memcpy(&to[i], &word, sizeof word);
+    }
+    return to;
+}
+
+Layers random_layers(uint64_t number, Dtype dtype) {
     Random random{number * 0x9e3779b97f4a7c15};
     random.next();
     const auto size = [&](uint64_t most) { return int64_t(1 + random.next() % most); };
-    Layers a{size(220), size(130), size(600), size(150), Activation(random.next() % 5), random.next() % 2 == 0,
+    Layers a{dtype, size(220), size(130), size(600), size(150), Activation(random.next() % 5), random.next() % 2 == 0,
              random.next() % 2 == 0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     const auto fill = [&](vector<float>& to, int64_t count, double factor) {
         to.resize(index(count));
@@ -36,40 +64,58 @@ Layers random_layers(uint64_t number) {
     fill(a.scale, a.inputs, 1), fill(a.shift, a.inputs, 1), fill(a.residual, a.rows * a.outputs, 1);
     fill(a.gain, a.outputs, 1);
     fill(a.dy, a.rows * a.outputs, 1);
+    for (vector<float>* all : {&a.x, &a.w1, &a.w2, &a.residual, &a.dy})
+        for (float& one : *all) one = dtype == Dtype::bf16 ? nearest_bfloat16(one) : one;
     return a;
 }
 
-vector<float> pack(const vector<float>& w, int64_t inputs, int64_t outputs, bool turned, int threads) {
-    locant::Weight request{inputs, outputs, turned ? outputs : 1, turned ? 1 : inputs, w.data(), nullptr};
-    vector<float> packed(index(locant::packed_numbers(request)), NAN);
+template <class Stored> constexpr Stored UNWRITTEN = Stored(-1);  // NaN as bfloat16
+template <> constexpr float UNWRITTEN<float> = float(NAN);
+
+template <class Stored> vector<Stored> stored(const vector<float>& from) {
+    vector<Stored> to(from.size());
+    store(from, to);
+    return to;
+}
+
+template <class Stored>
+vector<Stored> pack(const Layers& a, const vector<float>& w, int64_t inputs, int64_t outputs, bool turned, int threads) {
+    const vector<Stored> from = stored<Stored>(w);
+    locant::Weight request{a.dtype, inputs, outputs, turned ? outputs : 1, turned ? 1 : inputs, from.data(), nullptr};
+    vector<Stored> packed(index(locant::packed_numbers(request)), UNWRITTEN<Stored>);
     request.packed = packed.data();
     locant::run(request, threads);
     return packed;
 }
 
-LayersRun run(const Layers& a, int threads) {
-    const auto nothing = [](int64_t count) { return vector<float>(index(count), NAN); };
-    LayersRun r{nothing(a.rows * a.outputs), nothing(a.rows * a.hidden), nothing(a.rows * a.hidden),
-                nothing(a.rows * a.inputs), nothing(a.hidden * a.inputs), nothing(a.hidden),
-                nothing(a.outputs * a.hidden), nothing(a.outputs)};
-    const auto w1 = pack(a.w1, a.inputs, a.hidden, false, threads), w2 = pack(a.w2, a.hidden, a.outputs, false, threads);
-    const auto t1 = pack(a.w1, a.hidden, a.inputs, true, threads), t2 = pack(a.w2, a.outputs, a.hidden, true, threads);
+template <class Stored> LayersRun run(const Layers& a, int threads) {
+    // 1 what is read, and what is written
+    const auto nothing = [](int64_t count) { return vector<Stored>(index(count), UNWRITTEN<Stored>); };
+    const auto sums = [](int64_t count) { return vector<float>(index(count), NAN); };
+    const auto x = stored<Stored>(a.x), residual = stored<Stored>(a.residual), dy = stored<Stored>(a.dy);
+    auto y = nothing(a.rows * a.outputs), before = nothing(a.rows * a.hidden), layer = before, dh = before, after = before;
+    auto dx = nothing(a.rows * a.inputs);
+    auto dw1 = sums(a.hidden * a.inputs), db1 = sums(a.hidden), dw2 = sums(a.outputs * a.hidden), db2 = sums(a.outputs);
+    const auto w1 = pack<Stored>(a, a.w1, a.inputs, a.hidden, false, threads);
+    const auto w2 = pack<Stored>(a, a.w2, a.hidden, a.outputs, false, threads);
+    const auto t1 = pack<Stored>(a, a.w1, a.hidden, a.inputs, true, threads);
+    const auto t2 = pack<Stored>(a, a.w2, a.outputs, a.hidden, true, threads);
     const auto kind = int64_t(a.activation);
     const float *scale = a.normalised ? a.scale.data() : nullptr, *shift = a.normalised ? a.shift.data() : nullptr;
-    locant::run(locant::Perceptron{a.rows, a.inputs, a.hidden, a.outputs, kind, a.x.data(), scale, shift, 1e-5, w1.data(),
-                                   a.b1.data(), w2.data(), a.b2.data(), a.added ? a.gain.data() : nullptr,
-                                   a.added ? a.residual.data() : nullptr,
-                                   r.before.data(), r.y.data()}, threads);
-    locant::run(locant::Linear{a.rows, a.inputs, a.hidden, kind, a.x.data(), scale, shift, 1e-5, w1.data(), a.b1.data(),
-                               nullptr, nullptr, nullptr, r.layer.data()}, threads);
-    vector<float> dh(r.before.size(), NAN), after(r.before.size(), NAN);
-    locant::run(locant::HiddenGradient{a.rows, a.inputs, a.hidden, a.outputs, kind, a.dy.data(), r.before.data(),
-                                       t1.data(), t2.data(), dh.data(), after.data(), r.dx.data()}, threads);
-    locant::run(locant::WeightGradient{a.rows, a.inputs, a.hidden, false, dh.data(), a.x.data(), r.dw1.data(),
-                                       r.db1.data()}, threads);
-    locant::run(locant::WeightGradient{a.rows, a.hidden, a.outputs, false, a.dy.data(), after.data(), r.dw2.data(),
-                                       r.db2.data()}, threads);
-    return r;
+    // 2 forward, and backward
+    locant::run(locant::Perceptron{a.dtype, a.rows, a.inputs, a.hidden, a.outputs, kind, x.data(), true, scale, shift, 1e-5,
+                                   w1.data(), a.b1.data(), w2.data(), a.b2.data(), nullptr, nullptr, 0,
+                                   a.added ? a.gain.data() : nullptr, a.added ? residual.data() : nullptr, before.data(),
+                                   y.data()}, threads);
+    locant::run(locant::Linear{a.dtype, a.rows, a.inputs, a.hidden, kind, x.data(), true, scale, shift, 1e-5, w1.data(),
+                               a.b1.data(), nullptr, nullptr, 0, 0, 0, nullptr, nullptr, nullptr, layer.data()}, threads);
+    locant::run(locant::HiddenGradient{a.dtype, a.rows, a.inputs, a.hidden, a.outputs, kind, dy.data(), before.data(),
+                                       t1.data(), t2.data(), dh.data(), after.data(), dx.data()}, threads);
+    locant::run(locant::WeightGradient{a.dtype, a.rows, a.inputs, a.hidden, false, dh.data(), x.data(), dw1.data(),
+                                       db1.data()}, threads);
+    locant::run(locant::WeightGradient{a.dtype, a.rows, a.hidden, a.outputs, false, dy.data(), after.data(), dw2.data(),
+                                       db2.data()}, threads);
+    return {as_floats(y), as_floats(before), as_floats(layer), as_floats(dx), dw1, db1, dw2, db2};
 }
 
 double bent(Activation activation, double x, bool slope) {
@@ -102,7 +148,8 @@ private:
     static double at(const vector<float>& all, int64_t i) { return double(all[index(i)]); }
 
     void check(const char* name, double found, double right, double size) {
-        if (std::fabs(found - right) <= 4e-6 * (1 + size) || !fault.empty()) return;  // sums of at most 600 terms
+        const double unit = a.dtype == Dtype::bf16 ? 0x1p-8 : 4e-6;  // of what is stored; of sums of at most 600 terms
+        if (std::fabs(found - right) <= unit * (1 + size) || !fault.empty()) return;
         fault = std::string(name) + " is " + std::to_string(found) + "; it should be " + std::to_string(right);
     }
 
@@ -173,10 +220,9 @@ private:
     double cancelled = 0;
 };
 
-// A sentence about what is wrong with the linear kernels on problem `number`, or nothing.
-std::string linear_fault(uint64_t number) {
-    const Layers layers = random_layers(number);
-    const LayersRun one = run(layers, 1), other = run(layers, 3);
+template <class Stored> std::string linear_fault(uint64_t number, Dtype dtype) {
+    const Layers layers = random_layers(number, dtype);
+    const LayersRun one = run<Stored>(layers, 1), other = run<Stored>(layers, 3);
     std::string fault = Definition(layers, one).fault;
     const auto same = [](const vector<float>& a, const vector<float>& b) {
         return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -188,7 +234,13 @@ std::string linear_fault(uint64_t number) {
     if (fault.empty()) return fault;
     return fault + " (" + std::to_string(layers.rows) + " rows, " + std::to_string(layers.inputs) + " to " +
            std::to_string(layers.hidden) + " to " + std::to_string(layers.outputs) + ", activation " +
-           std::to_string(int(layers.activation)) + ")";
+           std::to_string(int(layers.activation)) + (dtype == Dtype::bf16 ? ", bfloat16)" : ")");
+}
+
+// A sentence about what is wrong with the linear kernels on problem `number`, or nothing.
+std::string linear_fault(uint64_t number) {
+    const std::string fault = linear_fault<float>(number, Dtype::f32);
+    return fault.empty() ? linear_fault<uint16_t>(number, Dtype::bf16) : fault;
 }
 
 }  // namespace

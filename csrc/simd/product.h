@@ -4,11 +4,12 @@
 #pragma once
 
 #include "simd/prefetch.h"
+#include "simd/terms.h"
 
 namespace {
 
-struct A { const real* at; int64_t row, column; };  // one of the two strides is 1
-struct B { const real* at; int64_t row; };
+struct A { const term* at; int64_t row, column; };  // one of the two strides is 1
+struct B { const term* at; int64_t row; };
 struct C { real* at; int64_t row; };
 
 // What a product starts from: row m of C, vector n, is load(row[m] + place[n]), or where `twice` is set that of `other`
@@ -30,7 +31,7 @@ enum class Into {
 };
 
 struct Product {
-    int64_t depth;  // columns of A, rows of B
+    int64_t depth;  // columns of A, rows of B, counted in terms
     A a;
     B b;
     C c;
@@ -41,7 +42,7 @@ struct Product {
 
 // Where a tile begins: its first row of A, of C and of the seeds. It moves down in registers.
 struct Place {
-    const real* a;
+    const term* a;
     real* c;
     const real* const* seed;
 };
@@ -82,17 +83,19 @@ INLINE void store_sums(const Product& x, const vec (&sum)[HEIGHT][WIDTH], real* 
 
 // One tile. ROWS: A lies row by row, column by column otherwise. FETCH: there is something to prefetch.
 template <unsigned HEIGHT, unsigned WIDTH, bool ROWS, bool FETCH>
-void multiply_tile(const Product& x, const real* a, real* c, const real* const* seed) {
-    const real* b = x.b.at;
+void multiply_tile(const Product& x, const term* a, real* c, const real* const* seed) {
+    const term* b = x.b.at;
     const int64_t depth = x.depth, step = ROWS ? x.a.row : x.a.column, next = x.b.row;
     vec sum[HEIGHT][WIDTH];
     start_sums<HEIGHT, WIDTH>(x, seed, sum);
     const auto advance = [&](int64_t k) INLINE_LAMBDA {
-        vec line[WIDTH];
-        UNROLL(n, WIDTH) line[n] = load(b + k * next + n * LANES);
-        UNROLL(m, HEIGHT) {
-            const vec number = broadcast(ROWS ? a[m * step + k] : a[k * step + m]);
-            UNROLL(n, WIDTH) sum[m][n] += number * line[n];
+        UNROLL(part, TERM_PARTS) {
+            factor line[WIDTH];
+            UNROLL(n, WIDTH) line[n] = load_factor(b + k * next + n * LANES, part);
+            UNROLL(m, HEIGHT) {
+                const factor number = broadcast_factor(ROWS ? a[m * step + k] : a[k * step + m], part);
+                UNROLL(n, WIDTH) add_product(sum[m][n], number, line[n]);
+            }
         }
     };
     int64_t k = 0;

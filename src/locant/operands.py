@@ -78,9 +78,10 @@ class Gradients(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight to pack: its number for input k and output n lies at k * input_step + n * output_step. float32, as all
-    of the linear maps below."""
+    """A weight to pack: its number for input k and output n lies at k * input_step + n * output_step. Rows and weights
+    of this and of the linear maps below are float32 or bfloat16, as `dtype` says; vectors and dw are float32."""
 
+    dtype: int
     inputs: int
     outputs: int
     input_step: int
@@ -90,18 +91,25 @@ class Weight(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """y = act(n(x) W + b) ∘ gain + residual, n a LayerNorm or nothing. Rows are contiguous."""
+    """y = N(act(n(x) W + b)) ∘ gain + residual, n and N norms or nothing. Rows are contiguous."""
 
+    dtype: int
     rows: int
     inputs: int
     outputs: int
     activation: int  # ACTIVATIONS
     x: Address  # [rows, inputs]
-    scale: Address  # [inputs], of the LayerNorm; 0: there is none
+    centred: bool  # n is a LayerNorm; else a RMSNorm
+    scale: Address  # [inputs], of n; 0: there is none
     shift: Address
     epsilon: float
     weight: Address  # packed
     bias: Address  # [outputs]
+    scale_behind: Address  # [outputs], of a LayerNorm behind the product; 0: there is none
+    shift_behind: Address
+    epsilon_behind: float
+    unit: int  # outputs that are brought to length 1 together
+    united: int  # outputs, from the first, to which that is done
     gain: Address  # [outputs], before the residual is added
     residual: Address  # [rows, outputs]
     before: Address  # [rows, outputs], written: what the activation takes
@@ -109,14 +117,16 @@ class Linear(NamedTuple):
 
 
 class Perceptron(NamedTuple):
-    """y = (act(n(x) W1 + b1) W2 + b2) ∘ gain + residual."""
+    """y = N(act(n(x) W1 + b1) W2 + b2) ∘ gain + residual."""
 
+    dtype: int
     rows: int
     inputs: int
     hidden: int
     outputs: int
     activation: int
     x: Address
+    centred: bool
     scale: Address
     shift: Address
     epsilon: float
@@ -124,6 +134,9 @@ class Perceptron(NamedTuple):
     bias1: Address
     weight2: Address
     bias2: Address
+    scale_behind: Address
+    shift_behind: Address
+    epsilon_behind: float
     gain: Address
     residual: Address
     before: Address  # [rows, hidden], written: what the activation takes
@@ -133,6 +146,7 @@ class Perceptron(NamedTuple):
 class WeightGradient(NamedTuple):
     """dW = dYᵀ X and db = Σ dY, added to what is there or not."""
 
+    dtype: int
     rows: int
     inputs: int
     outputs: int
@@ -146,6 +160,7 @@ class WeightGradient(NamedTuple):
 class HiddenGradient(NamedTuple):
     """Backward through act(h) W2, h = x W1: dh, act(h) once more, and dx."""
 
+    dtype: int
     rows: int
     inputs: int
     hidden: int

@@ -19,6 +19,7 @@ from locant.dispatch import packs_linear
 from locant.measuring.clock import limit_threads
 from locant.measuring.fitting import fit
 from locant.products import compiled, constants, onednn, operators, speed
+from locant.products.around import NOTHING, Around
 
 TURNS = 5
 LINEAR = (
@@ -36,8 +37,7 @@ Times = dict[constants.Key, list[tuple[list[float], float]]]
 
 
 def _able(dtype: torch.dtype) -> tuple[str, ...]:
-    ours = dtype == torch.float32 and compiled.available()
-    return "torch", *("onednn",) * packs_linear(dtype), *("compiled",) * ours
+    return "torch", *("onednn",) * packs_linear(dtype), *("compiled",) * compiled.available(dtype)
 
 
 def write_costs(threads: int | None = None, *, tell: Callable[[str], object] | None = None) -> Path:
@@ -120,8 +120,7 @@ def _linear(operation: str, library: str, x: Tensor, layers: list[tuple[Tensor, 
         return partial(operators.LIBRARIES[library].weight_gradient, dy, x, weight, True)
     if library == "torch":
         return partial(F.linear, x, weight, bias)
-    plain = "none", None, None, None, None, 0.0, operation == "linear"
-    return partial(operators.LIBRARIES[library].linear, x, weight, bias, *plain)
+    return partial(operators.LIBRARIES[library].linear, x, weight, bias, "none", NOTHING, operation == "linear")
 
 
 def _perceptron(operation: str, library: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Call | None:
@@ -137,8 +136,8 @@ def _perceptron(operation: str, library: str, x: Tensor, layers: list[tuple[Tens
         if operation == "perceptron":
             return partial(plain, x, w1, b1, w2, b2)
         return lambda: x + plain(F.layer_norm(x, x.shape[-1:], scale, shift), w1, b1, w2, b2)
-    more = (None, x, scale, shift, 1e-5) if operation == "half" else (None, None, None, None, 0.0)
-    return partial(operators.LIBRARIES[library].perceptron, x, w1, b1, w2, b2, "gelu", *more, True)
+    around = Around(residual=x, scale=scale, shift=shift, epsilon=1e-5) if operation == "half" else NOTHING
+    return partial(operators.LIBRARIES[library].perceptron, x, w1, b1, w2, b2, "gelu", around, True)
 
 
 def _training(library: str, plain: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
@@ -150,7 +149,7 @@ def _training(library: str, plain: Callable[..., Tensor], inputs: list[Tensor]) 
         return torch.autograd.grad(plain(*inputs), inputs, dy)
 
     def by_layers() -> object:
-        fixed = "none", None, None, None, None, 0.0, False
+        fixed = "none", NOTHING, False
         before = onednn.linear(x, w1, b1, *fixed)
         after = F.gelu(before)
         y = onednn.linear(after, w2, b2, *fixed)
@@ -160,7 +159,7 @@ def _training(library: str, plain: Callable[..., Tensor], inputs: list[Tensor]) 
 
     def by_rows() -> object:
         before = x.new_empty(len(x), len(w1))
-        y = compiled.perceptron(x, w1, b1, w2, b2, "gelu", None, None, None, None, 0.0, False, before)
+        y = compiled.perceptron(x, w1, b1, w2, b2, "gelu", NOTHING, False, before)
         return y, compiled.perceptron_gradients(dy, x, before, w1, b1, w2, "gelu", [True] * 5)
 
     return {"torch": by_torch, "onednn": torch.no_grad()(by_layers), "compiled": torch.no_grad()(by_rows)}[library]

@@ -1,4 +1,4 @@
-"""Residual halves of a block, x + f(norm(x)), in one pass by rows where nothing but numbers is wanted of their parts.
+"""Residual halves of a block, x + f(norm(x)) or x + norm(f(x)), in one pass by rows where nothing but numbers is wanted of their parts.
 
 A LayerNorm in front of a product and the sum behind one cost as much memory traffic as attention itself. The kernels
 normalise a block of rows on its way in, and multiply by a LayerScale and add x on its way out. That needs every part
@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from locant.integrations.family import class_name
 from locant.integrations.layers import Layers, is_packed, is_unhooked, linear_with, parts_of, recomputes
 from locant.integrations.replacing import state_of
-from locant.products import linear, perceptron
+from locant.products import Norm, linear, perceptron
 
-Norm = tuple[Tensor, Tensor, float]
 JOINED = "norms and sums with their products"  # what a row says of such a block
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
 _DINO = "transformers.models.dinov2"
@@ -31,17 +30,19 @@ SCALES = {
 
 
 class Half(NamedTuple):
-    """What stands around f in x + gain ∘ f(norm(x)), and goes with f's first and last products.
+    """What stands around f in x + gain ∘ behind(f(norm(x))), and goes with f's first and last products.
 
     Attributes:
-        norm: None where x came through it already.
+        norm: None where x came through it already, or there is none.
         gain: of a LayerScale.
         residual: x.
+        behind: a norm of what f gives.
     """
 
     norm: Norm | None
     gain: Tensor | None
     residual: Tensor
+    behind: Norm | None = None
 
 
 def norm_of(module: Any) -> Norm | None:
@@ -49,33 +50,36 @@ def norm_of(module: Any) -> Norm | None:
     plain = class_name(type(module)) in NORMS and is_unhooked(module) and not getattr(module, "_fast_norm", False)
     if not plain or "forward" in vars(module) or len(module.normalized_shape) != 1:
         return None
-    return None if module.weight is None or module.bias is None else (module.weight, module.bias, module.eps)
+    return None if module.weight is None or module.bias is None else Norm(module.weight, module.bias, module.eps)
 
 
 def half_of(
     x: Tensor, norm: nn.Module, idle: Sequence[nn.Module], called: Iterable[nn.Module] = (),
-    scale: nn.Module | Tensor | None = None,
+    scale: nn.Module | Tensor | None = None, behind: bool = False,
 ) -> Half | None:  # fmt: skip
     """What goes with the products of a half, or None where its parts have to be called one by one.
 
     Args:
+        behind: the norm comes behind the products, not in front.
         idle: dropouts and drop paths.
         called: other parts that are passed over: no hook on them would be called.
         scale: a LayerScale, its numbers, or nothing.
     """
     # 1 what every part does in evaluation is known
     gain: Any = scale
-    front, parts = norm_of(norm), [norm, *idle, *called]
+    known, parts = norm_of(norm), [norm, *idle, *called]
     if isinstance(scale, nn.Module):
         parts.append(scale)
         gain = getattr(scale, SCALES.get(class_name(type(scale)), ""), None)
         if (gain is None and type(scale) is not nn.Identity) or "forward" in vars(scale):
             return None
-    if front is None or not all(map(_does_nothing, idle)):
+    if known is None or not all(map(_does_nothing, idle)):
         return None
     # 2 and nothing is drawn, recorded or called
     watched = torch.is_grad_enabled() or any(part.training or not is_unhooked(part) for part in parts)
-    return None if watched else Half(front, gain, x)
+    if watched:
+        return None
+    return Half(None, gain, x, known) if behind else Half(known, gain, x)
 
 
 def _does_nothing(part: nn.Module) -> bool:
@@ -93,9 +97,9 @@ def project(layer: Any, x: Tensor, half: Half | None) -> Tensor:
 
 
 def conclude(layer: Any, drop: nn.Module | None, x: Tensor, half: Half | None) -> Tensor:
-    """x + gain ∘ layer(x) in one pass, or drop(layer(x))."""
+    """residual + gain ∘ behind(layer(x)) in one pass, or drop(layer(x))."""
     if half is not None:
-        return linear(x, layer.weight, layer.bias, True, gain=half.gain, residual=half.residual)
+        return linear(x, layer.weight, layer.bias, True, gain=half.gain, residual=half.residual, behind=half.behind)
     return layer(x) if drop is None else drop(layer(x))
 
 
@@ -104,24 +108,28 @@ def normalise_filled(x: Tensor, half: Half | None, window: tuple[int, ...]) -> t
     divides = all(side % size == 0 for side, size in zip(x.shape[1:-1], window, strict=True))
     if half is None or half.norm is None or divides:
         return x, half
-    scale, shift, epsilon = half.norm
+    scale, shift, epsilon, _ = half.norm
     return F.layer_norm(x, x.shape[-1:], scale, shift, epsilon), half._replace(norm=None)
 
 
 def residual_attention(
     x: Tensor, norm: nn.Module, attn: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None,
-    **named: Any,
+    behind: bool = False, **named: Any,
 ) -> Tensor:  # fmt: skip
-    """x + drop_path(scale(attn(norm(x), **named))); an attention whose state names its products takes a `half`."""
+    """x + drop_path(scale(attn(norm(x), **named))), or with the norm behind attn.
+
+    An attention whose state names its products takes a `half`.
+    """
     layers = [getattr(attn, name) for name in getattr(state_of(attn), "products", ())]
     if layers and all(map(is_packed, layers)):
         parts = dict(attn.named_children())
         idle = [part for part in (drop_path, parts.get("proj_drop")) if part is not None]
-        half = half_of(x, norm, idle, (attn, *parts.values()), scale)
+        half = half_of(x, norm, idle, (attn, *parts.values()), scale, behind)
         out = None if half is None else attn.forward(x, **named, half=half)
         if out is not None:
             return _first(out)
-    return x + drop_path(_scaled(_first(attn(norm(x), **named)), scale))
+    out = norm(_first(attn(x, **named))) if behind else _first(attn(norm(x), **named))
+    return x + drop_path(_scaled(out, scale))
 
 
 def _first(output: Any) -> Tensor:
@@ -138,21 +146,22 @@ def _scaled(x: Tensor, scale: nn.Module | Tensor | None) -> Tensor:
 def run_perceptron(layers: Layers, x: Tensor, half: Half | None = None) -> Tensor:
     """two(activation(one(x))) a chunk of rows at a time."""
     one, activation, two = layers
-    norm, gain, residual = half or (None, None, None)
+    norm, gain, residual, behind = half or (None, None, None, None)
     return perceptron(
         x, one.weight, one.bias, two.weight, two.bias, activation, not two.training, gain=gain, residual=residual,
-        norm=norm, recompute=recomputes(one),
+        norm=norm, behind=behind, recompute=recomputes(one),
     )  # fmt: skip
 
 
 def residual_perceptron(
     x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module, scale: nn.Module | Tensor | None = None,
-    dropout: nn.Module | None = None,
+    dropout: nn.Module | None = None, behind: bool = False,
 ) -> Tensor:  # fmt: skip
-    """x + drop_path(scale(dropout(mlp(norm(x)))))."""
+    """x + drop_path(scale(dropout(mlp(norm(x))))), or with the norm behind the dropout."""
     layers, idle = parts_of(mlp), (drop_path,) if dropout is None else (drop_path, dropout)
-    half = None if layers is None else half_of(x, norm, idle, (mlp,), scale)
+    half = None if layers is None else half_of(x, norm, idle, (mlp,), scale, behind)
     if layers is not None and half is not None:
         return run_perceptron(layers, x, half)
-    out = mlp(norm(x))
-    return x + drop_path(_scaled(out if dropout is None else dropout(out), scale))
+    out = mlp(x if behind else norm(x))
+    out = out if dropout is None else dropout(out)
+    return x + drop_path(_scaled(norm(out) if behind else out, scale))

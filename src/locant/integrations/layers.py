@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from locant.dispatch import hooks_of
 from locant.integrations.family import Family, Offer, class_name, made_anew
 from locant.integrations.replacing import Replacement, State, runs, state_of
-from locant.products import linear, perceptron
+from locant.products import Norm, linear, perceptron
 
 Layers = tuple[Any, str, Any]  # of a perceptron: the first layer, the name of its activation, and the second
 
@@ -74,10 +74,10 @@ def is_packed(layer: nn.Module) -> bool:
     return _is_plain(layer) and runs(layer, "forward", _linear_forward)
 
 
-def linear_with(layer: Any, x: Tensor, bias: Tensor | None, norm: tuple[Tensor, Tensor, float] | None = None) -> Tensor:
+def linear_with(layer: Any, x: Tensor, bias: Tensor | None, norm: Norm | None = None) -> Tensor:
     """The layer with a bias of its owner in place of its own; layers that are not plain are called.
 
-    `norm` is a LayerNorm of x in front, for packed layers.
+    `norm` is one of x in front, for packed layers.
     """
     if is_packed(layer):
         return linear(x, layer.weight, bias, keep=not layer.training, norm=norm)

@@ -52,6 +52,19 @@ def _angles(self: Any, x: Tensor) -> Tensor:
 _angles.__name__ = "_attn"
 
 
+def _swin_v2_forward(self: Any, x: Tensor) -> Tensor:
+    half = half_of_swin(x, self.norm1, self.attn, self.drop_path1, behind=True)
+    if half is None:
+        x = x + self.drop_path1(self.norm1(self._attn(x)))
+    else:
+        window, shift, attn = tuple(self.window_size), tuple(self.shift_size), self.attn
+        x = cosine_attention(attn, x, window, shift, "roll-pad", self._locant.position, _bias(attn), half)
+    return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, behind=True)
+
+
+_swin_v2_forward.__name__ = "forward"
+
+
 def _shifted_window_attn(self: Any, x: Tensor) -> Tensor:
     attn = self.attn
     if dropout_of(attn.meta_mlp.drop1):  # drawn pair by pair: the bias is no function of the offset then
@@ -71,7 +84,9 @@ def _swin(block: nn.Module) -> Offer:
 def _swin_v2(block: nn.Module) -> Offer:
     module: Any = block
     position = BorrowedTable(module.attn, "cpb_mlp", "window_size", module.attn.num_heads, rows=_read_field)
-    return _block(module, _angles, position, "log-CPB by angles", module.input_resolution)
+    offer = _block(module, _angles, position, "log-CPB by angles", module.input_resolution)
+    methods = {"_attn": _angles, "forward": _swin_v2_forward}
+    return replace(offer, replacement=Replacement(methods, offer.replacement.state))
 
 
 def _swin_v2_cr(block: nn.Module) -> Offer:
@@ -165,7 +180,7 @@ def _gated_forward(self: Any, x: Tensor, half: Half | None = None) -> Tensor | N
 
 
 def _vit_block_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    named = {"attn_mask": attn_mask, "is_causal": is_causal}
+    named: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal}
     x = residual_attention(x, self.norm1, self.attn, self.drop_path1, self.ls1, **named)
     return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, self.ls2)
 
@@ -176,7 +191,7 @@ def _relpos_block_forward(self: Any, x: Tensor, shared_rel_pos: Tensor | None = 
 
 
 def _beit_block_forward(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-    named = {"shared_rel_pos_bias": shared_rel_pos_bias}
+    named: dict[str, Any] = {"shared_rel_pos_bias": shared_rel_pos_bias}
     x = residual_attention(x, self.norm1, self.attn, self.drop_path1, self.gamma_1, **named)
     return residual_perceptron(x, self.norm2, self.mlp, self.drop_path2, self.gamma_2)
 

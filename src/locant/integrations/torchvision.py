@@ -1,10 +1,8 @@
-"""torchvision: Swin, Swin v2 and Video Swin. Nothing of torchvision is imported: its modules say what they are.
-
-Blocks of Swin v2 have their norms behind products, which take none there: nothing is joined in them.
-"""
+"""torchvision: Swin, Swin v2 and Video Swin. Nothing of torchvision is imported: its modules say what they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,11 +20,9 @@ from locant.integrations.halves import (
     residual_attention,
     residual_perceptron,
 )
-from locant.integrations.layers import linear_with
 from locant.integrations.replacing import Replacement, State
-from locant.integrations.windowed import Project, attend_in_windows
+from locant.integrations.windowed import Project, attend_in_windows, project_angles
 from locant.masks import Windows
-from locant.nn.cosine import angles
 from locant.nn.window import fitted
 
 
@@ -43,18 +39,17 @@ def _clips(self: Any, x: Tensor, half: Half | None = None) -> Tensor | None:
     return _attend_joined(self, x, window, shift, half)
 
 
-def _angles(self: Any, x: Tensor) -> Tensor:
+def _angles(self: Any, x: Tensor, half: Half | None = None) -> Tensor:
     window, shift = fitted(tuple(self.window_size), tuple(self.shift_size), tuple(x.shape[1:-1]), "pad")
     bias = self.qkv.bias
     if bias is not None:
         q, k, v = bias.chunk(3)
         bias = torch.cat((q, torch.zeros_like(k), v))
 
-    def enter(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = linear_with(self.qkv, tokens, bias).chunk(3, dim=-1)
-        return *angles(q, k, self.logit_scale), v
+    def enter(tokens: Tensor) -> Tensor | Sequence[Tensor]:
+        return project_angles(self.qkv, tokens, bias, self.logit_scale)
 
-    return _attend(self, x, enter, window, shift, 1.0)
+    return _attend(self, x, enter, window, shift, 1.0, half)
 
 
 def _attend_joined(
@@ -79,7 +74,12 @@ def _block_forward(self: Any, x: Tensor) -> Tensor:
     return residual_perceptron(x, self.norm2, self.mlp, self.stochastic_depth)
 
 
-_METHODS: tuple[Any, ...] = (_pictures, _clips, _angles, _block_forward)
+def _v2_block_forward(self: Any, x: Tensor) -> Tensor:
+    x = residual_attention(x, self.norm1, self.attn, self.stochastic_depth, behind=True)
+    return residual_perceptron(x, self.norm2, self.mlp, self.stochastic_depth, behind=True)
+
+
+_METHODS: tuple[Any, ...] = (_pictures, _clips, _angles, _block_forward, _v2_block_forward)
 for _method in _METHODS:
     _method.__name__ = "forward"
 
@@ -89,13 +89,13 @@ def _offer(module: nn.Module, forward: Any, position: BorrowedTable, what: str) 
     window, shift = tuple(m.window_size), tuple(m.shift_size)
     attended = Attended(m.num_heads, m.qkv.in_features // m.num_heads, position, None, Windows(window, shift))
     what = f"{what}, windows of {' × '.join(map(str, window))}" + (", shifted" if any(shift) else "")
-    state = State(position=position, products=() if forward is _angles else ("qkv", "proj"))
+    state = State(position=position, products=("qkv", "proj"))
     return Offer(Replacement({"forward": forward}, state), what, _map, attended)
 
 
-def _block(block: nn.Module) -> Offer:
+def _block(block: nn.Module, forward: Any) -> Offer:
     module: Any = block
-    return Offer(Replacement({"forward": _block_forward}), JOINED, lambda _: _map(module.attn))
+    return Offer(Replacement({"forward": forward}), JOINED, lambda _: _map(module.attn))
 
 
 def _table(module: nn.Module, forward: Any) -> Offer:
@@ -118,6 +118,11 @@ def _map(module: nn.Module) -> tuple[Any, ...]:
     """A map that windows do not divide."""
     m: Any = module
     return (torch.randn(2, *(2 * side - 1 for side in m.window_size), m.qkv.in_features, dtype=torch.float64),)
+
+
+def _blocks(name: str, forward: Any, known: str) -> Family:
+    source = (f"{_PICTURES}.{name}",)
+    return Family("block", source, ("forward",), lambda block: _block(block, forward), frozenset({known}))
 
 
 _PICTURES, _VIDEO = "torchvision.models.swin_transformer", "torchvision.models.video.swin_transformer"
@@ -147,5 +152,6 @@ FAMILIES = (
         lambda module: _table(module, _clips),
         frozenset({"16c2f0abebe8ab60"}),  # 0.28.0
     ),
-    Family("block", (f"{_PICTURES}.SwinTransformerBlock",), ("forward",), _block, frozenset({"044bd0b0f882f27f"})),
+    _blocks("SwinTransformerBlock", _block_forward, "044bd0b0f882f27f"),
+    _blocks("SwinTransformerBlockV2", _v2_block_forward, "81c3d2902f5f73b4"),
 )  # fmt: skip

@@ -20,7 +20,8 @@ from locant.integrations.layers import Layers, calls_parts, is_packed, layers_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows
 from locant.masks import Windows
-from locant.nn.cosine import angles
+from locant.nn.cosine import LARGEST, angles
+from locant.products import linear
 
 
 def _swin_forward(
@@ -66,14 +67,33 @@ def _angles_forward(
     if output_attentions:
         return type(self).forward(self, hidden_states, input_dimensions, output_attentions)
     attn, last = self.attention.self, self.attention.output
+    layers = attn.query, attn.key, attn.value, last.dense
+    half = None
+    if all(map(is_packed, layers)):
+        called = (self.attention, attn, attn.dropout, last, *layers)
+        half = half_of(hidden_states, self.layernorm_before, (last.dropout, self.drop_path), called, behind=True)
 
     def project(tokens: Tensor) -> Sequence[Tensor]:
-        return *angles(attn.query(tokens), attn.key(tokens), attn.logit_scale), attn.value(tokens)
+        if half is None or torch.is_autocast_enabled("cpu"):
+            return *angles(attn.query(tokens), attn.key(tokens), attn.logit_scale), attn.value(tokens)
+        unit = attn.attention_head_size, attn.all_head_size
+        scale = attn.logit_scale.reshape(-1).clamp(max=LARGEST).exp().repeat_interleave(unit[0])
+        q = linear(tokens, attn.query.weight, attn.query.bias, True, gain=scale, units=unit)
+        return q, linear(tokens, attn.key.weight, attn.key.bias, True, units=unit), attn.value(tokens)
 
     x = _attend(self, hidden_states.unflatten(1, input_dimensions), project, 1.0, dropout_of(attn.dropout))
-    x = self.layernorm_before(last.dropout(last.dense(x)).flatten(1, 2))
-    hidden_states = hidden_states + self.drop_path(x)
-    return (hidden_states + self.drop_path(self.layernorm_after(_fed_forward(self, hidden_states))),)
+    if half is not None:
+        x = conclude(last.dense, None, x.flatten(1, 2), half)
+    else:
+        x = self.layernorm_before(last.dropout(last.dense(x)).flatten(1, 2))
+        x = hidden_states + self.drop_path(x)
+    perceptron = _layers_of(self)
+    half = perceptron and half_of(
+        x, self.layernorm_after, (self.drop_path,), (self.intermediate, self.output), behind=True
+    )
+    if perceptron and half:
+        return (run_perceptron(perceptron, x, half),)
+    return (x + self.drop_path(self.layernorm_after(_fed_forward(self, x))),)
 
 
 for _method in (_swin_forward, _copied_forward, _angles_forward):

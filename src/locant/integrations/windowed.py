@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,9 +15,10 @@ from locant.integrations.family import dropout_of
 from locant.integrations.halves import Half, conclude, half_of, normalise_filled, project
 from locant.integrations.layers import is_packed, linear_with
 from locant.masks import Mask, Windows
-from locant.nn.cosine import angles
+from locant.nn.cosine import LARGEST, angles
 from locant.nn.window import attend_regrouped
 from locant.positions.position import Position
+from locant.products import linear
 
 Project = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
@@ -65,25 +67,37 @@ def swin_attention(
     return conclude(parts.proj, parts.proj_drop, out, half)
 
 
-def half_of_swin(x: Tensor, norm: nn.Module, attn: nn.Module, drop_path: nn.Module) -> Half | None:
+def half_of_swin(
+    x: Tensor, norm: nn.Module, attn: nn.Module, drop_path: nn.Module, behind: bool = False
+) -> Half | None:
     """What goes with its products, which are not called as a whole; None where parts have to be called."""
     parts: Any = attn
     if not (is_packed(parts.qkv) and is_packed(parts.proj)):
         return None
-    return half_of(x, norm, (drop_path, parts.proj_drop, parts.attn_drop), (attn,))
+    return half_of(x, norm, (drop_path, parts.proj_drop, parts.attn_drop), (attn,), behind=behind)
 
 
 def cosine_attention(
     attn: nn.Module, x: Float[Tensor, "batch *map dim"], window: tuple[int, ...], shift: tuple[int, ...], border: str,
-    position: Position, bias: Tensor | None,
+    position: Position, bias: Tensor | None, half: Half | None = None,
 ) -> Float[Tensor, "batch *map dim"]:  # fmt: skip
     """The same by angles, of a module that has a logit_scale too (Swin v2); `bias` is that of qkv."""
     parts: Any = attn
+    out = attend_in_windows(
+        x, lambda tokens: project_angles(parts.qkv, tokens, bias, parts.logit_scale), window, shift, border, position,
+        parts.num_heads, 1.0, dropout_of(parts.attn_drop),
+    )  # fmt: skip
+    return conclude(parts.proj, parts.proj_drop, out, half)
 
-    def project(tokens: Tensor) -> Sequence[Tensor]:
-        q, k, v = linear_with(parts.qkv, tokens, bias).chunk(3, dim=-1)
-        return *angles(q, k, parts.logit_scale), v
 
-    dropout = dropout_of(parts.attn_drop)
-    out = attend_in_windows(x, project, window, shift, border, position, parts.num_heads, 1.0, dropout)
-    return parts.proj_drop(parts.proj(out))
+def project_angles(
+    qkv: Any, tokens: Float[Tensor, "batch tokens dim"], bias: Tensor | None, logit_scale: Tensor
+) -> Tensor | Sequence[Tensor]:
+    """q, k and v, of which q and k have length 1 in every head, and q comes times exp(logit_scale), at most 100."""
+    if not is_packed(qkv) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        q, k, v = linear_with(qkv, tokens, bias).chunk(3, dim=-1)
+        return *angles(q, k, logit_scale), v
+    dim, heads = qkv.out_features // 3, logit_scale.numel()
+    scale = logit_scale.reshape(-1).clamp(max=LARGEST).exp().repeat_interleave(dim // heads)
+    gain = torch.cat((scale, scale.new_ones(2 * dim)))
+    return linear(tokens, qkv.weight, bias, not qkv.training, gain=gain, units=(dim // heads, 2 * dim))

@@ -17,6 +17,7 @@ from locant.nn.arguments import check_heads
 from locant.nn.window import WindowedAttention
 from locant.positions.field import LogCPB
 from locant.positions.position import Embedding, Position
+from locant.products.around import to_unit_length
 
 LARGEST = math.log(100)
 
@@ -93,13 +94,6 @@ def angles(
 ) -> tuple[Tensor, Tensor]:
     """q and k so that their products are cosines times exp(logit_scale), at most 100, of each head."""
     heads, dtype = logit_scale.numel(), k.dtype
-    q, k = (_unit(part.unflatten(-1, (heads, -1))) for part in (q, k))
+    q, k = (to_unit_length(part.unflatten(-1, (heads, -1))) for part in (q, k))
     q = q * logit_scale.reshape(heads, 1).clamp(max=LARGEST).exp().to(q.dtype)
     return q.flatten(2).to(dtype), k.flatten(2).to(dtype)
-
-
-def _unit(x: Float[Tensor, "batch tokens heads head_dim"]) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """x / |x|; a vector of zeros stays one, and its gradient is that of x, not 1e12 times as large."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(length == 0, 1.0, length)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from locant import dispatch
 from locant.products import speed
 from locant.products.activations import activate
+from locant.products.around import Around, finish, normalise_in_front
 from locant.products.packed import packed
 
 CHUNK = 512  # rows of a perceptron at once: the hidden layer of a chunk stays in the cache, and is never mapped anew
@@ -32,35 +33,20 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, k
     return dispatch.packed_linear(x, copy, bias, *_FUSED[activation])
 
 
-def _normalise(x: Tensor, scale: Tensor | None, shift: Tensor | None, epsilon: float) -> Tensor:
-    if scale is None:
-        return x
-    return F.layer_norm(
-        x, x.shape[-1:], scale.detach().to(x.dtype), None if shift is None else shift.detach().to(x.dtype), epsilon
-    )
-
-
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gain: Tensor | None, residual: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
-) -> Tensor:  # fmt: skip
-    """x [rows, in] contiguous."""
-    y = _multiply(_normalise(x, scale, shift, epsilon), weight, bias, activation, keep)
-    y = y if gain is None else y.mul_(gain.detach())
-    return y if residual is None else y.add_(residual)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, around: Around, keep: bool) -> Tensor:
+    """x and a residual [rows, ...] contiguous."""
+    return finish(_multiply(normalise_in_front(x, around), weight, bias, activation, keep), around, owned=True)
 
 
 def perceptron(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, gain: Tensor | None,
-    residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
-) -> Tensor:  # fmt: skip
-    """x [rows, in] contiguous, a chunk of rows at a time."""
-    out = x.new_empty(len(x), w2.shape[0])
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, around: Around, keep: bool
+) -> Tensor:
+    """x and a residual [rows, ...] contiguous, a chunk of rows at a time."""
+    out, residual = x.new_empty(len(x), w2.shape[0]), around.residual
     for start in range(0, len(x), CHUNK):
         part = slice(start, start + CHUNK)
-        hidden = _multiply(_normalise(x[part], scale, shift, epsilon), w1, b1, activation, keep)
-        y = _multiply(hidden, w2, b2, "none", keep)
-        y = y if gain is None else y.mul_(gain.detach())
+        hidden = _multiply(normalise_in_front(x[part], around), w1, b1, activation, keep)
+        y = finish(_multiply(hidden, w2, b2, "none", keep), around._replace(residual=None), owned=True)
         torch.add(y, residual[part], out=out[part]) if residual is not None else out[part].copy_(y)
     return out
 

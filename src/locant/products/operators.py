@@ -21,6 +21,7 @@ from locant.dispatch import constant_to_graphs
 from locant.operands import ACTIVATIONS
 from locant.products import compiled, constants, onednn, speed
 from locant.products.activations import activate
+from locant.products.around import NOTHING, SCHEMA, Around, Norm, around_of, finish, normalise_in_front
 from locant.products.packed import forget
 
 __all__ = ["ACTIVATIONS", "linear", "perceptron"]
@@ -28,13 +29,13 @@ __all__ = ["ACTIVATIONS", "linear", "perceptron"]
 DTYPES = (torch.float32, torch.bfloat16)
 LIBRARIES: dict[str, ModuleType] = {"onednn": onednn, "compiled": compiled}
 SMALL = 1 << 18  # multiply-adds below which a call of an operator costs more than it saves
-Norm = tuple[Tensor, Tensor, float]  # a LayerNorm's scale, shift and ε
 
 
 @constant_to_graphs
 def able(dtype: torch.dtype) -> tuple[str, ...]:
     """The libraries that may do it, torch's own product aside: our kernels where they were measured."""
-    ours = dtype == torch.float32 and compiled.available() and bool(constants.here().seconds)
+    measured = ("linear", "compiled", str(dtype).removeprefix("torch.")) in constants.here().seconds
+    ours = measured and compiled.available(dtype)
     return ("onednn",) * dispatch.packs_linear(dtype) + ("compiled",) * ours
 
 
@@ -61,16 +62,20 @@ def _rows(x: Tensor) -> Tensor:
 # --- linear -----------------------------------------------------------------------------------------------------------
 
 
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gain: Tensor | None, residual: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
-) -> Tensor:  # fmt: skip
-    rows, other = _rows(x), None if residual is None else _rows(residual)
+def _by_rows(rest: tuple[Any, ...]) -> tuple[Around, bool]:
+    """What goes with a product, its residual by rows, and whether packed weights are kept."""
+    *fields, keep = rest
+    around = Around(*fields)
+    return around if around.residual is None else around._replace(residual=_rows(around.residual)), keep
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *rest: Any) -> Tensor:
+    rows, (around, keep) = _rows(x), _by_rows(rest)
     if not keep:
         forget(weight)  # of evaluation, before: in training it moves at each step
-    joined = keep and any(t is not None for t in (gain, residual, scale))
-    library = _library("half" if joined else "linear", x.dtype) if keep else _library_for("repacked", rows, weight)
-    y = library.linear(rows, weight, bias, activation, gain, other, scale, shift, epsilon, keep)
+    operation = "linear" if around.is_nothing() else "half"
+    library = _library(operation, x.dtype) if keep else _library_for("repacked", rows, weight)
+    y = library.linear(rows, weight, bias, activation, around, keep)
     # a view would be refused to whoever writes into it, such as ReLU(inplace=True)
     return y.view(*x.shape[:-1], weight.shape[0]).detach()
 
@@ -85,7 +90,7 @@ def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) 
         dw, db = _library_for("weights", rows, weight).weight_gradient(given, rows, weight, wanted[2])
     if wanted[2] and db is None:
         db = given.sum(0)
-    return dx, dw.to(weight.dtype), nothing if db is None else db
+    return dx, dw.to(weight.dtype), nothing if db is None else db.to(dy.dtype)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -113,15 +118,13 @@ def _linear_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _perceptron(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, gain: Tensor | None,
-    residual: Tensor | None, scale: Tensor | None, shift: Tensor | None, epsilon: float, keep: bool,
-) -> Tensor:  # fmt: skip
-    rows, other = _rows(x), None if residual is None else _rows(residual)
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str, *rest: Any
+) -> Tensor:
+    rows, (around, keep) = _rows(x), _by_rows(rest)
     if not keep:
         forget(w1), forget(w2)
-    y = _library("perceptron" if scale is None else "half", x.dtype).perceptron(
-        rows, w1, b1, w2, b2, activation, gain, other, scale, shift, epsilon, keep
-    )
+    library = _library("perceptron" if around.is_nothing() else "half", x.dtype)
+    y = library.perceptron(rows, w1, b1, w2, b2, activation, around, keep)
     return y.view(*x.shape[:-1], w2.shape[0]).detach()
 
 
@@ -133,7 +136,7 @@ def _perceptron_training(
     forget(w1), forget(w2)
     before = rows.new_empty(0 if recompute else len(rows), w1.shape[0])
     written = None if recompute else before
-    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, None, None, None, None, 0.0, False, written)
+    y = compiled.perceptron(rows, w1, b1, w2, b2, activation, NOTHING, False, written)
     return y.view(*x.shape[:-1], w2.shape[0]).detach(), before
 
 
@@ -173,7 +176,7 @@ def _perceptron_gradient(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, .
 
 # --- registered -------------------------------------------------------------------------------------------------------
 
-_FUSED = "Tensor? gain, Tensor? residual, Tensor? scale, Tensor? shift, float epsilon, bool keep"
+_FUSED = f"{SCHEMA}, bool keep"
 _LAYERS = "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str activation"
 _LIBRARY = torch.library.Library("locant", "FRAGMENT")
 _LIBRARY.define(f"linear(Tensor x, Tensor weight, Tensor? bias, str activation, {_FUSED}) -> Tensor")
@@ -285,56 +288,54 @@ def _reads(vector: Tensor | None, length: int, like: Tensor) -> bool:
     return plain and (cast or vector.dtype == like.dtype)
 
 
-def _joins(x: Tensor, outputs: int, gain: Tensor | None, residual: Tensor | None, norm: Norm | None) -> bool:
-    """Whether norm, gain and residual are what one pass takes; torch broadcasts others, or refuses them."""
+def _joins(x: Tensor, outputs: int, around: Around) -> bool:
+    """Whether all of it is what one pass takes; torch broadcasts others, or refuses them."""
+    residual = around.residual
     alike = residual is None or (
         type(residual) is Tensor
         and residual.shape == (*x.shape[:-1], outputs)
         and (residual.dtype, residual.device) == (x.dtype, x.device)
     )
-    return alike and _reads(gain, outputs, x) and all(_reads(v, x.shape[-1], x) for v in (norm or ())[:2])
+    united = 0 <= around.united <= outputs and (not around.united or around.united % around.unit == 0)
+    front = all(_reads(v, x.shape[-1], x) for v in (around.scale, around.shift))
+    behind = all(_reads(v, outputs, x) for v in (around.gain, around.scale_behind, around.shift_behind))
+    return alike and united and front and behind
 
 
 def _learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
-    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm[0], norm[1], norm[2])
-
-
-def _added(y: Tensor, gain: Tensor | None, residual: Tensor | None) -> Tensor:
-    y = y if gain is None else y * gain
-    return y if residual is None else residual + y
-
-
 def linear(
     x: Float[Tensor, "*batch in"], weight: Tensor, bias: Tensor | None, keep: bool, *, activation: str = "none",
-    gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None,
+    gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None, behind: Norm | None = None,
+    units: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """act(n(x) weightᵀ + bias) ∘ gain + residual, autocast included; with x, weight and bias alone torch's F.linear.
+    """N(act(n(x) weightᵀ + bias)) ∘ gain + residual, autocast included; with x, weight and bias alone torch's F.linear.
 
     Args:
         weight: [out, in].
         keep: hold a packed copy of the weight.
-        activation: one of ACTIVATIONS.
+        activation: one of ACTIVATIONS; "none" with `behind`.
         gain: [out] (LayerScale).
         residual: [*batch, out].
-        norm: a LayerNorm of x in front: its scale and shift [in], and its ε.
+        norm: of x, in front.
+        behind: a LayerNorm of what comes out, before gain and residual.
+        units: (n, first): the first outputs are brought to length 1, n at a time, as F.normalize does.
     """
     # 1 where a gradient is wanted, or torch multiplies: one after the other
-    fused = activation != "none" or any(t is not None for t in (gain, residual, norm))
-    learns = _learns(x, weight, bias, gain, residual, *(norm[:2] if norm else ()))
+    around = around_of(gain, residual, norm, behind, units)
+    learns = _learns(x, weight, bias, *around.tensors())
     ours = _is_ours(x, weight) and _reads(bias, weight.shape[0], x)
-    if fused:
+    if activation != "none" or around is not NOTHING:
         joined = ours and not learns and not torch.is_autocast_enabled("cpu")
-        if not (joined and _joins(x, weight.shape[0], gain, residual, norm)):
-            return _added(activate(linear(_normalise(x, norm), weight, bias, keep), activation), gain, residual)
+        if not (joined and _joins(x, weight.shape[0], around) and (behind is None or activation == "none")):
+            y = linear(normalise_in_front(x, around), weight, bias, keep)
+            return finish(activate(y, activation), around)
     elif not ours:
         return F.linear(x, weight, bias)
     # 2 in one go
-    scale, shift, epsilon = norm or (None, None, 0.0)
-    arguments = x.to(_dtype(x)), weight, bias, activation, gain, residual, scale, shift, epsilon, keep
+    arguments = x.to(_dtype(x)), weight, bias, activation, *around, keep
     if not dispatch.is_unwatched(arguments):
         return torch.ops.locant.linear(*arguments)
     return _Linear.apply(*arguments) if learns else _linear(*arguments)
@@ -343,33 +344,32 @@ def linear(
 def perceptron(
     x: Float[Tensor, "*batch in"], w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, activation: str,
     keep: bool, *, gain: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None,
-    recompute: bool = False,
+    behind: Norm | None = None, recompute: bool = False,
 ) -> Tensor:  # fmt: skip
-    """(act(n(x) w1ᵀ + b1) w2ᵀ + b2) ∘ gain + residual, whose hidden layer is never formed whole.
+    """N(act(n(x) w1ᵀ + b1) w2ᵀ + b2) ∘ gain + residual, whose hidden layer is never formed whole.
 
     Where a gradient is wanted what the activation takes is kept, [rows, hidden], and nothing else of that size.
 
     Args:
         w1, w2: [hidden, in] and [out, hidden].
-        activation, keep, gain, residual, norm: as for `linear`.
+        activation, keep, gain, residual, norm, behind: as for `linear`.
         recompute: keep x alone for backward, which computes the hidden layer anew, a chunk of rows at a time.
     """
-    inputs = (x, w1, b1, w2, b2)
-    learns = _learns(*inputs, gain, residual, *(norm[:2] if norm else ()))
+    inputs, around = (x, w1, b1, w2, b2), around_of(gain, residual, norm, behind, None)
+    learns = _learns(*inputs, *around.tensors())
     plain = not torch.is_autocast_enabled("cpu") and _is_ours(x, w1, w2) and w2.shape[1] == w1.shape[0]
     plain = plain and _reads(b1, w1.shape[0], x) and _reads(b2, w2.shape[0], x)
     if learns and plain and chosen("training", x.dtype) == "compiled":
-        given = _normalise(x, norm), w1, b1, w2, b2, activation, recompute
+        given = normalise_in_front(x, around), w1, b1, w2, b2, activation, recompute
         direct = dispatch.is_unwatched(given)
         y, _ = (_Perceptron.apply if direct else torch.ops.locant.perceptron_training)(*given)
-        return _added(y, gain, residual)
+        return finish(y, around)
     if learns and recompute:
-        return _added(_recompute_chunks(_normalise(x, norm), w1, b1, w2, b2, activation), gain, residual)
-    if learns or not plain:
-        return linear(
-            linear(x, w1, b1, keep, activation=activation, norm=norm), w2, b2, keep, gain=gain, residual=residual
-        )
-    arguments = *inputs, activation, gain, residual, *(norm or (None, None, 0.0)), keep
+        return finish(_recompute_chunks(normalise_in_front(x, around), w1, b1, w2, b2, activation), around)
+    if learns or not plain or not _joins(x, w2.shape[0], around):
+        hidden = linear(x, w1, b1, keep, activation=activation, norm=norm)
+        return linear(hidden, w2, b2, keep, gain=gain, residual=residual, behind=behind)
+    arguments = *inputs, activation, *around, keep
     run = _perceptron if dispatch.is_unwatched(arguments) else torch.ops.locant.perceptron
     return run(*arguments)
 
