@@ -16,7 +16,7 @@ from locant import bench, dispatch, processor
 from locant.bench import products as measured
 from locant.cli import app
 from locant.nn import Block
-from locant.products import constants, costs, operators, speed
+from locant.products import compiled, constants, costs, operators, speed
 
 KIND = "AMD avx512"
 HERE: dict[constants.Key, tuple[float, ...]] = {
@@ -203,6 +203,7 @@ def test_the_report_says_its_memory() -> None:
 def test_bfloat16_without_its_instructions_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch raises from packing there."""
     monkeypatch.setattr(dispatch, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(compiled, "available", lambda dtype: dtype == torch.float32)
     assert operators.able(torch.bfloat16) == ()
     x, weight = torch.randn(700, 96).bfloat16(), torch.randn(288, 96).bfloat16()
     assert torch.equal(operators.linear(x, weight, None, True), nn.functional.linear(x, weight))

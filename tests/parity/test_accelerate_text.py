@@ -34,6 +34,16 @@ def test_t5(transformers, mask: torch.Tensor | None, feed_forward: str) -> None:
     assert report.rows[0].what == "32 buckets of offsets, 3 layers"
 
 
+@pytest.mark.parametrize(
+    "part", ["0.layer_norm", "1.layer_norm", "0.SelfAttention.k", "0.dropout", "1.DenseReluDense", None]
+)
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_norms_and_sums_of_t5_are_joined(transformers, mask: torch.Tensor | None, part: str | None) -> None:
+    config = transformers.T5Config(num_layers=2, **T5 | {"d_model": 64, "d_ff": 128, "num_heads": 4})
+    model, path = transformers.T5EncoderModel(config), None if part is None else f"encoder.block.1.layer.{part}"
+    accelerated.check_halves(model, [IDS, mask], path, ["encoder.final_layer_norm"])
+
+
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_umt5(transformers, mask: torch.Tensor | None) -> None:
     accelerated.check(_encoder(transformers, "UMT5"), {"input_ids": IDS, "attention_mask": mask}, count=3)

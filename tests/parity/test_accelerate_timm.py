@@ -160,8 +160,19 @@ def test_norms_and_sums_are_joined_unless_a_hook_wants_a_part(timm, part: str | 
     more = {"img_size": side, "depths": (2, 2), "num_heads": (2, 4), "window_size": 8, "embed_dim": 64}
     model = timm.models.swin_transformer.SwinTransformer(num_classes=10, **more)
     path = None if part is None else f"layers.0.blocks.1.{part}"
-    apart = ["norm", "patch_embed.norm", "layers.1.downsample.norm"]
+    apart = ["norm"]
     apart += ["layers.1.blocks.*.norm1"] * 2 if side == 160 else []
+    accelerated.check_halves(model, [torch.randn(3, 3, side, side)], path, apart)
+
+
+@pytest.mark.parametrize("part", ["norm1", "norm2", "mlp", "drop_path2", "attn.qkv", "mlp.act", None])
+@pytest.mark.parametrize("side", [128, 160])
+def test_norms_behind_are_joined_unless_a_hook_wants_a_part(timm, part: str | None, side: int) -> None:
+    torch.manual_seed(0)
+    more = {"img_size": side, "depths": (2, 2), "num_heads": (2, 4), "window_size": 8, "embed_dim": 64}
+    model = timm.models.swin_transformer_v2.SwinTransformerV2(num_classes=10, **more)
+    path = None if part is None else f"layers.0.blocks.1.{part}"
+    apart = ["norm"]
     accelerated.check_halves(model, [torch.randn(3, 3, side, side)], path, apart)
 
 
@@ -227,3 +238,40 @@ def test_drop_path_and_copies_of_joined_blocks(timm) -> None:
             drawn.append(m.train()(x.double()))
         assert (drawn[0] - drawn[1]).abs().max() <= 1e-10 * wanted.abs().max()
         assert (drawn[0] - wanted).abs().max() > 1e-2 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("hooked", [None, "proj", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("patch", [4, (2, 3), 16])
+def test_patches_of_a_picture(timm, patch, dtype: torch.dtype, hooked: str | None) -> None:
+    """Cut and multiplied as a convolution does it; another size, a hook or a gradient is the class's own."""
+    torch.manual_seed(0)
+    embed = timm.layers.PatchEmbed(None, patch, embed_dim=96, norm_layer=nn.LayerNorm, flatten=True).to(dtype).eval()
+    rows, columns = embed.proj.kernel_size
+    pictures = [torch.randn(4, 3, 20 * rows, 24 * columns, dtype=dtype) for _ in range(2)]
+    exact = copy.deepcopy(embed).double()
+    called: list[int] = []
+    if hooked:
+        embed.get_submodule(hooked).register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        right = [exact(x.double()) for x in pictures]
+        low = max(float((embed(x) - y).abs().max()) for x, y in zip(pictures, right, strict=True))
+        called.clear()
+        locant.accelerate(embed)
+        for x, y in zip(pictures, right, strict=True):
+            assert embed(x).shape == y.shape
+            assert (embed(x) - y).abs().max() <= max(2 * low, 1e-5)
+        assert len(called) == (4 if hooked else 0)
+    x = pictures[0].requires_grad_()
+    dy = torch.randn(right[0].shape, dtype=dtype)
+    (found,) = torch.autograd.grad(embed(x), x, dy)
+    (wanted,) = torch.autograd.grad(exact(x.double()), x, dy.double())
+    assert (found - wanted).norm() <= (0.05 if dtype == torch.bfloat16 else 1e-5) * wanted.norm()
+
+
+@pytest.mark.parametrize("version", ["swin_transformer", "swin_transformer_v2"])
+def test_cells_are_merged_with_their_norm(timm, version: str) -> None:
+    torch.manual_seed(0)
+    merging = accelerated.randomised(getattr(timm.models, version).PatchMerging(64)).eval()
+    for sides in ((20, 24), (19, 23), (1, 40)):
+        accelerated.check_halves(copy.deepcopy(merging), [torch.randn(6, *sides, 64)], None, [])

@@ -70,8 +70,15 @@ def test_clips(models, frames: int, rows: int, columns: int) -> None:
 def test_halves_of_blocks_are_joined(models, clips: bool, sides: tuple, filled: int, part: str | None) -> None:
     model = _clips(models) if clips else _pictures(models, False)
     path = None if part is None else f"features.{0 if clips else 1}.1.{part}"
-    apart = ["patches", "merging", "norm", *["norm1"] * filled]
+    apart = ["patches", "norm", *["norm1"] * filled]
     accelerated.check_halves(model, [torch.randn(8, 3, *sides)], path, apart)
+
+
+@pytest.mark.parametrize("part", ["norm1", "norm2", "attn", "attn.qkv", "mlp.1", None])
+@pytest.mark.parametrize("side", [64, 72])  # windows of 4 divide neither 18 nor 9 rows
+def test_halves_with_their_norm_behind_are_joined(models, side: int, part: str | None) -> None:
+    path = None if part is None else f"features.1.1.{part}"
+    accelerated.check_halves(_pictures(models, True), [torch.randn(8, 3, side, side)], path, ["patches", "norm"])
 
 
 def test_a_bias_of_keys_is_left_out_as_published(models) -> None:

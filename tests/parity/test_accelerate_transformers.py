@@ -50,7 +50,7 @@ def test_a_map_smaller_than_a_window(transformers, name: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["before", "after", "query", "first", "drop_path", None])
-@pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin"])
+@pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin", "Swinv2"])
 @pytest.mark.parametrize("size", [64, 72])
 def test_halves_of_layers_are_joined(transformers, name: str, size: int, part: str | None) -> None:
     swin = name == "Swin"
@@ -59,13 +59,15 @@ def test_halves_of_layers_are_joined(transformers, name: str, size: int, part: s
         "query": "attention.q_proj" if swin else "attention.self.query",
         "first": "mlp.fc1" if swin else "intermediate.dense",
     }  # fmt: skip
+    if name == "Swinv2" and part == "drop_path":
+        pytest.skip("one drop path for both halves: called twice")
     model = _build(transformers, name, size, drop_path_rate=0.3)
     layer = next(path for path, _ in model.named_modules() if path.endswith("layers.0.blocks.1")) + "."
     apart = [
         "embeddings",
         "merging",
         *["norm"] * (name != "DonutSwin"),
-        *["before"] * (4 if size == 72 else 0),
+        *["before"] * (4 if size == 72 and name != "Swinv2" else 0),
     ]
     accelerated.check_halves(model, [torch.randn(9, 3, size, size)], part and layer + names[part], apart)
 

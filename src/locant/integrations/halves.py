@@ -1,4 +1,4 @@
-"""Residual halves of a block, x + f(norm(x)) or x + norm(f(x)), in one pass by rows where nothing but numbers is wanted of their parts.
+"""Residual halves of a block, x + f(norm(x)) or x + norm(f(x)), in one pass by rows where only numbers are wanted.
 
 A LayerNorm in front of a product and the sum behind one cost as much memory traffic as attention itself. The kernels
 normalise a block of rows on its way in, and multiply by a LayerScale and add x on its way out. That needs every part
@@ -21,6 +21,7 @@ from locant.products import Norm, linear, perceptron
 
 JOINED = "norms and sums with their products"  # what a row says of such a block
 NORMS = ("torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm")
+RMS_NORMS = tuple(f"transformers.models.{name}LayerNorm" for name in ("t5.modeling_t5.T5", "umt5.modeling_umt5.UMT5"))
 _DINO = "transformers.models.dinov2"
 SCALES = {
     "timm.layers.layer_scale.LayerScale": "gamma",
@@ -46,9 +47,13 @@ class Half(NamedTuple):
 
 
 def norm_of(module: Any) -> Norm | None:
-    """Scale, shift and ε of a LayerNorm over the last axis that does nothing else."""
-    plain = class_name(type(module)) in NORMS and is_unhooked(module) and not getattr(module, "_fast_norm", False)
-    if not plain or "forward" in vars(module) or len(module.normalized_shape) != 1:
+    """Scale, shift and ε of a norm over the last axis that does nothing else."""
+    name = class_name(type(module))
+    if not is_unhooked(module) or "forward" in vars(module):
+        return None
+    if name in RMS_NORMS:
+        return Norm(module.weight, None, module.variance_epsilon, centred=False)
+    if name not in NORMS or getattr(module, "_fast_norm", False) or len(module.normalized_shape) != 1:
         return None
     return None if module.weight is None or module.bias is None else Norm(module.weight, module.bias, module.eps)
 

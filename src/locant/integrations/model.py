@@ -19,6 +19,7 @@ from locant.integrations import (
     layers,
     monai,
     mvit,
+    patches,
     sam,
     timm,
     timm_hybrid,
@@ -45,8 +46,8 @@ OWN_IN_MODELS = ("locant.models.transformer_xl_layers.MemoryAttention", "locant.
 FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES,
     *transformers_whole.FAMILIES, *transformers_text.FAMILIES, *transformers_alibi.FAMILIES,
-    *transformers_encoders.FAMILIES, *monai.FAMILIES,
-    *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES, *layers.PERCEPTRONS,
+    *transformers_encoders.FAMILIES, *monai.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES,
+    *patches.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {

@@ -17,6 +17,8 @@ from locant.attend import attention
 from locant.grid import Grid
 from locant.integrations.borrowed import BorrowedBuckets
 from locant.integrations.family import Attended, Family, Offer, dropout_of
+from locant.integrations.halves import JOINED, conclude, half_of, project, residual_perceptron
+from locant.integrations.layers import is_packed
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import attend_projected
 from locant.masks import Causal, Mask, Padding
@@ -86,6 +88,27 @@ def _shared_forward(
     return self.o(out.transpose(1, 2).flatten(2)), None, None
 
 
+def _joined_forward(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None,
+    cache: Any = None, **named: Any,
+) -> Any:  # fmt: skip
+    """A layer of an encoder's attention, its norm and its sum with it, where nothing of it has to be called."""
+    attn, told = self.SelfAttention, cast(Any, named.get("locant"))
+    half, layers = None, (attn.q, attn.k, attn.v, attn.o)
+    if told is not None and not attn.is_decoder and all(map(is_packed, layers)):
+        half = half_of(hidden_states, self.layer_norm, (self.dropout,), (attn, *layers))
+    if half is None:
+        return type(self).forward(self, hidden_states, attention_mask, position_bias, **with_cache(cache, named))
+    projected = [project(layer, hidden_states, half) for layer in layers[:3]]
+    grid = Grid(hidden_states.shape[1])
+    out = attend_projected(projected, grid, told.padding, told.position, attn.n_heads, attn.scaling, 0.0)
+    return conclude(attn.o, None, out, half), None, None
+
+
+def _fed_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    return residual_perceptron(hidden_states, self.layer_norm, self.DenseReluDense, self.dropout)
+
+
 def _keys(attn: Any, x: Tensor, others: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
     """Keys and values of x behind those of a cache; of another model's tokens, which stay, those in it alone."""
     pair = hasattr(cache, "is_updated")
@@ -148,7 +171,7 @@ def _lent_forward(
     return (self.o(attend_projected(projected, grid, None, position_bias.position, heads, None, dropout)),)
 
 
-for _method in (_stack_forward, _shared_forward, _own_forward, _lent_forward):
+for _method in (_stack_forward, _shared_forward, _joined_forward, _fed_forward, _own_forward, _lent_forward):
     _method.__name__ = "forward"
 
 
@@ -168,6 +191,12 @@ def _stack(stack: nn.Module) -> Offer | str:
     if not paths or any("forward" in vars(module.get_submodule(path)) for path in paths):
         return "it has no layers, or the forward of one was replaced by others"
     return _offer(module, paths, module.block[0].layer[0].SelfAttention, _t5_bucket)
+
+
+def _feeds(layer: nn.Module) -> Offer:
+    module: Any = layer
+    trial = (torch.randn(2, 40, len(module.layer_norm.weight), dtype=torch.float64),)
+    return Offer(Replacement({"forward": _fed_forward}), JOINED, lambda _: trial)
 
 
 def _alone(attn: nn.Module) -> Offer | str:
@@ -201,6 +230,9 @@ def _offer(module: Any, paths: list[str], first: Any, bucket: Any) -> Offer | st
     position = BorrowedBuckets(first, first.n_heads, bucket)
     methods = {"forward": _stack_forward if paths else _own_forward}
     methods.update({f"{path}.forward": _shared_forward for path in paths})
+    owners = [path.removesuffix(".SelfAttention") for path in paths if path.endswith(".SelfAttention")]
+    own = [path for path in owners if "forward" not in vars(module.get_submodule(path))]
+    methods.update({f"{path}.forward": _joined_forward for path in own})
     attended = Attended(first.n_heads, first.key_value_proj_dim, position)
 
     def trial(stack: nn.Module) -> tuple[Any, ...]:
@@ -239,6 +271,7 @@ FAMILIES = (
         _stack,
         frozenset({"aa309f1f0ceaf2e8"}),
     ),
+    Family("block", (f"{_T5}.T5LayerFF",), ("forward",), _feeds, frozenset({"fad1fde0acba61c3"})),
     Family(
         "attention",
         (f"{_UMT5}.UMT5Attention",),

@@ -1,0 +1,114 @@
+"""Patches of a picture, cut from it or merged by fours: one product, its norm with it. timm's and torchvision's.
+
+A convolution of small patches costs most where its output is brought from channels-first to the order that everything
+behind it reads, and through a norm: a product by rows writes that order at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locant.integrations.family import Family, Offer
+from locant.integrations.halves import JOINED, norm_of
+from locant.integrations.layers import is_packed, is_unhooked
+from locant.integrations.replacing import Replacement
+from locant.products import linear
+
+WIDEST = 8  # pixels of a patch's side up to which a product is faster in float32: at 16 a convolution takes as long
+
+
+def _cut_forward(self: Any, x: Tensor) -> Any:
+    """timm's PatchEmbed in evaluation, of pictures that patches divide."""
+    conv, norm = self.proj, None if isinstance(self.norm, nn.Identity) else norm_of(self.norm)
+    known = (norm is not None or isinstance(self.norm, nn.Identity)) and is_unhooked(conv) and is_unhooked(self.norm)
+    watched = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu")
+    if not known or watched or not _divides(self, x):
+        return type(self).forward(self, x)
+    patches = cut(x, conv.kernel_size)
+    y = linear(patches, conv.weight.flatten(1), conv.bias, keep=False, behind=norm)
+    return y.flatten(1, 2) if self.flatten else y
+
+
+def _divides(self: Any, x: Tensor) -> bool:
+    conv = self.proj
+    if x.ndim != 4 or x.shape[1] != conv.in_channels or x.dtype != conv.weight.dtype or "forward" in vars(conv):
+        return False
+    if max(conv.kernel_size) > WIDEST and x.dtype != torch.bfloat16:
+        return False
+    sides = tuple(x.shape[2:])
+    expected = self.img_size is None or not self.strict_img_size or sides == tuple(self.img_size)
+    return expected and all(side % patch == 0 for side, patch in zip(sides, conv.kernel_size, strict=True))
+
+
+def cut(x: Float[Tensor, "batch channels height width"], patch: tuple[int, ...]) -> Float[Tensor, "batch h w numbers"]:
+    """The numbers of each patch in the order of a convolution's weight: channel, row, column."""
+    batch, channels, height, width = x.shape
+    rows, columns = patch
+    x = x.reshape(batch, channels, height // rows, rows, width // columns, columns)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // rows, width // columns, channels * rows * columns)
+
+
+def merge(x: Float[Tensor, "*batch height width channels"]) -> Float[Tensor, "*batch h w four_channels"]:
+    """Cells by fours side by side, (0, 0), (1, 0), (0, 1), (1, 1); an odd side is filled up with zeros."""
+    height, width = x.shape[-3:-1]
+    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    x = x.unflatten(-3, (-1, 2)).unflatten(-2, (-1, 2))  # [*batch, h, 2, w, 2, channels]
+    return x.movedim(-4, -2).flatten(-3)
+
+
+def _merge_forward(self: Any, x: Tensor) -> Tensor:
+    norm, layer = norm_of(self.norm), self.reduction
+    if norm is None or not is_packed(layer):
+        return type(self).forward(self, x)
+    return linear(merge(x), layer.weight, layer.bias, keep=not layer.training, norm=norm)
+
+
+def _merge_v2_forward(self: Any, x: Tensor) -> Tensor:
+    norm, layer = norm_of(self.norm), self.reduction
+    if norm is None or not is_packed(layer):
+        return type(self).forward(self, x)
+    return linear(merge(x), layer.weight, layer.bias, keep=not layer.training, behind=norm)
+
+
+_METHODS: tuple[Any, ...] = (_cut_forward, _merge_forward, _merge_v2_forward)
+for _method in _METHODS:
+    _method.__name__ = "forward"
+
+
+def _cut(module: nn.Module) -> Offer | str:
+    embed: Any = module
+    conv = embed.proj
+    if type(conv) is not nn.Conv2d or conv.kernel_size != conv.stride or embed.dynamic_img_pad:
+        return "its patches overlap, or pictures are filled up for them"
+    if any(conv.padding) or conv.groups != 1 or set(conv.dilation) != {1}:
+        return "its convolution has padding, groups or a dilation"
+    if not embed.flatten and str(getattr(embed.output_fmt, "value", "")) != "NHWC":
+        return "what it gives is ordered channels first"
+    sides = embed.img_size or (4 * conv.kernel_size[0], 6 * conv.kernel_size[1])
+    trial = (torch.randn(2, conv.in_channels, *sides, dtype=torch.float64),)
+    return Offer(Replacement({"forward": _cut_forward}), "patches and their norm in one product", lambda _: trial)
+
+
+def _merging(names: tuple[str, ...], forward: Any, known: tuple[str, ...], *methods: str) -> Family:
+    def offer(module: nn.Module) -> Offer:
+        owner: Any = module
+        trial = (torch.randn(2, 7, 10, owner.reduction.in_features // 4, dtype=torch.float64),)
+        return Offer(Replacement({"forward": forward}), JOINED, lambda _: trial)
+
+    return Family("block", names, ("forward", *methods), offer, frozenset(known))
+
+
+_TIMM, _VISION = "timm.models.swin_transformer", "torchvision.models.swin_transformer.PatchMerging"
+
+FAMILIES = (
+    Family("block", ("timm.layers.patch_embed.PatchEmbed",), ("forward",), _cut, frozenset({"e25dd38e7dbebc1f"})),
+    _merging((f"{_TIMM}.PatchMerging",), _merge_forward, ("ee285b87195c6208",)),
+    _merging((f"{_TIMM}_v2.PatchMerging",), _merge_v2_forward, ("8f6a5989cf527a1a",)),
+    _merging((_VISION,), _merge_forward, ("5c8bbff8c88367a4",), "_patch_merging_pad"),
+    _merging((f"{_VISION}V2",), _merge_v2_forward, ("078eb416549274f4",), "_patch_merging_pad"),
+)
