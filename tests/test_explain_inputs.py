@@ -16,6 +16,7 @@ from locant.explain.opening import Opened, open_
 from locant.explain.resizings import resizing, resizings_of
 from locant.explain.run import run
 from locant.grid import Grid
+from locant.integrations.named import _load
 from locant.nn import WindowAttention
 from locant.positions.table import RelativeTable
 
@@ -141,3 +142,9 @@ def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"a checkpoint of a Swin needs names of one of its layouts.*got 1 names"):
         run("locant:swin_tiny", weights=tmp_path / "other.pth")
+
+
+def test_weights_of_another_size_ask_for_it(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, tmp_path / "small.pth")
+    with pytest.raises(ValueError, match=r"small.pth has 1 of another shape \(weight\). Name the size .* with --size"):
+        _load(nn.Linear(4, 2), tmp_path / "small.pth")

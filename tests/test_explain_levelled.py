@@ -142,6 +142,14 @@ def test_modules_of_places_are_levelled_and_schemes_of_attention_kept() -> None:
     assert without_places(nn.ModuleDict({"bias": ALiBi(2)}), grid) is None
 
 
+def test_a_model_that_can_not_be_copied_says_so() -> None:
+    model = Encoder().float()
+    model.doubled = nn.Parameter(torch.ones(2)) * 2  # computed from another
+    found = run(model, tokens(model).float()).data
+    assert "so they are not told from content" in found.notes[1]
+    assert all(row.position is None for layer in found.layers for row in layer.rows)
+
+
 @pytest.mark.parametrize("name", ["models.vit.ViT", "models.deit.DeiT"])
 def test_vision_transformers_are_split(name: str) -> None:
     torch.manual_seed(0)

@@ -34,14 +34,11 @@ def without_places(model: nn.Module, grid: Grid) -> nn.Module | None:
         grid: of the first layer's tokens.
     """
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    found = False
     for owner, tensor in _tables(model):
         level = _level(tensor.flatten(0, -2), grid, _start(owner)).reshape(tensor.shape)
         parameter = isinstance(tensor, nn.Parameter)
         shared[id(tensor)] = nn.Parameter(level, requires_grad=False) if parameter else level
-        found = True
-    found = found or any(isinstance(module, Embedding) for module in model.modules())
-    if not found:
+    if not has_places(model):
         return None
     try:
         alike = copy.deepcopy(model, shared)
@@ -51,6 +48,11 @@ def without_places(model: nn.Module, grid: Grid) -> nn.Module | None:
         if isinstance(module, Embedding):
             vars(module)["forward"] = MethodType(_forward, module)
     return alike
+
+
+def has_places(model: nn.Module) -> bool:
+    """Whether it has embeddings of positions that are known."""
+    return any(True for _ in _tables(model)) or any(isinstance(module, Embedding) for module in model.modules())
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:

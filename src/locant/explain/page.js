@@ -191,7 +191,7 @@
     const px = (v) => left + ((wide - left - 6) * v) / most;
     const py = (v) => 8 + (tall - 30) * (1 - (v - low) / (high - low || 1));
     const parts = [low, high].map((v) => draw("line", { class: "rule", x1: left, x2: wide, y1: py(v), y2: py(v) }));
-    for (const v of [low, high]) parts.push(draw("text", { x: left - 6, y: py(v) + 4, "text-anchor": "end" }, shown(v)));
+    for (const v of [low, high]) parts.push(draw("text", { x: left - 6, y: py(v) + 4, "text-anchor": "end" }, shown(Math.abs(v) < 1e-3 * (high - low) ? 0 : v)));
     parts.push(draw("text", { x: left, y: tall - 4 }, "0"), draw("text", { x: wide, y: tall - 4, "text-anchor": "end" }, `${most.toFixed(0)} cells`));
     parts.push(draw("polyline", { class: "line", points: x.map((v, i) => [v, y[i]]).filter(([, v]) => v !== null)
       .map(([a, b]) => `${px(a).toFixed(1)},${py(b).toFixed(1)}`).join(" ") }));

@@ -16,7 +16,7 @@ from locant.explain.data import Data, Embedded, Input, Layer
 from locant.explain.embeddings import embedded, embeddings_of, waves_of
 from locant.explain.explanation import Explanation
 from locant.explain.inputs import Taken, choose_queries, take
-from locant.explain.levelled import without_places
+from locant.explain.levelled import has_places, without_places
 from locant.explain.opening import Opened, open_
 from locant.explain.recording import Recorder, Seen, Where
 from locant.explain.resizings import resizings_of
@@ -130,7 +130,12 @@ def _with_input(
     classes = all(one.grid.prefix for one in first)
     wheres, labels = choose_queries(taken, grid.axes, classes, queries)
     # 1 without places, where layers attend that know of none: what they make of content
-    alike, level = None, None if all(any(one.schemes) for one in first) else without_places(model, first[0].grid)
+    plain = any(not any(one.schemes) for one in first)
+    alike, level = None, without_places(model, first[0].grid) if plain else None
+    if plain and level is None and has_places(model):
+        notes.append(
+            "Vectors of places are added to the tokens; the model can't be copied, so they are not told from content."
+        )
     if level is not None:
         alike = Recorder(level, wheres, _places(model))
         _record(level, inputs, alike)

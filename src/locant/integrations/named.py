@@ -178,6 +178,11 @@ def _load(model: nn.Module, path: Path) -> None:
         return
     counts = {"missing": missing, "not in the model": extra, "of another shape": wrong}
     said = ", ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in counts.items() if names)
+    if wrong and not (missing or extra):
+        raise ValueError(
+            f"--weights needs a file that fits the model; {path.name} has {said}. Name the size that it was trained at "
+            "with --size, or bring it to this one first: locant convert."
+        )
     raise ValueError(
         f"--weights needs a file that fits the model; {path.name} has {said}. Name the model that it belongs to, or "
         "bring it to this one's names first: locant convert."
