@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant("mirror image of a turn", "Rotary._turned", "a * sin + b * cos", "a * sin - b * cos", f"{TRUTH}/rotary-1d-halves"),
     Mutant("pair layouts swapped", "Rotary._turned", 'self.layout == "interleaved" and _a', 'self.layout == "halves" and _a', f"{TRUTH}/rotary-1d-halves"),
     Mutant("prefix turned, cells not", "Rotary.turn", "x[..., grid.prefix :, :]", "x[..., : grid.cells, :]", f"{TRUTH}/rotary-2d-prefix"),
-    Mutant("rotation forgets the origin", "Rotary._cos_and_sin", "grid.along(_a)", "range(grid.shape[_a])", "moved_queries_are_elsewhere"),
+    Mutant("rotation forgets the origin", "Rotary._cos_and_sin", "grid.line(_a, _b, _c)", "Grid(*grid.shape).line(_a, _b, _c)", "moved_queries_are_elsewhere"),
     Mutant("keys turned from 0", "materialise", "_r(k, key_grid)", "_r(k, Grid(*key_grid.shape, prefix=key_grid.prefix))", "moved_queries_are_elsewhere"),
     # gates
     Mutant("gate without sigmoid", "GatedPosition.values", "torch.sigmoid(_a)", "_a", f"{TRUTH}/gate-1d"),
@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant("rows of cells left as they come", "sdpa._windowed", "_a.index_select(2, torch.argsort(_b))", "_a", ALONE),
     Mutant("order put back the wrong way", "sdpa._windowed", "torch.argsort(_a)", "_a", ALONE),
     Mutant("one bias for unequal offsets", "sdpa._groups", "offsets_kind(...)", "offsets_kind(...)[:2]", POOLED),
-    Mutant("mask of the first cell for all", "sdpa._windowed", "_a.expand(problem.batch, group.count, ...)", "_a[:, :1].expand(problem.batch, group.count, ...)", f"{TRUTH}/none-cells"),
+    Mutant("mask of the first cell for all", "sdpa._by_cell", "_a.expand(problem.batch, cells, ...)", "_a[:, :1].expand(problem.batch, cells, ...)", f"{TRUTH}/none-cells"),
     Mutant("prefix keys left out of cells", "sdpa._Group.tokens", "torch.cat([_a, _b], dim=1)", "torch.cat([_a[:, :0], _b], dim=1)", PREFIX),
     Mutant("samples and cells mixed up", "sdpa._gather", "_a.transpose(1, 2).flatten(0, 1)", "_a.permute(2, 0, 1, 3, 4).flatten(0, 1)", "samples_do_not_meet"),
     Mutant("key heads in turn, not in groups", "Inputs.grouped", "(k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))", "(k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1))", "key_heads_serve_neighbouring_queries"),

@@ -17,11 +17,11 @@ import pytest
 import torch
 from near import apart
 from redrawing import redraw
-from schemes import HEADS, PLANE, RAGGED, SCHEMES, WHOLE
+from schemes import HEADS, PLANE, RAGGED, SCHEMES, WHOLE, parts
 from small import MODELS
 from torch import Tensor, nn
 
-from locant import Causal, Grid, Padding, RelativeTable
+from locant import Causal, Grid, Padding, Pairs, RelativeTable, Segments
 from locant.attend import attention_packed
 from locant.nn import Block, WindowAttention
 
@@ -131,18 +131,38 @@ def test_models_are_exported_in_torchs_operators(name):
 
 
 @deployed
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "batch"), [*((name, 1) for name in MODELS), ("models.swin.Swin", 2)])
 def test_models_run_in_onnxruntime(name, batch):
     runs_in_onnxruntime(*model_and_inputs(name, batch))
 
 
+WHICH = (  # every scheme and every form once, with tokens in front where they have numbers of their own
+    "none", "alibi-1d", "cpb-2d", "decomposed-2d-prefix", "gate-2d", "rotary-2d-prefix", "shaw-1d", "t5-1d", "table-3d",
+    "table-2d-prefix", "table+rotary+shaw", "xl-1d",
+)  # fmt: skip
+RAGGED_UNDER = ("table-2d", "decomposed-3d", "gate-1d")  # every form under windows of several sizes
+MASKS = {
+    "causal": Causal(),
+    "windows-causal": RAGGED[1] & Causal(),
+    "segments": Segments(torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]])),
+    "pairs": Pairs.from_kept(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.3),
+}
+
+
 def cases() -> list[object]:
+    """Schemes alone, forms under windows, masks with a table."""
+    named = {str(scheme): scheme for scheme in SCHEMES}
     return [
-        pytest.param(scheme, mask, id=f"{scheme}-{name}")
-        for scheme in SCHEMES
-        for name, mask in (("whole", None), ("windows", RAGGED[scheme.grid.axes]))
+        *(pytest.param(named[name], None, id=name) for name in WHICH),
+        *(pytest.param(named[name], RAGGED[named[name].grid.axes], id=f"{name}-windows") for name in RAGGED_UNDER),
+        *(pytest.param(named["table-1d"], mask, id=f"table-{name}") for name, mask in MASKS.items()),
     ]
+
+
+def test_every_scheme_is_among_the_cases():
+    """A scheme that is new asks for a case."""
+    kinds = {type(p) for scheme in SCHEMES if str(scheme) in WHICH for p in parts(scheme.make())}
+    assert kinds == {type(p) for scheme in SCHEMES for p in parts(scheme.make())}
 
 
 @pytest.mark.parametrize(("scheme", "mask"), cases())

@@ -210,6 +210,8 @@ def _seen(
 
     The highest one stays: by it schemes whose tables are of another length know how far to stretch them.
     """
+    if grid.is_open or key_grid.is_open:  # how far they lie apart is not asked of sizes that a graph leaves open
+        return ranges
     ordered = {causal.axis or 0 for causal in mask.causal}
     found = []
     for axis, (low, high) in enumerate(ranges):

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from locant.caching import remember
 from locant.grid import Grid
@@ -117,6 +118,8 @@ def reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int
     """The largest |query - key| per axis over the pairs that windows allow: what a table must hold."""
     if not grid.cells or not key_grid.cells:
         return (0,) * grid.axes
+    if grid.is_open or key_grid.is_open:
+        return tuple(_open_reach(axis, grid, key_grid, windows) for axis in range(grid.axes))
     found = []
     for axis in range(grid.axes):
         queries, keys = grid.along(axis), key_grid.along(axis)
@@ -126,3 +129,13 @@ def reach(grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> tuple[int
             furthest = max(furthest, abs(q[-1] - k[0]), abs(k[-1] - q[0])) if q and k else furthest
         found.append(furthest)
     return tuple(found)
+
+
+def _open_reach(axis: int, grid: Grid, key_grid: Grid, windows: tuple[Windows, ...]) -> int:
+    """The same on one axis of sizes that a graph leaves open: as far as the windows reach, if there are any."""
+    if len(windows) > 0:
+        size = min([w.size[axis] for w in windows])
+        if grid.shape[axis] >= size and key_grid.shape[axis] >= size:
+            return size - 1
+    last = [g.origin[axis] + (g.shape[axis] - 1) * g.stride[axis] for g in (grid, key_grid)]
+    return torch.sym_max(last[0] - key_grid.origin[axis], last[1] - grid.origin[axis])

@@ -25,6 +25,18 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
+def advice_traced(value: object) -> str:
+    """What to do instead of a tracer that hands over symbols where tensors or numbers were; "" for anything else."""
+    if isinstance(value, torch.fx.Proxy):
+        return "torch.fx.symbolic_trace hands over symbols, of which nothing may be asked: use torch.export.export."
+    if isinstance(value, Tensor) and torch.jit.is_tracing():
+        return (
+            "torch.jit.trace and torch.onnx.export(dynamo=False) make tensors of sizes: use torch.export.export, "
+            "torch.onnx.export(dynamo=True)."
+        )
+    return ""
+
+
 def is_number(value: object) -> bool:
     """A plain int or float that is finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -102,6 +114,8 @@ def _words(kind: Any) -> str:
 
 def _advice(value: object, kind: Any) -> str:
     """What to do instead."""
+    if traced := advice_traced(value):
+        return traced
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for one in (one for one in kinds if isinstance(one, type)):
         for known, advice in ADVICE.items():
@@ -166,9 +180,8 @@ def check_number(
 def check_tensor(owner: str, name: str, value: object, needed: str = "a tensor") -> None:
     """A torch tensor."""
     if not isinstance(value, Tensor):
-        raise ValueError(
-            f"{owner} needs `{name}` as {needed}; got {description(value)}. Convert it first: torch.as_tensor(...)."
-        )
+        advice = advice_traced(value) or "Convert it first: torch.as_tensor(...)."
+        raise ValueError(f"{owner} needs `{name}` as {needed}; got {description(value)}. {advice}")
 
 
 def description(value: object) -> str:

@@ -12,6 +12,7 @@
                                          importing its compiler (a second)
     Module._forward_hooks, ..., and      whether a module's weight may be read     the module is called
     nn.modules.module._has_any_global_hook      in place of calling it
+    fx.experimental.symbolic_shapes      whether a size is a symbol                graphs are made for one size
     ops.aten._assert_async               a check in an exported program            the program does not check
     ops.mkldnn._linear_pointwise,        linear maps with packed weights on CPUs   torch's own linear: slower
     ops.mkldnn._reorder_linear_weight,
@@ -40,6 +41,7 @@ __all__ = [
     "constant_to_graphs",
     "hooks_of",
     "is_exporting",
+    "is_open",
     "is_transformed",
     "is_unwatched",
     "map_tree",
@@ -84,6 +86,15 @@ def constant_to_graphs(function: Asked) -> Asked:
 def is_exporting() -> bool:
     """Whether torch.export is at work. Asked of Python while a graph is traced: dynamo of torch 2.10 answers True."""
     return torch.compiler.is_exporting()
+
+
+def is_open(size: int) -> bool:
+    """Whether a graph that is being traced leaves this size open: a symbol, which questions make a constant."""
+    if _PUBLIC or not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a while, and whoever exports has it
+
+    return not has_static_value(size)
 
 
 class _WithoutSetup(torch.autograd.Function):

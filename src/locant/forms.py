@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locant.dispatch import is_open
 from locant.grid import Grid
 from locant.tokens import Tokens, offset
 
@@ -129,6 +130,8 @@ class AxialValues:
 
     def __post_init__(self) -> None:
         for axis, (vectors, (low, high)) in enumerate(zip(self.vectors, self.ranges, strict=True)):
+            if is_open(vectors.shape[1]):  # asked whether two symbols are equal, a graph would make constants of them
+                continue
             if vectors.shape[1] != high - low + 1:
                 raise ValueError(
                     f"AxialValues needs a vector for each offset of its ranges, {high - low + 1} on axis {axis} for "

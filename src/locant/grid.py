@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from locant.checks import ADVICE, check_type, description, is_whole
-from locant.dispatch import register_constant
+from locant.checks import ADVICE, advice_traced, check_type, description, is_whole
+from locant.dispatch import is_open, register_constant
 from locant.tokens import Tokens
 
 AXES = {1: ("token",), 2: ("row", "column"), 3: ("time", "row", "column")}
@@ -95,6 +95,18 @@ class Grid:
         first, step = self.origin[axis], self.stride[axis]
         return range(first, first + self.shape[axis] * step, step)
 
+    def line(
+        self, axis: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Shaped[Tensor, " size"]:
+        """The same as a tensor, by default of int64; its size may be one that a graph leaves open."""
+        first, step = self.origin[axis], self.stride[axis]
+        return torch.arange(first, first + self.shape[axis] * step, step, dtype=dtype, device=device)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a program that is being exported leaves one of the sizes open."""
+        return any(map(is_open, self.shape))
+
     def coordinates(self, device: torch.device | str | None = None) -> Int[Tensor, "cells axes"]:
         """Coordinates of every cell (the prefix has none), row-major, as int64."""
         index = torch.arange(self.cells, device=device)
@@ -133,7 +145,7 @@ class Grid:
             raise ValueError(
                 f"a grid is cut by a slice of its first axis; it got {cut!r}. Write grid[{cut!r}:{cut!r} + 1]."
             )
-        start, stop, step = cut.indices(self.shape[0])
+        start, stop, step = self._indices(cut)
         if step < 1:
             raise ValueError(f"a grid is cut in rising order; it got step {step}. Use a step of 1 or more.")
         return Grid(
@@ -143,6 +155,17 @@ class Grid:
             origin=(self.origin[0] + start * self.stride[0], *self.origin[1:]),
             stride=(self.stride[0] * step, *self.stride[1:]),
         )
+
+    def _indices(self, cut: slice) -> tuple[int, int, int]:
+        """As `slice.indices` says them, which takes no symbols: there cuts begin at a row and reach to the end."""
+        if not (self.is_open or is_open(cut.start or 0)):
+            return cut.indices(self.shape[0])
+        if cut.stop is not None or cut.step is not None:
+            raise ValueError(
+                f"a grid of a size that an exported program leaves open is cut from a row to the end; it got {cut!r}. "
+                "Write grid[first:], or export for one size."
+            )
+        return cut.start or 0, self.shape[0], 1
 
     def __len__(self) -> int:
         return self.tokens
@@ -190,13 +213,14 @@ def _meant(value: object) -> str:
 
 
 def _check(what: str, values: tuple[int, ...], count: int, least: int | None) -> None:
-    whole = isinstance(values, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    whole = isinstance(values, tuple) and all(map(is_whole, values))
     if whole and len(values) == count and (least is None or all(v >= least for v in values)):
         return
     bound = "" if least is None else f" of at least {least}"
+    traced = next(filter(None, map(advice_traced, values if isinstance(values, tuple) else ())), None)
     raise ValueError(
         f"the {what} of a Grid must be {count} whole number{'s' * (count > 1)}{bound}; "
-        f"got {description(values)}. Pass plain ints, in the order time, row, column."
+        f"got {description(values)}. {traced or 'Pass plain ints, in the order time, row, column.'}"
     )
 
 

@@ -176,8 +176,8 @@ def _unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 _REST = (
     "Tensor? table, Tensor? rows, Tensor? content, Tensor? vectors, Tensor? vector_bias, Tensor? valid, "
-    "Tensor? query_id, Tensor? key_id, int[] described, int[] free, float scale, float content_scale, float dropout, "
-    "Tensor? seed"
+    "Tensor? query_id, Tensor? key_id, SymInt[] described, SymInt[] free, float scale, float content_scale, "
+    "float dropout, Tensor? seed"
 )
 _LIBRARY = torch.library.Library("locant", "DEF")
 _LIBRARY.define(f"attend(Tensor q, Tensor k, Tensor v, {_REST}) -> (Tensor, Tensor)")

@@ -56,7 +56,7 @@ def by_axis(problem: Problem, gate: SeparableValues, v: Tensor) -> Tensor:
         allowed = torch.ones((), dtype=torch.bool, device=v.device)
         for windows in problem.mask.windows:
             q, k = (
-                torch.tensor([windows.cell_of(axis, c) for c in g.along(axis)], device=v.device)
+                torch.div(g.line(axis, None, v.device) - windows.shift[axis], windows.size[axis], rounding_mode="floor")
                 for g in (problem.grid, problem.key_grid)
             )
             allowed = allowed & (q[:, None] == k)

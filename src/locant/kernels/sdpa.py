@@ -39,7 +39,18 @@ def refuses(problem: Problem) -> str | None:
         return "torch's scaled_dot_product_attention keeps its log-sum-exp to itself, and return_lse asks for it"
     if problem.transformed and problem.bias_grad and problem.device in ("cpu", "meta"):
         return "under torch.func transforms torch's attention on the CPU has no gradient for a bias"
-    return separable.refuses(problem)
+    return _refuses_open(problem) or separable.refuses(problem)
+
+
+def _refuses_open(problem: Problem) -> str | None:
+    """Why windows on a grid whose sizes a graph leaves open are not cut here, or None."""
+    if not problem.exporting or not (problem.mask.windows and problem.grid.is_open) or _framable(problem):
+        return None  # a graph that is compiled may be made again for each size
+    return "windows on sizes that are left open are cut where queries and keys share a grid in steps of 1, by one mask"
+
+
+def _framable(problem: Problem) -> bool:
+    return problem.grid == problem.key_grid and len(problem.mask.windows) == 1 and set(problem.grid.stride) == {1}
 
 
 def work(problem: Problem) -> Work:
@@ -112,7 +123,8 @@ def run(problem: Problem, inputs: Inputs) -> Output:
     if 0 in (problem.batch, problem.heads, problem.queries, problem.keys, problem.head_dim, problem.value_dim):
         return inputs.q @ k.transpose(-1, -2) @ v, None  # nothing to attend to: zeros, with gradients of zeros
     grouped = replace(inputs, k=k, v=v)
-    out = _windowed(problem, grouped) if problem.mask.windows else _whole(problem, grouped)
+    windowed = _framed if problem.grid.is_open and _framable(problem) else _windowed
+    out = windowed(problem, grouped) if problem.mask.windows else _whole(problem, grouped)
     return separable.mixed(problem, inputs.gate, out, v), None
 
 
@@ -141,14 +153,76 @@ def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
     for group in _groups(problem.mask.windows, problem.grid, problem.key_grid):
         at, key_at = group.tokens(problem.grid, problem.key_grid, device)
         queries, keys = _chosen(every_query, at), _chosen(every_key, key_at)
-        q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
-        extra = _extra(inputs, terms, queries, keys, group.box)
-        if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
-            extra = extra.expand(problem.batch, group.count, *extra.shape[2:])
-        out = _sdpa(inputs, q, k, v, None if extra is None else extra.flatten(0, 1))
-        outs.append(out.unflatten(0, (problem.batch, group.count)).transpose(1, 2).flatten(2, 3))
+        outs.append(_by_cell(problem, inputs, queries, keys, terms, group.box).transpose(1, 2).flatten(2, 3))
         order.append(queries.index.flatten())
     return torch.cat(outs, dim=2).index_select(2, torch.argsort(torch.cat(order)))
+
+
+def _framed(problem: Problem, inputs: Inputs) -> Tensor:
+    """The same on a grid of sizes that a graph leaves open: how many cells there are is a symbol, and so are the sizes
+    of those at the border. All are one group of whole windows, whose slots beyond the grid nobody sees."""
+    grid, device, (windows,) = problem.grid, inputs.q.device, problem.mask.windows
+    # 1 per axis: the index of the token in every slot of every cell, and the cell and slot of every token
+    slots, at_cell = [], torch.zeros((), dtype=torch.int64, device=device)
+    at_slot = at_cell
+    for axis, (side, size) in enumerate(zip(grid.shape, windows.size, strict=True)):
+        before = (grid.origin[axis] - windows.shift[axis]) % size
+        cells = (side + before + size - 1) // size
+        slots.append(torch.arange(cells, device=device)[:, None] * size + torch.arange(size, device=device) - before)
+        line = (torch.arange(side, device=device) + before).reshape(-1, *(1,) * (grid.axes - 1 - axis))
+        at_cell, at_slot = at_cell * cells + line // size, at_slot * size + line % size
+    # 2 crossed: whole windows of tokens; those beyond the grid stand for their nearest
+    crossed = _crossed(slots)
+    index, there = torch.zeros_like(crossed[0]), torch.ones_like(crossed[0], dtype=torch.bool)
+    for slot, side in zip(crossed, grid.shape, strict=True):
+        index, there = index * side + slot.clamp(0, side - 1), there & (slot >= 0) & (slot < side)
+    places = torch.stack([slot + first for slot, first in zip(crossed, grid.origin, strict=True)], dim=-1)
+    queries = Tokens(index + grid.prefix, places, torch.ones_like(there))
+    keys, every = queries, grid.select(device=device)
+    if grid.prefix:
+        front = Tokens(*(t[:, : grid.prefix].expand(index.shape[0], *(-1,) * (t.ndim - 1)) for t in every))
+        keys = Tokens(*(torch.cat(both, dim=1) for both in zip(front, queries, strict=True)))
+        there = torch.cat([torch.ones_like(front.placed), there], dim=1)
+    # 3 cells attend, and every token takes its row
+    terms = _terms(inputs)
+    rows = _by_cell(problem, inputs, queries, keys, terms, windows.size, there)
+    # (rows of cells as one axis would be a view, which asks whether the number of cells is a multiple of itself)
+    out = rows[:, at_cell.flatten(), :, at_slot.flatten()].permute(1, 2, 0, 3)
+    if not grid.prefix:
+        return out
+    first = Tokens(*(t[:, : grid.prefix] for t in every))
+    return torch.cat([_by_cell(problem, inputs, first, every, terms, grid.shape)[:, 0], out], dim=2)
+
+
+def _crossed(lines: list[Tensor]) -> list[Tensor]:
+    """Numbers of slots `[cells, size]` per axis, of all cells and slots: `[cells in all, slots in all]`, row-major."""
+    axes = len(lines)
+    if axes == 1:  # nothing to cross; torch would ask of a view whether the number of cells is a multiple of itself
+        return lines
+    spread = [
+        line.reshape(
+            [line.shape[0] if a == axis else line.shape[1] if a == axes + axis else 1 for a in range(2 * axes)]
+        )
+        for axis, line in enumerate(lines)
+    ]
+    return [line.flatten(axes).flatten(0, axes - 1) for line in torch.broadcast_tensors(*spread)]
+
+
+def _by_cell(
+    problem: Problem, inputs: Inputs, queries: Tokens, keys: Tokens, terms: AxialTerms | None, box: tuple[int, ...],
+    there: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of a group of equal cells, laid along the batch: rows `[batch, cells, heads, queries, channels]`.
+
+    `there [cells, keys]` says which slots hold a key; None is all of them.
+    """
+    q, k, v = (_gather(x, t.index) for x, t in ((inputs.q, queries), (inputs.k, keys), (inputs.v, keys)))
+    extra = _extra(inputs, terms, queries, keys, box, there)
+    cells = queries.index.shape[0]
+    if extra is not None and extra.shape[:2] != (1, 1):  # differs by sample or cell: one row per cell of the batch
+        extra = extra.expand(problem.batch, cells, *extra.shape[2:])
+    out = _sdpa(inputs, q, k, v, None if extra is None else extra.flatten(0, 1))
+    return out.unflatten(0, (problem.batch, cells))
 
 
 def _sdpa(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None, causal: bool = False) -> Tensor:
@@ -174,8 +248,9 @@ def _terms(inputs: Inputs) -> AxialTerms | None:
 
 
 def _extra(
-    inputs: Inputs, terms: AxialTerms | None, queries: Tokens, keys: Tokens, box: tuple[int, ...]
-) -> Tensor | None:
+    inputs: Inputs, terms: AxialTerms | None, queries: Tokens, keys: Tokens, box: tuple[int, ...],
+    there: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
     """What is added to the logits besides the content, `[batch or 1, cells or 1, heads or 1, queries, keys]`.
 
     Windows are dropped from the mask: inside a cell they allow everything. The bias is that of the first cell, for it
@@ -186,12 +261,17 @@ def _extra(
         keys = _whole_rows(keys)
     rest = tuple(m for m in (() if inputs.mask is None else inputs.mask.members()) if not isinstance(m, Windows))
     allowed = Every(rest).pairs(queries, keys).transpose(1, 2) if rest else None
+    if there is not None:
+        there = there[None, :, None, None]
+        allowed = there if allowed is None else allowed & there
     added = []
     if inputs.bias is not None:
         first = (Tokens(*(t[:1] for t in queries)), Tokens(*(t[:1] for t in keys)))
         added.append(inputs.bias.at(*first).to(inputs.q.dtype)[:, 0][None, None])
     if terms is not None:
-        added.append(terms.at(queries, keys, box).to(inputs.q.dtype).transpose(1, 2))
+        term = terms.at(queries, keys, box).to(inputs.q.dtype).transpose(1, 2)
+        # strides that hold the number of cells out of order have torch ask which of them divides which
+        added.append(term if there is None else term.contiguous())
     if not added:
         return allowed
     bias = sum(added[1:], added[0])

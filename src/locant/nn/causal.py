@@ -173,7 +173,7 @@ class PyramidPooling(nn.Module):
         if y.shape[-2:] == (1, 1):  # one number draws out to itself
             return y.expand(*y.shape[:-2], *size)
         drawn = F.interpolate(y.transpose(1, 2).flatten(0, 1), size, mode="bilinear", align_corners=False)
-        return drawn.unflatten(0, (len(x), -1)).transpose(1, 2)
+        return drawn.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
     def _cell(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what is averaged."""

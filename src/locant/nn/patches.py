@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 
 import torch
 from jaxtyping import Float
@@ -74,8 +73,6 @@ class PatchEmbedding(nn.Module):
         """The tokens, and where they are."""
         check_tensor("PatchEmbedding", "x", x, "a picture [batch, channels, height, width]")
         channels, axes = self.channels, ("time", "height", "width")[-len(self.patch) :]
-        for side in x.shape[2:]:
-            operator.index(side)  # grids are constants: a graph is made for one size, not for symbols
         if x.ndim != 2 + len(self.patch) or x.shape[1] != channels or 0 in x.shape[2:]:
             raise ValueError(
                 f"PatchEmbedding needs an input [batch, {channels}, {', '.join(axes)}]; got {list(x.shape)}. "

@@ -239,7 +239,7 @@ def check_pooling(
     wide = (key, query) if linears is None else (query, key)
     channels = [x.shape[-1] if x.ndim else 0 for x in wide]
     sizes = tuple(channels if linears is None else map(input_channels, linears, wide))
-    fit = all(x.ndim == 3 and len(x) == len(query) for x in three) and key.shape[1] == value.shape[1]
+    fit = all(x.ndim == 3 and x.shape[0] == query.shape[0] for x in three) and key.shape[1] == value.shape[1]
     if not fit or (query.shape[-1], key.shape[-1]) != sizes:
         raise ValueError(
             f"{module} needs query [batch, queries, {sizes[0]}], key [batch, keys, {sizes[1]}] and value [batch, keys, "

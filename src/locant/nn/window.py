@@ -191,7 +191,7 @@ def attend_regrouped(
     rolled_first = border == "roll-pad"
     x = _filled(_rolled(x, shift, -1), window) if rolled_first else _rolled(_filled(x, window), shift, -1)
     sizes = x.shape[1:-1]
-    regions = _regions(sizes, window, shift, x.device).repeat(len(x), 1) if any(shift) else None
+    regions = _regions(sizes, window, shift, x.device).repeat(x.shape[0], 1) if any(shift) else None
 
     mask = None if regions is None else Segments(regions)
 
@@ -204,7 +204,7 @@ def attend_regrouped(
 
     out = hooks.run_regrouped(shape, places, lambda: attend(_partitioned(x, window), Grid(*window), mask))
     # 2 back to the map
-    out = _merged(out, len(x), window, sizes)
+    out = _merged(out, x.shape[0], window, sizes)
     return _rolled(_cut(out, shape), shift) if rolled_first else _cut(_rolled(out, shift), shape)
 
 

@@ -87,7 +87,7 @@ class GatedPosition(Gate):
         direction, spread = self.direction.to(kind), self.spread.to(kind)[:, None, None]
         logits = []
         for axis in range(self.axes):
-            q, k = (torch.tensor(g.along(axis), dtype=kind, device=spread.device) for g in (grid, key_grid))
+            q, k = (g.line(axis, kind, spread.device) for g in (grid, key_grid))
             offset = q[:, None] - k
             logits.append(direction[:, axis, None, None] * offset + spread * offset**2)
         return SeparableValues(tuple(logits), torch.sigmoid(self.gate.to(kind)))

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.checks import check_types
+from locant.dispatch import is_exporting, is_open
 from locant.grid import AXES, Grid, check_grid
 from locant.masks import Mask, check_mask
 from locant.positions.position import Comparison, Embedding
@@ -130,6 +131,8 @@ class Learned(Embedding):
 
     def _cut(self, axis: int, grid: Grid) -> slice:
         """Which rows of one axis `grid` asks for: its coordinates are a range, and so are the rows."""
+        if is_open(grid.shape[axis]) and (is_exporting() or self._has_rows(axis, grid)):
+            return self._open_cut(axis, grid)
         own, asked = self.grid.along(axis), grid.along(axis)
         if not asked:
             return slice(0, 0)
@@ -139,6 +142,25 @@ class Learned(Embedding):
                 f"{_said(asked)}. Use `resized(grid)` to carry the trained rows over to another grid."
             )
         return slice(own.index(asked[0]), own.index(asked[-1]) + 1, max(1, asked.step // own.step))
+
+    def _begins_at_a_row(self, axis: int, grid: Grid) -> bool:
+        first, step = self.grid.origin[axis], self.grid.stride[axis]
+        return grid.stride[axis] == step and grid.origin[axis] >= first and (grid.origin[axis] - first) % step == 0
+
+    def _has_rows(self, axis: int, grid: Grid) -> bool:
+        last, own = (g.origin[axis] + g.shape[axis] * g.stride[axis] for g in (grid, self.grid))
+        return self._begins_at_a_row(axis, grid) and last <= own
+
+    def _open_cut(self, axis: int, grid: Grid) -> slice:
+        """The same for a size that a graph leaves open: it has a bound, the rows that there are."""
+        if not self._begins_at_a_row(axis, grid):
+            raise ValueError(
+                f"Learned on {self.grid} has no rows for places from {grid.origin[axis]} in steps of "
+                f"{grid.stride[axis]}. Export with a grid that begins at one of its rows."
+            )
+        start = (grid.origin[axis] - self.grid.origin[axis]) // self.grid.stride[axis]
+        torch._check(start + grid.shape[axis] <= self.grid.shape[axis])
+        return slice(start, start + grid.shape[axis])
 
 
 def _said(places: range) -> str:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locant.checks import check_types
+from locant.dispatch import is_exporting, is_open
 from locant.grid import AXES, Grid, check_grid
 from locant.masks import Mask, check_mask
 from locant.positions.position import Embedding
@@ -77,7 +78,7 @@ class LearnedAxial(Embedding):
         parts = []
         for axis in reversed(range(grid.axes)):
             entries = self._entries(axis, grid)
-            around = [len(entries) if a == axis else 1 for a in range(grid.axes)]
+            around = [grid.shape[axis] if a == axis else 1 for a in range(grid.axes)]
             parts.append(entries.reshape(*around, entries.shape[1]).expand(*grid.shape, entries.shape[1]))
         rows = torch.cat(parts, dim=-1).reshape(grid.cells, self.dim)
         return nn.functional.pad(rows, (0, 0, grid.prefix, 0))
@@ -111,6 +112,10 @@ class LearnedAxial(Embedding):
 
     def _entries(self, axis: int, grid: Grid) -> Float[Tensor, "size per_axis"]:
         """The part of one table that `grid` asks for: its coordinates are a range, and so are the entries."""
+        places = [(g.origin[axis], g.stride[axis]) for g in (grid, self.grid)]
+        there = places[0] == places[1] and grid.shape[axis] <= self.grid.shape[axis]
+        if is_open(grid.shape[axis]) and (is_exporting() or there):
+            return self._open_entries(axis, grid)
         name, own, asked = AXES[grid.axes][axis], self.grid.along(axis), grid.along(axis)
         lacking = [place for place in asked if place not in own]
         if lacking:
@@ -120,3 +125,14 @@ class LearnedAxial(Embedding):
             )
         first = own.index(asked[0]) if asked else 0
         return self.get_parameter(name)[first :: max(1, asked.step // own.step)][: len(asked)]
+
+    def _open_entries(self, axis: int, grid: Grid) -> Float[Tensor, "size per_axis"]:
+        """The same for a size that a graph leaves open: it has a bound, the entries that there are."""
+        place, own = (grid.origin[axis], grid.stride[axis]), (self.grid.origin[axis], self.grid.stride[axis])
+        if place != own:
+            raise ValueError(
+                f"LearnedAxial on {self.grid} is exported for grids that begin where it does, in its steps; got origin "
+                f"and stride {place} for {own}. Export with such a grid."
+            )
+        torch._check(grid.shape[axis] <= self.grid.shape[axis])
+        return self.get_parameter(AXES[grid.axes][axis])[: grid.shape[axis]]

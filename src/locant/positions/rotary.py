@@ -140,11 +140,10 @@ class Rotary(Rotation):
     def _cos_and_sin(self, grid: Grid, device: torch.device) -> Float[Tensor, "2 cells pairs"]:
         parts = []  # taken per axis and spread over the grid: an axis has few coordinates
         for axis, count in enumerate(self.pairs):
-            line = grid.along(axis)
             rates = torch.tensor([self.base ** (-i / count) for i in range(count)], dtype=torch.float64, device=device)
-            places = torch.arange(line.start, line.stop, line.step, dtype=torch.float64, device=device)
+            places = grid.line(axis, torch.float64, device)
             angles = places[:, None] * rates
-            around = [len(line) if a == axis else 1 for a in range(self.axes)]
+            around = [grid.shape[axis] if a == axis else 1 for a in range(self.axes)]
             waves = torch.stack([angles.cos(), angles.sin()]).reshape(2, *around, count)
             parts.append(waves.expand(2, *grid.shape, count))
         return torch.cat(parts, dim=-1).flatten(1, -2)

@@ -84,11 +84,9 @@ class Sinusoid(Embedding):
         rates = torch.tensor(frequencies, dtype=torch.float64, device=self.like.device)
         waves = []  # per axis [*grid, sin or cos, frequency]: an axis has few coordinates, so few sines are taken
         for axis in range(grid.axes):
-            line = grid.along(axis)
-            places = torch.arange(line.start, line.stop, line.step, dtype=torch.float64, device=rates.device)
-            angles = (places + self.start)[:, None] * rates
+            angles = (grid.line(axis, torch.float64, rates.device) + self.start)[:, None] * rates
             wave = torch.stack([angles.sin(), angles.cos()], dim=1).to(self.like.dtype)
-            around = [len(line) if a == axis else 1 for a in range(grid.axes)]
+            around = [grid.shape[axis] if a == axis else 1 for a in range(grid.axes)]
             waves.append(wave.reshape(*around, *wave.shape[1:]).expand(*grid.shape, *wave.shape[1:]))
         rows = self._laid_out(waves).reshape(grid.cells, 2 * grid.axes * len(frequencies))
         # on top the prefix, on the right what "t2t" leaves over

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from locant.cells import check_reach
 from locant.checks import check_number, check_types, check_whole
+from locant.dispatch import is_open
 from locant.grid import Grid
 from locant.masks import Structure
 from locant.positions.position import Bias, Comparison, PrefixRows
@@ -77,7 +78,10 @@ class RelativeTable(Bias):
     def within(self, reach: tuple[int, ...], device: torch.device | None = None) -> Float[Tensor, "heads *offsets"]:
         centre: Tensor = self.table  # a view: kernels read the table where it lies
         for axis, (size, needed) in enumerate(zip(self.grid.shape, reach, strict=True), start=1):
-            if needed < size - 1:
+            if is_open(needed):  # a copy: whether a view of it is whole would be a question about the symbol
+                offsets = torch.arange(-needed, needed + 1, device=centre.device)
+                centre = centre.index_select(axis, offsets + (size - 1))
+            elif needed < size - 1:
                 centre = centre.narrow(axis, size - 1 - needed, 2 * needed + 1)
         return centre
 
