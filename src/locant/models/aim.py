@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.grid import Grid
 from locant.masks import Padding
+from locant.models.folders import InFolders
 from locant.models.vision import init_linears
 from locant.nn.adapter import Adapter
 
@@ -27,7 +28,7 @@ GROUPS = {
 PUBLISHED = r"temporal_embedding|ln_post|cls_head|Adapter"
 
 
-class AIM(nn.Module):
+class AIM(InFolders, nn.Module):
     """logits = fc_cls(mean of features over real frames and places),  features [batch, dim, time, height, width].
 
     An image model whose weights stay frozen, and what is trained beside them to read clips

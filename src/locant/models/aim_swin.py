@@ -115,6 +115,7 @@ class AIMSwin(AIM):
         new = copy.deepcopy(self)
         new.frames = self.frames if frames is None else self._length(frames)
         new.window = self.window if window is None else pair("AIMSwin", "window", window)
+        new.settings.update(frames=new.frames, window=new.window)
         for stage in new._stages():
             for b, block in enumerate(cast("Iterable[SpaceTimeBlock]", stage.blocks)):
                 block.attention = block.attention.resized(

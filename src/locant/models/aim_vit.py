@@ -104,7 +104,7 @@ class AIMViT(AIM):
             )
         x, _ = self.conv1(x)
         x = x.unflatten(1, (frames, -1))
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), frames, 1, -1), x], dim=2)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], frames, 1, -1), x], dim=2)
         x = x + self.positional_embedding() + self.temporal_embedding(Grid(frames))[:, None]
         grid = Grid(frames, x.shape[2])
         x = self._through(self.blocks, self.ln_pre(x).flatten(1, 2), grid, real)
@@ -125,9 +125,11 @@ class AIMViT(AIM):
         new = copy.deepcopy(self)
         if img_size is not None:
             new.cells = patch_grid("AIMViT", img_size, self.patch, prefix=1)
+            new.settings["img_size"] = img_size
             new.positional_embedding = new.positional_embedding.resized(new.cells, method=method)
         if frames is not None:
             new.frames = self._length(frames)
+            new.settings["frames"] = new.frames
             new.temporal_embedding = new.temporal_embedding.resized(Grid(frames), method=method)
             for block in cast("Iterable[SpaceTimeBlock]", new.blocks):
                 block.attention = block.attention.resized(frames=frames)

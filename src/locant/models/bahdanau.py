@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from locant.checks import check_types
 from locant.masks import Padding
+from locant.models.folders import InFolders
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
 from locant.nn.scoring import AdditiveAttention, allowed_pairs
@@ -39,7 +40,7 @@ class RecurrentEncoder(nn.Module):
         """Read. Each row ends where its padding begins: the state is that of its last token; padding's memory is 0."""
         check_ids("Bahdanau", "source", ids)
         x = self.embedding(ids)
-        if mask is None or not len(ids):
+        if mask is None or ids.shape[0] == 0:
             memory, state = self.rnn(x)
             return memory, state
         lengths = _lengths(mask, ids)
@@ -75,7 +76,7 @@ class AttentionDecoder(nn.Module):
         """Go on from `state`, step by step. Returns every s_t, the new state, and α before dropout."""
         check_ids("Bahdanau", "target", ids)
         hidden, memory, projected, mask = state
-        allowed = allowed_pairs(mask, len(memory), 1, memory.shape[1], memory.device)
+        allowed = allowed_pairs(mask, memory.shape[0], 1, memory.shape[1], memory.device)
         outputs, weights = [], []
         for x in self.embedding(ids).split(1, dim=1):
             context, p = self.attention.attend(hidden[-1][:, None], projected, memory, allowed)
@@ -85,7 +86,7 @@ class AttentionDecoder(nn.Module):
         return torch.cat(outputs, dim=1), State(hidden, memory, projected, mask), torch.cat(weights, dim=1)
 
 
-class Bahdanau(nn.Module):
+class Bahdanau(InFolders, nn.Module):
     """logits_t = head(s_t),  s_t = GRU([c_t | E(y_t)], s_{t-1}),  c_t = Σ_j α_tj h_j,
     α_t = softmax_j(w_vᵀ tanh(W_q s_{t-1} + W_k h_j)).
 

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.folders import InFolders
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
 from locant.positions.learned import Learned
 
 
-class BertEmbeddings(nn.Module):
+class BertEmbeddings(InFolders, nn.Module):
     """x = dropout(norm(word_embeddings[ids] + token_type_embeddings[types] + position[places])).
 
     ids, types and places [batch, tokens] → x [batch, tokens, dim]. Places are 0, 1, 2, ... unless they are given; of a

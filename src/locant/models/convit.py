@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.backbone import Backbone
 from locant.models.nonlocality import attention_map, non_locality
 from locant.models.vision import Size, drop_path_rates, init_linears, patch_grid
 from locant.nn.arguments import check_probabilities
@@ -22,7 +24,7 @@ from locant.nn.self_attention import Attention
 from locant.positions.learned import Learned
 
 
-class ConViT(nn.Module):
+class ConViT(Backbone, nn.Module):
     """logits = head(norm(x)[class token]),  x = blocks(patch_embed(images) + pos_embed).
 
     images [batch, channels, height, width]; logits [batch, classes]. Blocks 0 to local_up_to_layer - 1 attend by
@@ -118,10 +120,9 @@ class ConViT(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """The class token and the patches behind the last norm."""
-        x, grid = self._embedded(images)
-        for index, block in enumerate(self.blocks):
-            x, grid = self._joined(index, x, grid)
-            x = checkpoint(block, x, grid=grid, use_reentrant=False) if self.checkpointing else block(x, grid=grid)
+        x = images
+        for layer in self._layers(images):  # those before the last one are not held
+            x = layer[0]
         return self.norm(x)
 
     @torch.no_grad()
@@ -150,6 +151,7 @@ class ConViT(nn.Module):
         """
         new = copy.deepcopy(self)
         new.grid = patch_grid("ConViT", img_size, self.patch)
+        new.settings["img_size"] = img_size
         if new.pos_embed is not None:
             new.pos_embed = new.pos_embed.resized(new.grid, method=method)
         for module in new.modules():
@@ -171,6 +173,16 @@ class ConViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are computed again in the backward pass, which saves their memory."""
         self.checkpointing = enable
+
+    def _layers(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+        x, grid = self._embedded(x)
+        for index, block in enumerate(self.blocks):
+            x, grid = self._joined(index, x, grid)
+            x = checkpoint(block, x, grid=grid, use_reentrant=False) if self.checkpointing else block(x, grid=grid)
+            yield x, grid
+
+    def _last_norm(self) -> nn.LayerNorm:
+        return self.norm
 
     def _embedded(
         self, images: Float[Tensor, "batch channels height width"]

@@ -98,6 +98,10 @@ class DeiT(ViT):
         x = self.forward_features(images)
         return self.head(x[:, 0]), self.head_dist(x[:, 1])
 
+    def _heads(self) -> tuple[str, ...]:
+        read = self.dist_token is not None and self.settings.get("head_dist", True)
+        return ("head", "head_dist") if read else ("head",)
+
     def front(self) -> list[Float[Tensor, "1 count dim"]]:
         more = getattr(self, "dist_token", None)
         return super().front() if more is None else [*super().front(), more]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.backbone import Backbone
 from locant.models.mvit_layers import PooledAttention, WideningBlock
 from locant.models.placement import moved
 from locant.models.vision import Size, drop_path_rates, init_linears, pair
@@ -21,7 +23,7 @@ from locant.nn.patches import CONVOLUTIONS
 from locant.positions.decomposed import Decomposed
 
 
-class MViTv2(nn.Module):
+class MViTv2(Backbone, nn.Module):
     """logits = head(pool(norm(blocks(patch_embed of the picture)))),  pool = class token, or mean over all tokens.
 
     Pictures [batch, channels, height, width], or with `frames` clips [batch, channels, frames, height, width], of one
@@ -115,20 +117,9 @@ class MViTv2(nn.Module):
 
     def forward_features(self, images: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """The tokens of the last scale behind the norm, a class token in front."""
-        sides = (*([] if self.frames is None else [self.frames]), *self.img_size)
-        if tuple(images.shape[2:]) != sides:
-            raise ValueError(
-                f"MViTv2 has tables for an input [batch, channels, {', '.join(map(str, sides))}]; got "
-                f"{list(images.shape)}. Make a model for it: model.resized(img_size=(height, width))."
-            )
-        x, grid = self.patch_embed["proj"](images).flatten(2).transpose(1, 2), self.grid
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        for block in self.blocks:
-            if self.checkpointing:
-                x, grid = checkpoint(block, x, grid=grid, use_reentrant=False)
-            else:
-                x, grid = block(x, grid=grid)
+        x = images
+        for layer in self._layers(images):  # those before the last one are not held
+            x = layer[0]
         return self.norm(x)
 
     def resized(self, *, img_size: Size, frames: int | None = None, method: str = "bilinear") -> MViTv2:
@@ -140,6 +131,7 @@ class MViTv2(nn.Module):
         new = copy.deepcopy(self)
         new.img_size = pair("MViTv2", "img_size", img_size)
         new.frames = self.frames if frames is None else frames
+        new.settings.update(img_size=new.img_size, frames=new.frames)
         new._check(0, 1)
         new.grid = new._grid()
         for block, reach in zip(new.blocks, new._reached(), strict=True):
@@ -157,6 +149,28 @@ class MViTv2(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are computed again in the backward pass, which saves their memory."""
         self.checkpointing = enable
+
+    def _layers(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+        sides = (*([] if self.frames is None else [self.frames]), *self.img_size)
+        if tuple(x.shape[2:]) != sides:
+            raise ValueError(
+                f"MViTv2 has tables for an input [batch, channels, {', '.join(map(str, sides))}]; got "
+                f"{list(x.shape)}. Make a model for it: model.resized(img_size=(height, width))."
+            )
+        x, grid = self.patch_embed["proj"](x).flatten(2).transpose(1, 2), self.grid
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        ends = {*accumulate(self.depths)}  # a layer is a scale
+        for index, block in enumerate(self.blocks):
+            if self.checkpointing:
+                x, grid = checkpoint(block, x, grid=grid, use_reentrant=False)
+            else:
+                x, grid = block(x, grid=grid)
+            if index + 1 in ends:
+                yield x, grid
+
+    def _last_norm(self) -> nn.LayerNorm:
+        return self.norm
 
     def _stages(self) -> list[int]:
         """The stage of each block."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.backbone import Backbone
 from locant.models.placement import Wanted, added, built, check_wanted, in_layers, moved, on_tokens, one_or_several
 from locant.models.rules import Rules, chosen
 from locant.models.vision import Size, drop_path_rates, init_linears, pair
@@ -51,7 +52,7 @@ class Stage(nn.Module):
         return x
 
 
-class Pyramid(nn.Module, ABC):
+class Pyramid(Backbone, nn.Module, ABC):
     """logits = head(mean(norm(x_S))),  x_s = blocks_s(merging_s(x_{s-1})),  x_0 = blocks_0(patch_embed(picture)).
 
     Abstract: a model says which block and which position stand on a grid, and which libraries have weights for it
@@ -130,9 +131,8 @@ class Pyramid(nn.Module, ABC):
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch dim rows columns"]:
         """What the head averages: the last stage's map behind its norm."""
-        x, grid = self._stages(x)[-1]
-        norm = self.get_submodule(f"norm{len(self.layers) - 1}") if self.norm is None else self.norm
-        return _map(norm(x), grid)
+        x, grid = self._layers(x)[-1]
+        return _map(self._last_norm()(x), grid)
 
     def features(
         self,
@@ -164,7 +164,7 @@ class Pyramid(nn.Module, ABC):
                 f"{type(self).__name__} needs a norm of its own for every stage under norm=True; got none for "
                 f"{lacking}. Build the model with stage_norms=True, or take the maps as they are."
             )
-        found = self._stages(x)
+        found = self._layers(x)
         maps = ((s, *found[s]) for s in wanted)
         return [_map(self.get_submodule(f"norm{s % count}")(y) if norm else y, grid) for s, y, grid in maps]
 
@@ -179,6 +179,9 @@ class Pyramid(nn.Module, ABC):
         """
         own, theirs = self.rules.drop_path, chosen(type(self).__name__, self.LIBRARIES, library, Rules())
         self.rules = theirs if theirs.drop_path is not None else replace(theirs, drop_path=own)
+        self.settings.update(
+            like=library, border=None, small=None, patch_border=None, fixed=None, drop_path_rate=self.rules.drop_path
+        )
         self.patch_embed.border = self.rules.patch_border
         blocks = [block for stage in self.layers for block in stage.blocks]
         for block, rate in zip(blocks, drop_path_rates(self.rules.drop_path or 0.0, len(blocks)), strict=True):
@@ -280,6 +283,7 @@ class Pyramid(nn.Module, ABC):
         new, name = copy.deepcopy(self), type(self).__name__
         new.window = self.window if window is None else pair(name, "window", window)
         new.img_size = self.img_size if img_size is None else pair(name, "img_size", img_size)
+        new.settings.update(img_size=new.img_size, window=new.window)
         new._set_windows()
         for s, stage in enumerate(new.layers):
             if stage.pos_embed is not None:
@@ -291,8 +295,7 @@ class Pyramid(nn.Module, ABC):
             new.absolute_pos_embed = new.absolute_pos_embed.resized(new._map(0, name), method=rows)
         return new
 
-    def _stages(self, x: Tensor) -> list[tuple[Tensor, Grid]]:
-        """The tokens that each stage ends with, and where they are."""
+    def _layers(self, x: Tensor) -> list[tuple[Tensor, Grid]]:
         height, width = x.shape[-2:]
         x, grid = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
@@ -314,6 +317,11 @@ class Pyramid(nn.Module, ABC):
             if stage.downsample is not None:
                 x, grid = stage.downsample(x, grid)
         return found
+
+    def _last_norm(self) -> nn.LayerNorm:
+        norm = self.get_submodule(f"norm{len(self.layers) - 1}") if self.norm is None else self.norm
+        assert isinstance(norm, nn.LayerNorm), "as it is built"
+        return norm
 
     def _map(self, stage: int, model: str) -> Grid:
         """The map of a stage on pictures of `img_size`."""

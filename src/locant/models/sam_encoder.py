@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.folders import InFolders
 from locant.models.placement import added, moved
 from locant.models.rules import SAM, ViTRules, chosen
 from locant.models.vision import Size, drop_path_rates, init_linears, pair, patch_grid
@@ -31,7 +32,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class SAMEncoder(nn.Module):
+class SAMEncoder(InFolders, nn.Module):
     """features = neck(blocks(patch_embed of the patches + pos_embed)),  neck = norm ∘ conv 3 × 3 ∘ norm ∘ conv 1 × 1.
 
     Pictures [batch, channels, height, width] of one size; features [batch, out_chans, height / patch, width / patch].
@@ -146,6 +147,7 @@ class SAMEncoder(nn.Module):
         """
         new = copy.deepcopy(self)
         new.img_size = pair("SAMEncoder", "img_size", img_size)
+        new.settings["img_size"] = new.img_size
         new.grid = patch_grid("SAMEncoder", new.img_size, self.patch)
         new.pos_embed = moved(new.pos_embed, new.grid.shape, method)
         for index in self.global_blocks:
@@ -160,6 +162,7 @@ class SAMEncoder(nn.Module):
             ValueError: for a library without a record.
         """
         self.rules = chosen("SAMEncoder", SAM, library, ViTRules())
+        self.settings.update(like=library, norm_eps=None)
         self.patch_embed.border = self.rules.patch_border
         for module in self.blocks.modules():
             if isinstance(module, nn.LayerNorm):

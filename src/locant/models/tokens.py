@@ -68,7 +68,7 @@ def greedy(
     if limit < 1:
         raise ValueError(f"greedy needs a `limit` of at least 1; got {limit}. Say how many tokens to make at most.")
     state = model.start(source, mask=mask)
-    token = source.new_full((len(source), 1), begin)
+    token = source.new_full((source.shape[0], 1), begin)
     over = torch.zeros_like(token, dtype=torch.bool)
     made: list[Tensor] = []
     while len(made) < limit and not (made and bool(over.all())):

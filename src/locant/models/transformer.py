@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Causal, Padding
+from locant.models.folders import InFolders
 from locant.models.tokens import check_ids
 from locant.nn.arguments import check_probabilities
 from locant.nn.multihead import MultiHeadAttention
@@ -179,7 +180,7 @@ class TransformerDecoder(Stack):
         return self.norm(x), State(state.source, tuple(own), state.mask)
 
 
-class Transformer(nn.Module):
+class Transformer(InFolders, nn.Module):
     """logits = decoder(target ids; encoder(source ids)): what follows each token of the target.
 
     source [batch, source tokens], target [batch, tokens], logits [batch, tokens, classes]. Tokens enter as

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from locant.checks import check_types
 from locant.grid import Grid
 from locant.masks import Causal, Mask, Pairs
+from locant.models.folders import InFolders
 from locant.models.tokens import check_ids
 from locant.models.transformer_xl_layers import DecoderLayer, MemoryAttention
 from locant.nn.arguments import check_probabilities, check_tokens
@@ -33,7 +34,7 @@ from locant.positions.transformer_xl import TransformerXL
 Memory = list[Tensor]
 
 
-class MemTransformerLM(nn.Module):
+class MemTransformerLM(InFolders, nn.Module):
     """logits = E · layers(√dim · E[tokens]) + b, and a memory for the next segment.
 
     E (`word_emb`) [vocabulary, dim]. The memory is a list of layers + 1 tensors [batch, earlier, dim]: the embedding's

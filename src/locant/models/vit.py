@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locant.checks import check_types
 from locant.grid import Grid
+from locant.models.backbone import Backbone
 from locant.models.placement import Wanted, added, built, check_wanted, in_layers, moved, on_tokens, one_or_several
 from locant.models.rules import VIT, ViTRules, chosen
 from locant.models.vision import Size, drop_path_rates, init_linears, pair, patch_grid
@@ -26,7 +27,7 @@ POOLINGS = ("class", "mean")
 FRESH = r"(^|\.)(pos_embed|position)\.|^head"  # what `freeze` leaves to learn
 
 
-class ViT(nn.Module):
+class ViT(Backbone, nn.Module):
     """logits = head(norm(x)[class token]), or head(fc_norm(mean of x over patches)),  x = blocks(tokens + pos_embed).
 
     Pictures [batch, channels, height, width] of one size; logits [batch, classes]. The tokens are [class token |
@@ -135,9 +136,9 @@ class ViT(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """All tokens behind the last norm; a model with a mean has its norm behind that, and gives them as they are."""
-        x, grid = self._embedded(images)
-        for block in self.blocks:
-            x = checkpoint(block, x, grid=grid, use_reentrant=False) if self.checkpointing else block(x, grid=grid)
+        x = images
+        for layer in self._layers(images):  # those before the last one are not held
+            x = layer[0]
         return x if self.norm is None else self.norm(x)
 
     def resized(self, *, img_size: Size, method: str = "linear") -> ViT:
@@ -148,6 +149,7 @@ class ViT(nn.Module):
         """
         new = copy.deepcopy(self)
         new.img_size = pair("ViT", "img_size", img_size)
+        new.settings["img_size"] = new.img_size
         new.grid = new._grid(self.grid.prefix)
         new.pos_embed = moved(new.pos_embed, new.grid.shape, method)
         for block in new.blocks:
@@ -161,6 +163,7 @@ class ViT(nn.Module):
             ValueError: for a library without a record.
         """
         self.rules = chosen("ViT", VIT, library, ViTRules())
+        self.settings.update(like=library, patch_border=None, norm_eps=None)
         self.patch_embed.border = self.rules.patch_border
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
@@ -188,12 +191,23 @@ class ViT(nn.Module):
         """Whether blocks are computed again in the backward pass, which saves their memory."""
         self.checkpointing = enable
 
+    def _layers(self, x: Tensor) -> Iterator[tuple[Tensor, Grid]]:
+        x, grid = self._embedded(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, grid=grid, use_reentrant=False) if self.checkpointing else block(x, grid=grid)
+            yield x, grid
+
+    def _last_norm(self) -> nn.LayerNorm:
+        norm = self.norm or self.fc_norm
+        assert norm is not None, "as it is built"
+        return norm
+
     def _embedded(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         """The tokens that the first block reads, and their grid."""
         x, grid = self.patch_embed(images)
-        x = torch.cat([*(token.to(x.dtype).expand(len(x), -1, -1) for token in self.front()), x], dim=1)
+        x = torch.cat([*(token.to(x.dtype).expand(x.shape[0], -1, -1) for token in self.front()), x], dim=1)
         grid = Grid(*grid.shape, prefix=self.grid.prefix)
         return added("ViT", x, self.pos_embed, grid), grid
 
