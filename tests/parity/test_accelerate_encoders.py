@@ -13,6 +13,7 @@ from torch import nn
 
 import locant
 from locant import explain
+from locant.integrations.named import build
 from locant.integrations.transformers_encoders import FAMILIES
 
 SIZES = {
@@ -84,6 +85,16 @@ def test_a_line_of_text_is_explained(transformers, tmp_path: Path) -> None:
         assert all(np.isclose(h.position_share + h.content_share, 1) for h in layer.heads)
     (places,) = [one for one in found.embeddings if one.name.endswith("position_embeddings.weight")]
     assert places.shape == (160,)
+
+
+def test_an_encoder_that_was_saved_alone_is_built_alone(transformers, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 2}
+    model = accelerated.randomised(transformers.T5EncoderModel(transformers.T5Config(**sizes)))
+    model.save_pretrained(tmp_path)
+    found = build(f"hf:{tmp_path}", size=9)
+    assert type(found.model).__name__ == "T5EncoderModel"
+    ids = found.inputs[0] % 50
+    assert torch.equal(found.model(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
 def test_sources_are_known(transformers) -> None:

@@ -123,8 +123,12 @@ def _transformers(folder: str, size: int | tuple[int, ...] | None) -> tuple[nn.M
         )
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     there = any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
-    auto: Any = transformers.AutoModel
-    model = auto.from_pretrained(folder, local_files_only=True) if there else auto.from_config(config)
+    # an encoder that was saved alone (T5EncoderModel) says so; AutoModel would build a decoder to it, of random numbers
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    alone: Any = getattr(transformers, saved, None) if saved.endswith("EncoderModel") else None
+    auto: Any = transformers.AutoModel if alone is None else alone
+    built: Any = auto.from_config if alone is None else auto
+    model = auto.from_pretrained(folder, local_files_only=True) if there else built(config)
     if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
         model = model.get_encoder()
     image, given = getattr(config, "image_size", None), getattr(model, "main_input_name", "")
