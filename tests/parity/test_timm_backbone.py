@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from near import apart
 
 from locant import checkpoints
 from locant.models import ViT
 
-timm = pytest.importorskip("timm")
-
 INPUT = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_layers_are_those_of_timm(tmp_path):
+def test_layers_are_those_of_timm(timm, tmp_path):
     """The same numbers as timm's own method, weights carried over."""
     theirs = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=4, num_classes=5

@@ -9,12 +9,10 @@ from near import apart
 from locant.integrations import transformers_interface
 from locant.integrations.transformers_interface import LineTable, attend, register
 
-transformers = pytest.importorskip("transformers")
-
 EXACT = 256 * torch.finfo(torch.float32).eps  # of numbers about 1, through two layers in another order
 
 
-def _t5():
+def _t5(transformers):
     config = transformers.T5Config(
         vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, relative_attention_num_buckets=8,
         relative_attention_max_distance=12, dropout_rate=0.0, decoder_start_token_id=0,
@@ -22,7 +20,7 @@ def _t5():
     return transformers.T5Model(config)
 
 
-def _llama():
+def _llama(transformers):
     return transformers.LlamaModel(
         transformers.LlamaConfig(
             vocab_size=50,
@@ -35,7 +33,7 @@ def _llama():
     )
 
 
-def _bert():
+def _bert(transformers):
     return transformers.BertModel(
         transformers.BertConfig(
             vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
@@ -55,11 +53,11 @@ def outputs(model, how, **inputs):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_give_what_eager_gives(name, padded, monkeypatch):
+def test_models_give_what_eager_gives(transformers, name, padded, monkeypatch):
     """Real tokens, forward and every gradient; and the kernels are ours: transformers' sdpa is not asked."""
     register()
     torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = MODELS[name](transformers).eval()
     inputs = {"attention_mask": ENDS} if padded else {}
     if name == "t5":
         inputs["decoder_input_ids"] = IDS[:, :6]
@@ -76,10 +74,10 @@ def test_models_give_what_eager_gives(name, padded, monkeypatch):
             assert apart(mine, theirs) <= EXACT * max(1.0, float(theirs.abs().max()))
 
 
-def test_decoding_with_a_cache():
+def test_decoding_with_a_cache(transformers):
     register()
     torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(_t5().config).eval()
+    model = transformers.T5ForConditionalGeneration(_t5(transformers).config).eval()
     found = []
     for how in ("eager", "locant"):
         model.set_attn_implementation(how)
