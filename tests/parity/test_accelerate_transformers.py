@@ -192,3 +192,46 @@ def test_unknown_sources_are_tried(transformers, monkeypatch, name: str) -> None
 
 def test_the_classes_are_known_by_source(transformers) -> None:
     accelerated.check_known([*FAMILIES, *WHOLE_FAMILIES, *(f for f in PERCEPTRONS if "transformers" in f.classes[0])])
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["checkpointed first", "accelerated first"])
+@pytest.mark.parametrize("name", ["Swin", "DonutSwin", "MaskFormerSwin", "Swinv2", "ViT", "Beit", "Dinov2"])
+def test_gradient_checkpointing(transformers, name: str, first: bool) -> None:
+    """Layers go through the library's checkpoint, once each, and gradients are those without."""
+    if name in ("ViT", "Beit", "Dinov2"):
+        config = getattr(transformers, f"{name}Config")(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=16,
+            image_size=64, use_relative_position_bias=True,
+        )  # fmt: skip
+        model = getattr(transformers, f"{name}Model")(config)
+    else:
+        model = _build(transformers, name, 64)
+    accelerated.randomised(model).train()
+    for module in model.modules():
+        if "Drop" in type(module).__name__:
+            module.eval()
+    x, calls = torch.randn(2, 3, 64, 64), []
+    layers = [m for m in model.modules() if isinstance(m, transformers.modeling_layers.GradientCheckpointingLayer)]
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        out = accelerated._tensor(model(x))
+        torch.autograd.backward(out, torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    def checkpoint(function, *inputs):
+        calls.append(function)
+        return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+    wanted = gradients()
+    if not first:
+        locant.accelerate(model)
+    for layer in layers:
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, checkpoint
+    if first:
+        locant.accelerate(model)
+    found = gradients()
+    assert len(calls) == len(layers) > 0
+    largest = max(float(one.abs().max()) for one in wanted)  # some are 0 but for rounding: what a norm takes out again
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * largest

@@ -100,10 +100,23 @@ def _standing_in(function: Callable[..., Any], own: Callable[..., Any]) -> Calla
     def method(self: Any, *inputs: Any, **named: Any) -> Any:
         if torch.jit.is_tracing() or any(isinstance(x, torch.fx.Proxy) for x in (*inputs, *named.values())):
             return getattr(type(self), function.__name__)(self, *inputs, **named)
+        if function.__name__ == "forward" and _checkpoints(self):
+            if any(named.get(name) is not None for name in ("cache", "layer_past", "past_key_values")):
+                return type(self).forward(self, *inputs, **named)  # it drops a cache, which would be filled twice
+            return self._gradient_checkpointing_func(functools.partial(function, self, **named), *inputs)
         return function(self, *inputs, **named)
 
     method.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
     return method
+
+
+def _checkpoints(module: Any) -> bool:
+    """Whether its class's forward would keep nothing for backward and run again there: transformers wraps it."""
+    if not (getattr(module, "gradient_checkpointing", False) and module.training and torch.is_grad_enabled()):
+        return False
+    code = getattr(type(module).forward, "__code__", None)  # of the wrapper, whatever name it took over
+    wraps = getattr(code, "co_name", "") == "forward_with_checkpointing"
+    return wraps and hasattr(module, "_gradient_checkpointing_func")
 
 
 def runs(module: nn.Module, name: str, function: Callable[..., Any]) -> bool:
