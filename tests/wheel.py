@@ -11,6 +11,11 @@ from importlib import import_module
 from pathlib import Path
 
 
+def operands(names: tuple[tuple[str, str], ...], **values: float) -> tuple[float, ...]:
+    """In the order that the core reads them; what is not named is 0."""
+    return tuple(values.pop(name, 0) for name, _ in names)
+
+
 def linear() -> float:
     """x Wᵀ + b on arrays of numpy; how far it is from numpy's own in float64."""
     import numpy as np
@@ -19,10 +24,16 @@ def linear() -> float:
     draw = np.random.default_rng(0)
     x, weight, bias = (draw.standard_normal(shape, dtype=np.float32) for shape in ((37, 48), (29, 48), (29,)))
     at = [array.ctypes.data for array in (x, weight, bias)]
-    packed = np.zeros(core.packed_numbers((48, 29, 1, 48, at[1], 0)), dtype=np.float32)
-    core.pack((48, 29, 1, 48, at[1], packed.ctypes.data), 1)
+    weight_of = {"inputs": 48, "outputs": 29, "input_step": 1, "output_step": 48, "packed_from": at[1]}
+    packed = np.zeros(core.packed_numbers(operands(core.WEIGHT, **weight_of)), dtype=np.float32)
+    core.pack(operands(core.WEIGHT, packed=packed.ctypes.data, **weight_of), 1)
     y = np.zeros((37, 29), dtype=np.float32)
-    core.linear((37, 48, 29, 0, at[0], 0, 0, 1e-5, packed.ctypes.data, at[2], 0, 0, 0, y.ctypes.data), 2)
+    core.linear(
+        operands(
+            core.LINEAR, rows=37, inputs=48, outputs=29, x=at[0], weight=packed.ctypes.data, bias=at[2], y=y.ctypes.data
+        ),
+        2,
+    )
     truth = x.astype(np.float64) @ weight.astype(np.float64).T + bias
     return float(abs(y - truth).max())
 
