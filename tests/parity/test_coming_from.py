@@ -7,16 +7,12 @@ import inspect
 import pytest
 import torch
 
-torchvision = pytest.importorskip("torchvision")
-pytest.importorskip("timm")
-pytest.importorskip("transformers")
-
 
 def default(function: object, argument: str) -> object:
     return inspect.signature(function).parameters[argument].default  # type: ignore[arg-type]
 
 
-def test_timm() -> None:
+def test_timm(timm) -> None:
     from timm.layers import Attention, resample_abs_pos_embed
     from timm.models import swin_transformer
 
@@ -30,7 +26,7 @@ def test_timm() -> None:
     assert "-100.0" in source
 
 
-def test_transformers() -> None:
+def test_transformers(transformers) -> None:
     from transformers.models.bloom import modeling_bloom
     from transformers.models.detr import modeling_detr
     from transformers.models.llama import modeling_llama
@@ -49,6 +45,7 @@ def test_transformers() -> None:
 
 
 def test_torchvision() -> None:
+    pytest.importorskip("torchvision")
     from torchvision.models import swin_transformer
     from torchvision.models.video import mvit
     from torchvision.models.video import swin_transformer as clips
