@@ -15,6 +15,7 @@ import json
 import resource
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,8 @@ def table(results: list[dict[str, Any]]) -> str:
     others = [c for c in CONTENDERS if c != "locant"]
     heads = ["model", "batch", "dtype", *others, "Locant, ms", "largest error", "memory, MiB", "first call, s"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for result in results:
+    order = {key: place for place, key in enumerate(cells())}
+    for result in sorted(results, key=lambda r: order[r["cell"][0], int(r["cell"][1]), *r["cell"][2:]]):
         name, batch, dtype, _ = result["cell"]
         start = [MODELS[name][0], batch, dtype]
         if "limit" in result:
@@ -266,7 +268,7 @@ def ratio(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     if row["ratio"] is None:
-        return row["why"][:60].replace("|", "/")
+        return textwrap.shorten(row["why"].removeprefix("ValueError: "), 80, placeholder=" …").replace("|", "/")
     star = "" if row["ratio"]["quiet"] else " *"
     return f"{row['ratio']['median']:.2f} ({row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}){star}"
 
