@@ -121,6 +121,7 @@ WHAT, TRAINING, MODEL, RUN, OUTPUT = "What is compared", "Training", "Model", "R
 SEED_COUNT = 3
 SENSITIVE_FROM = 5  # seeds
 USUAL = ",".join(kind.name for kind in KINDS.values() if kind.usual)
+SCHEMES = ",".join(dict.fromkeys(scheme for kind in KINDS.values() for scheme in kind.schemes))
 
 COMPARE = (
     Flag(
@@ -137,7 +138,7 @@ COMPARE = (
         "axes", TEXT, WHAT, "Of x in an .npz, after the first: CTHW, HWC, LC; default by their sizes.",
         "LETTERS", into="settings",
     ),
-    Flag("positions", NAMES, WHAT, "Schemes, such as none,relative,rotary.", "NAMES", into="settings"),
+    Flag("positions", NAMES, WHAT, f"Of {SCHEMES}; default those of the task.", "NAMES", into="settings"),
     Flag(
         "seeds", SEEDS, WHAT, f"How many (3 is 0, 1 and 2), or which: 3,7,11; default {SEED_COUNT}.", "SEEDS",
         into="settings",
@@ -257,12 +258,12 @@ BENCH = (
     Flag("heads", COUNT, PROBLEM, "Heads of the queries; default 8.", "N"),
     Flag("head_dim", COUNT, PROBLEM, "Channels of a head; default 64.", "N"),
     Flag("batch", COUNT, PROBLEM, "Default 1.", "N"),
-    Flag("position", TEXT, PROBLEM, "none, relative, alibi, rotary or gated.", "NAME"),
+    Flag("position", TEXT, PROBLEM, "none, relative, alibi, rotary or gated; default none.", "NAME"),
     Flag("kv_heads", COUNT, PROBLEM, "Heads of keys and values, if fewer.", "N"),
     Flag("value_dim", COUNT, PROBLEM, "Channels of a value, if others.", "N"),
     Flag("queries", COUNT, PROBLEM, "Only the last N of the first axis: 1 is a cache's newest.", "N"),
     Flag("prefix", WHOLE, PROBLEM, "Class tokens before the grid.", "N"),
-    Flag("dtype", TEXT, PROBLEM, "float32, float64, bfloat16 or float16.", "NAME"),
+    Flag("dtype", TEXT, PROBLEM, "float32, float64, bfloat16 or float16; default float32.", "NAME"),
     Flag("device", TEXT, PROBLEM, "cpu, cuda, cuda:1, mps; default cpu.", "NAME"),
     Flag("window", SIZES, WHO, "Only inside windows: 7x7.", "SIZES"),
     Flag("shift", SIZES, WHO, "How far windows are moved: 3x3.", "SIZES"),
