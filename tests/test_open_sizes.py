@@ -193,8 +193,9 @@ def test_one_graph_serves_twelve_lengths(name):
     assert graphs(model, calls) == 1
 
 
-def test_one_graph_serves_twelve_pictures():
+def test_a_few_graphs_serve_twelve_pictures():
+    """One for each answer to how a side divides: by what is filled up, and how many windows there are."""
     model = MODELS["swin"][0]().eval()
     with torch.no_grad():
         found = graphs(model, [(torch.randn(1, 3, 64 + 8 * i, 64 + 8 * (i // 2)),) for i in range(12)])
-    assert found <= 12
+    assert found <= 7
