@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 
@@ -123,3 +124,9 @@ def test_every_model_of_plain_settings_is_kept():
     # DETR is built of modules, two are halves of one
     without = {kind.__name__ for kind in kinds if not issubclass(kind, InFolders)}
     assert without == {"DETR", "TransformerDecoder", "TransformerEncoder"}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_class_shows_the_arguments_of_its_constructor(name):
+    cls = type(MODELS[name]())
+    assert [*inspect.signature(cls).parameters] == [*inspect.signature(cls.__init__).parameters][1:]

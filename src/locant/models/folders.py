@@ -25,6 +25,11 @@ class InFolders:
 
     settings: dict[str, Any]
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        own = inspect.signature(cls.__init__)  # else that of __new__ would stand for the class
+        cls.__signature__ = own.replace(parameters=[*own.parameters.values()][1:])  # type: ignore[attr-defined]
+
     def __new__(cls: type[Kept], *args: Any, **settings: Any) -> Kept:
         self = super().__new__(cls)
         try:
