@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("src", "tests", "docs", "csrc", "benchmarks", "examples", ".ci")
+PARTS = ("src", "tests", "docs", "csrc", "benchmarks", "examples", ".ci", ".github")
 FILES = (
     "pyproject.toml", "run", "README.md", "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LOG.md", "NOTICE",
     "SECURITY.md", "CITATION.cff",
