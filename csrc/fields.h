@@ -92,8 +92,7 @@
     X(void*, packed)                /* packed_numbers of them */
 
 // y = act(n(x) W + b) ∘ gain + r. `before` is what the activation takes, for the backward pass. Behind the product may
-// come a LayerNorm, if there is no activation; or the first `united` outputs are brought to length 1, `unit` at a time
-// (whole vectors of a strip).
+// come a LayerNorm, if there is no activation; or the first `united` outputs are brought to length 1, `unit` at a time.
 #define LOCANT_LINEAR(X)                                                                                             \
     X(Dtype, dtype)                                                                                                  \
     X(int64_t, rows)                                                                                                 \

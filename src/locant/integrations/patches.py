@@ -27,14 +27,15 @@ def _cut_forward(self: Any, x: Tensor) -> Any:
     conv, norm = self.proj, None if isinstance(self.norm, nn.Identity) else norm_of(self.norm)
     known = (norm is not None or isinstance(self.norm, nn.Identity)) and is_unhooked(conv) and is_unhooked(self.norm)
     watched = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu")
-    if not known or watched or not _divides(self, x):
+    if not known or watched or not _fits(self, x):
         return type(self).forward(self, x)
     patches = cut(x, conv.kernel_size)
     y = linear(patches, conv.weight.flatten(1), conv.bias, keep=False, behind=norm)
     return y.flatten(1, 2) if self.flatten else y
 
 
-def _divides(self: Any, x: Tensor) -> bool:
+def _fits(self: Any, x: Tensor) -> bool:
+    """Whether patches divide the pictures, and a product of this dtype is the faster way."""
     conv = self.proj
     if x.ndim != 4 or x.shape[1] != conv.in_channels or x.dtype != conv.weight.dtype or "forward" in vars(conv):
         return False
@@ -61,23 +62,20 @@ def merge(x: Float[Tensor, "*batch height width channels"]) -> Float[Tensor, "*b
     return x.movedim(-4, -2).flatten(-3)
 
 
-def _merge_forward(self: Any, x: Tensor) -> Tensor:
-    norm, layer = norm_of(self.norm), self.reduction
-    if norm is None or not is_packed(layer):
-        return type(self).forward(self, x)
-    return linear(merge(x), layer.weight, layer.bias, keep=not layer.training, norm=norm)
+def _merging_with(norm_stands: str) -> Any:
+    """A forward whose norm stands in front of the product ("norm") or behind it ("behind")."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        norm, layer = norm_of(self.norm), self.reduction
+        if norm is None or not is_packed(layer):
+            return type(self).forward(self, x)
+        around: dict[str, Any] = {norm_stands: norm}
+        return linear(merge(x), layer.weight, layer.bias, keep=not layer.training, **around)
+
+    return forward
 
 
-def _merge_v2_forward(self: Any, x: Tensor) -> Tensor:
-    norm, layer = norm_of(self.norm), self.reduction
-    if norm is None or not is_packed(layer):
-        return type(self).forward(self, x)
-    return linear(merge(x), layer.weight, layer.bias, keep=not layer.training, behind=norm)
-
-
-_METHODS: tuple[Any, ...] = (_cut_forward, _merge_forward, _merge_v2_forward)
-for _method in _METHODS:
-    _method.__name__ = "forward"
+_cut_forward.__name__ = "forward"
 
 
 def _cut(module: nn.Module) -> Offer | str:
@@ -94,21 +92,23 @@ def _cut(module: nn.Module) -> Offer | str:
     return Offer(Replacement({"forward": _cut_forward}), "patches and their norm in one product", lambda _: trial)
 
 
-def _merging(names: tuple[str, ...], forward: Any, known: tuple[str, ...], *methods: str) -> Family:
+def _merging_family(name: str, norm_stands: str, known: str, *methods: str) -> Family:
+    forward = _merging_with(norm_stands)
+
     def offer(module: nn.Module) -> Offer:
         owner: Any = module
         trial = (torch.randn(2, 7, 10, owner.reduction.in_features // 4, dtype=torch.float64),)
         return Offer(Replacement({"forward": forward}), JOINED, lambda _: trial)
 
-    return Family("block", names, ("forward", *methods), offer, frozenset(known))
+    return Family("block", (name,), ("forward", *methods), offer, frozenset({known}))
 
 
 _TIMM, _VISION = "timm.models.swin_transformer", "torchvision.models.swin_transformer.PatchMerging"
 
 FAMILIES = (
     Family("block", ("timm.layers.patch_embed.PatchEmbed",), ("forward",), _cut, frozenset({"e25dd38e7dbebc1f"})),
-    _merging((f"{_TIMM}.PatchMerging",), _merge_forward, ("ee285b87195c6208",)),
-    _merging((f"{_TIMM}_v2.PatchMerging",), _merge_v2_forward, ("8f6a5989cf527a1a",)),
-    _merging((_VISION,), _merge_forward, ("5c8bbff8c88367a4",), "_patch_merging_pad"),
-    _merging((f"{_VISION}V2",), _merge_v2_forward, ("078eb416549274f4",), "_patch_merging_pad"),
+    _merging_family(f"{_TIMM}.PatchMerging", "norm", "ee285b87195c6208"),
+    _merging_family(f"{_TIMM}_v2.PatchMerging", "behind", "8f6a5989cf527a1a"),
+    _merging_family(_VISION, "norm", "5c8bbff8c88367a4", "_patch_merging_pad"),
+    _merging_family(f"{_VISION}V2", "behind", "078eb416549274f4", "_patch_merging_pad"),
 )

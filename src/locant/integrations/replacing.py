@@ -112,8 +112,8 @@ def _standing_in(function: Callable[..., Any], own: Callable[..., Any]) -> Calla
 
 def _checkpoints(module: Any) -> bool:
     """Whether its class's forward would keep nothing for backward and run again there: transformers wraps it."""
-    if not (getattr(module, "gradient_checkpointing", False) and module.training and torch.is_grad_enabled()):
-        return False
+    if not (module.training and torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)):
+        return False  # first what costs nothing: a module that has no such name looks for it everywhere
     code = getattr(type(module).forward, "__code__", None)  # of the wrapper, whatever name it took over
     wraps = getattr(code, "co_name", "") == "forward_with_checkpointing"
     return wraps and hasattr(module, "_gradient_checkpointing_func")

@@ -20,7 +20,7 @@ from locant.integrations.layers import Layers, calls_parts, is_packed, layers_of
 from locant.integrations.replacing import Replacement, State
 from locant.integrations.windowed import Project, attend_in_windows
 from locant.masks import Windows
-from locant.nn.cosine import LARGEST, angles
+from locant.nn.cosine import angles, cosine_scale
 from locant.products import linear
 
 
@@ -77,7 +77,7 @@ def _angles_forward(
         if half is None or torch.is_autocast_enabled("cpu"):
             return *angles(attn.query(tokens), attn.key(tokens), attn.logit_scale), attn.value(tokens)
         unit = attn.attention_head_size, attn.all_head_size
-        scale = attn.logit_scale.reshape(-1).clamp(max=LARGEST).exp().repeat_interleave(unit[0])
+        scale = cosine_scale(attn.logit_scale).repeat_interleave(unit[0])
         q = linear(tokens, attn.query.weight, attn.query.bias, True, gain=scale, units=unit)
         return q, linear(tokens, attn.key.weight, attn.key.bias, True, units=unit), attn.value(tokens)
 
@@ -88,11 +88,11 @@ def _angles_forward(
         x = self.layernorm_before(last.dropout(last.dense(x)).flatten(1, 2))
         x = hidden_states + self.drop_path(x)
     perceptron = _layers_of(self)
-    half = perceptron and half_of(
+    second = perceptron and half_of(
         x, self.layernorm_after, (self.drop_path,), (self.intermediate, self.output), behind=True
     )
-    if perceptron and half:
-        return (run_perceptron(perceptron, x, half),)
+    if perceptron and second:
+        return (run_perceptron(perceptron, x, second),)
     return (x + self.drop_path(self.layernorm_after(_fed_forward(self, x))),)
 
 

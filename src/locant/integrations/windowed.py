@@ -15,7 +15,7 @@ from locant.integrations.family import dropout_of
 from locant.integrations.halves import Half, conclude, half_of, normalise_filled, project
 from locant.integrations.layers import is_packed, linear_with
 from locant.masks import Mask, Windows
-from locant.nn.cosine import LARGEST, angles
+from locant.nn.cosine import angles, cosine_scale
 from locant.nn.window import attend_regrouped
 from locant.positions.position import Position
 from locant.products import linear
@@ -98,6 +98,6 @@ def project_angles(
         q, k, v = linear_with(qkv, tokens, bias).chunk(3, dim=-1)
         return *angles(q, k, logit_scale), v
     dim, heads = qkv.out_features // 3, logit_scale.numel()
-    scale = logit_scale.reshape(-1).clamp(max=LARGEST).exp().repeat_interleave(dim // heads)
+    scale = cosine_scale(logit_scale).repeat_interleave(dim // heads)
     gain = torch.cat((scale, scale.new_ones(2 * dim)))
     return linear(tokens, qkv.weight, bias, not qkv.training, gain=gain, units=(dim // heads, 2 * dim))

@@ -89,11 +89,16 @@ class CosineWindowAttention(WindowedAttention):
         return torch.cat([q, k, v], dim=-1)
 
 
+def cosine_scale(logit_scale: Tensor) -> Float[Tensor, " heads"]:
+    """What cosines are multiplied by: exp(logit_scale), at most 100, of each head."""
+    return logit_scale.reshape(-1).clamp(max=LARGEST).exp()
+
+
 def angles(
     q: Float[Tensor, "batch tokens dim"], k: Float[Tensor, "batch tokens dim"], logit_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """q and k so that their products are cosines times exp(logit_scale), at most 100, of each head."""
     heads, dtype = logit_scale.numel(), k.dtype
     q, k = (to_unit_length(part.unflatten(-1, (heads, -1))) for part in (q, k))
-    q = q * logit_scale.reshape(heads, 1).clamp(max=LARGEST).exp().to(q.dtype)
+    q = q * cosine_scale(logit_scale)[:, None].to(q.dtype)
     return q.flatten(2).to(dtype), k.flatten(2).to(dtype)
