@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from locant import explain, models
 from locant.checkpoints import convert
 from locant.checkpoints.files import write
-from locant.tasks.digits import clips, images
+from locant.tasks.digits import images
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -140,20 +140,6 @@ def swin(folder: Path) -> None:
 
 
 @model
-def swin_t(folder: Path) -> None:
-    """timm's Swin-T on digits of 112 pixels."""
-    import timm
-
-    network, task = timm.create_model("swin_tiny_patch4_window7_224", img_size=112), images()
-
-    def data(steps: int, training: bool) -> Batches:
-        return digits(task, "train" if training else "test", 112, 16, steps, int(training))
-
-    classified("swin_t", network, data, 10, 5e-4, 100)
-    write(folder / "swin_t.safetensors", network.state_dict())
-
-
-@model
 def convit(folder: Path) -> None:
     """timm's ConViT-Ti on digits of 112 pixels."""
     import timm
@@ -165,21 +151,6 @@ def convit(folder: Path) -> None:
 
     classified("convit", network, data, 10, 5e-4, 120)
     write(folder / "convit.safetensors", network.state_dict())
-
-
-@model
-def aim(folder: Path) -> None:
-    """AIM-ViT on clips of moving digits: which way? Whole, not its adapters alone, for it starts from nothing."""
-    settings = {"img_size": 32, "patch": 8, "frames": 4, "dim": 96, "depth": 4, "heads": 4, "num_classes": 8,
-                "drop_path_rate": 0.0, "head_dropout": 0.0}  # fmt: skip
-    network, task = models.AIMViT(**settings), clips(32, 4)
-    network.requires_grad_(True)
-
-    def data(steps: int, training: bool) -> Batches:
-        return digits(task, "train" if training else "test", 32, 32, steps, int(training))
-
-    classified("aim", network, data, 8, 2e-3, 800)
-    save(folder / "aim.safetensors", "AIMViT", settings, network)
 
 
 @model

@@ -5,10 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from redrawing import redraw
+from safetensors.torch import load
 from small import MODELS, convit, deit, mvit_v2, swin, vit
 from torch import nn
 
@@ -130,3 +134,26 @@ def test_every_model_of_plain_settings_is_kept():
 def test_a_class_shows_the_arguments_of_its_constructor(name):
     cls = type(MODELS[name]())
     assert [*inspect.signature(cls).parameters] == [*inspect.signature(cls.__init__).parameters][1:]
+
+
+def test_a_repository_gets_both_files(monkeypatch):
+    """What is pushed is what a folder holds, to the repository that was named."""
+    asked, held = [], {}
+
+    def upload_folder(*, repo_id, folder_path, token):
+        held.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+        asked.append(("upload", repo_id, token))
+
+    hub = SimpleNamespace(
+        create_repo=lambda name, **named: asked.append(("create", name, named)), upload_folder=upload_folder
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model = swin()
+    model.push_to_hub("owner/name", private=True, token="t")
+    assert asked == [
+        ("create", "owner/name", {"private": True, "token": "t", "exist_ok": True}), ("upload", "owner/name", "t"),
+    ]  # fmt: skip
+    assert json.loads(held["config.json"])["model"] == "Swin"
+    kept = load(held["model.safetensors"])
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    assert set(held) == {"config.json", "model.safetensors"}

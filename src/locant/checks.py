@@ -25,7 +25,7 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
-def advice_traced(value: object) -> str:
+def advice_for_tracers(value: object) -> str:
     """What to do instead of a tracer that hands over symbols where tensors or numbers were; "" for anything else."""
     if isinstance(value, torch.fx.Proxy):
         return "torch.fx.symbolic_trace hands over symbols, of which nothing may be asked: use torch.export.export."
@@ -114,7 +114,7 @@ def _words(kind: Any) -> str:
 
 def _advice(value: object, kind: Any) -> str:
     """What to do instead."""
-    if traced := advice_traced(value):
+    if traced := advice_for_tracers(value):
         return traced
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for one in (one for one in kinds if isinstance(one, type)):
@@ -180,7 +180,7 @@ def check_number(
 def check_tensor(owner: str, name: str, value: object, needed: str = "a tensor") -> None:
     """A torch tensor."""
     if not isinstance(value, Tensor):
-        advice = advice_traced(value) or "Convert it first: torch.as_tensor(...)."
+        advice = advice_for_tracers(value) or "Convert it first: torch.as_tensor(...)."
         raise ValueError(f"{owner} needs `{name}` as {needed}; got {description(value)}. {advice}")
 
 

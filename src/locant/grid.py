@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from locant.checks import ADVICE, advice_traced, check_type, description, is_whole
+from locant.checks import ADVICE, advice_for_tracers, check_type, description, is_whole
 from locant.dispatch import is_open, register_constant
 from locant.tokens import Tokens
 
@@ -217,7 +217,7 @@ def _check(what: str, values: tuple[int, ...], count: int, least: int | None) ->
     if whole and len(values) == count and (least is None or all(v >= least for v in values)):
         return
     bound = "" if least is None else f" of at least {least}"
-    traced = next(filter(None, map(advice_traced, values if isinstance(values, tuple) else ())), None)
+    traced = next(filter(None, map(advice_for_tracers, values if isinstance(values, tuple) else ())), None)
     raise ValueError(
         f"the {what} of a Grid must be {count} whole number{'s' * (count > 1)}{bound}; "
         f"got {description(values)}. {traced or 'Pass plain ints, in the order time, row, column.'}"

@@ -145,7 +145,7 @@ class Recorder:
         if self.rollout:
             reader = Reader(call)
             if p.grid == p.key_grid and p.batch == 1 and self._has_room(reader.pairs()):
-                seen.blocks = _laid_out([(b.queries, b.keys, b.weights().mean(0)) for b in reader.blocks()])
+                seen.blocks = _pack_blocks([(b.queries, b.keys, b.weights().mean(0)) for b in reader.blocks()])
         return seen
 
     def _split(self, block: Block, layer: int, seen: Seen) -> Block:
@@ -209,7 +209,7 @@ class Recorder:
                 "Windows at the border are filled with zeros, which take part; what goes to them is not drawn."
             )
         if self.rollout and self._has_room(places.numel() * places.shape[1]):
-            seen.blocks = _laid_out(list(_mapped(call, places)))
+            seen.blocks = _pack_blocks(list(_mapped(call, places)))
         return seen
 
 
@@ -235,7 +235,7 @@ def _mapped(call: Call, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor
             yield where[block.queries[q]], where[block.keys[k]], block.weights().mean(0)[q][:, k]
 
 
-def _laid_out(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _pack_blocks(blocks: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The same in three pieces of memory: thousands of small ones that stay lie between the large ones that layers
     let go, and keep the heap from shrinking."""
     if not blocks:

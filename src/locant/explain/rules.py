@@ -44,7 +44,7 @@ def find(layers: Sequence[Layer], resizings: Sequence[Resizing] = (), shown: Inp
     for rule in (_positional, _direction, _mirror, _saturated, _duplicate):
         own = [one for layer in layers for one in rule(layer)]
         single = [one for one in own if isinstance(one, Finding)]
-        joined = _joined([one for one in own if isinstance(one, _Group)])
+        joined = _join_groups([one for one in own if isinstance(one, _Group)])
         found += sorted([*single, *joined], key=lambda finding: -finding.value)
     return found + list(_dead(layers))
 
@@ -69,7 +69,7 @@ class _Group:
     sentence: Callable[[str, float, float], str]
 
 
-def _joined(groups: Sequence[_Group]) -> Iterator[Finding]:
+def _join_groups(groups: Sequence[_Group]) -> Iterator[Finding]:
     """One finding for the same heads of several layers; it leads to the strongest."""
     alike: dict[tuple[str, tuple[int, ...]], list[_Group]] = {}
     for group in groups:
@@ -205,10 +205,10 @@ def _duplicate(layer: Layer) -> Iterator[_Group]:
         if same and i not in taken:
             taken |= set(same)
             least = min(float(centred[i] @ centred[j]) for j in same)
-            yield _Group("duplicate", ALIKE, layer.index, (i, *same), i, (least, least), _said_alike)
+            yield _Group("duplicate", ALIKE, layer.index, (i, *same), i, (least, least), _alike_sentence)
 
 
-def _said_alike(names: str, least: float, most: float) -> str:
+def _alike_sentence(names: str, least: float, most: float) -> str:
     return f"{names} have the same map of positions (correlation {least:.3f})."
 
 

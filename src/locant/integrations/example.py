@@ -45,9 +45,9 @@ class Example:
                 f"dictionary of named ones; the model raised {type(error).__name__} on it, which stands above. Call "
                 "model(example) first."
             ) from error
-        self.exact = [] if only_sizes else self._exactly(copied)
+        self.exact = [] if only_sizes else self._exact_result(copied)
 
-    def _exactly(self, copied: nn.Module) -> list[Tensor]:
+    def _exact_result(self, copied: nn.Module) -> list[Tensor]:
         """The result in float64, which errors are told from."""
         name = type(copied).__name__
         if any(x.is_meta for x in self.before):

@@ -126,7 +126,7 @@ def keeps_methods(cls: type, known: type, methods: tuple[str, ...]) -> bool:
     return all(inspect.getattr_static(cls, name, None) is inspect.getattr_static(known, name, None) for name in methods)
 
 
-def made_anew(module: nn.Module) -> list[str]:
+def derived_tensors(module: nn.Module) -> list[str]:
     """Tensors that a hook makes before each call, of parameters named after them: pruning, norms of weights.
 
     `weight` of `weight_orig` and a mask, or of `weight_g` and `weight_v`; between calls it is that of the last one.

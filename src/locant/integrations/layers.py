@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locant.dispatch import hooks_of
-from locant.integrations.family import Family, Offer, class_name, made_anew
+from locant.integrations.family import Family, Offer, class_name, derived_tensors
 from locant.integrations.replacing import Replacement, State, runs, state_of
 from locant.products import Norm, linear, perceptron
 
@@ -45,7 +45,7 @@ def reason_not_to_pack(layer: nn.Module) -> str | None:
         return "its weight is no plain tensor, or its forward was replaced by others: it goes on being called"
     if layer.weight.device.type not in ("cpu", "meta"):
         return f"packed products are for CPUs, and its weight is on {layer.weight.device}"
-    if "weight" in made_anew(layer):
+    if "weight" in derived_tensors(layer):
         return "its weight is made anew before each call (pruning, a norm of it): no packed copy would serve twice"
     return None
 

@@ -31,7 +31,7 @@ from locant.integrations import (
     transformers_whole,
 )
 from locant.integrations.example import Example
-from locant.integrations.family import Attended, Family, Offer, class_name, digest, keeps_methods, made_anew
+from locant.integrations.family import Attended, Family, Offer, class_name, derived_tensors, digest, keeps_methods
 from locant.integrations.hat import family_of_hat
 from locant.integrations.predicted import Found, predict, said
 from locant.integrations.replacing import ROOT, Replacement, is_replaced
@@ -229,7 +229,7 @@ def _known(
         return Row(path, family.kind, cls, why=why), None, ()
     offer = family.changed(module) or family.offer(module)
     if not isinstance(offer, str):
-        offer = _stale(module, offer) or offer
+        offer = _stale_reason(module, offer) or offer
     if isinstance(offer, str):
         return Row(path, family.kind, cls, why=offer), None, ()
     # 2 a source that nobody compared has to agree with itself
@@ -247,10 +247,10 @@ def _known(
     return Row(path, family.kind, cls, offer.what, kernel, predicted, hooks), offer.replacement, offer.inside
 
 
-def _stale(module: nn.Module, offer: Offer) -> str | None:
+def _stale_reason(module: nn.Module, offer: Offer) -> str | None:
     """Why tensors of a part that is no longer called would be those of its last call, as a sentence."""
     for path in offer.inside:
-        names = made_anew(module.get_submodule(path))
+        names = derived_tensors(module.get_submodule(path))
         if names:
             return (
                 f"its {path} has a {names[0]} that is made anew before each call of it (pruning, a norm of weights): "

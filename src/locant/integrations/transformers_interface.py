@@ -85,7 +85,7 @@ def attend(
                 "Use attn_implementation='eager' for this model."
             )
     if attention_mask is not None and attention_mask.dtype != torch.bool:
-        attention_mask, position_bias = _parted(attention_mask, position_bias)
+        attention_mask, position_bias = _part_mask(attention_mask, position_bias)
     table = None if position_bias is None else _table(position_bias)
     if position_bias is not None and table is None:
         return _by_sdpa(
@@ -116,7 +116,7 @@ def _mask(allowed: Tensor | None, causal: bool) -> Mask | None:
     return Pairs(allowed)
 
 
-def _parted(mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _part_mask(mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Who may attend, and what is added beside it, from a mask of numbers that are added to the logits."""
     allowed = mask > torch.finfo(mask.dtype).min / 2
     rest = mask.masked_fill(~allowed, 0)

@@ -123,7 +123,7 @@ def run(problem: Problem, inputs: Inputs) -> Output:
     if 0 in (problem.batch, problem.heads, problem.queries, problem.keys, problem.head_dim, problem.value_dim):
         return inputs.q @ k.transpose(-1, -2) @ v, None  # nothing to attend to: zeros, with gradients of zeros
     grouped = replace(inputs, k=k, v=v)
-    windowed = _framed if problem.grid.is_open and _framable(problem) else _windowed
+    windowed = _attend_frames if problem.grid.is_open and _framable(problem) else _windowed
     out = windowed(problem, grouped) if problem.mask.windows else _whole(problem, grouped)
     return separable.mixed(problem, inputs.gate, out, v), None
 
@@ -158,7 +158,7 @@ def _windowed(problem: Problem, inputs: Inputs) -> Tensor:
     return torch.cat(outs, dim=2).index_select(2, torch.argsort(torch.cat(order)))
 
 
-def _framed(problem: Problem, inputs: Inputs) -> Tensor:
+def _attend_frames(problem: Problem, inputs: Inputs) -> Tensor:
     """The same on a grid of sizes that a graph leaves open: how many cells there are is a symbol, and so are the sizes
     of those at the border. All are one group of whole windows, whose slots beyond the grid nobody sees."""
     grid, device, (windows,) = problem.grid, inputs.q.device, problem.mask.windows
@@ -172,7 +172,7 @@ def _framed(problem: Problem, inputs: Inputs) -> Tensor:
         line = (torch.arange(side, device=device) + before).reshape(-1, *(1,) * (grid.axes - 1 - axis))
         at_cell, at_slot = at_cell * cells + line // size, at_slot * size + line % size
     # 2 crossed: whole windows of tokens; those beyond the grid stand for their nearest
-    crossed = _crossed(slots)
+    crossed = _cross(slots)
     index, there = torch.zeros_like(crossed[0]), torch.ones_like(crossed[0], dtype=torch.bool)
     for slot, side in zip(crossed, grid.shape, strict=True):
         index, there = index * side + slot.clamp(0, side - 1), there & (slot >= 0) & (slot < side)
@@ -194,7 +194,7 @@ def _framed(problem: Problem, inputs: Inputs) -> Tensor:
     return torch.cat([_by_cell(problem, inputs, first, every, terms, grid.shape)[:, 0], out], dim=2)
 
 
-def _crossed(lines: list[Tensor]) -> list[Tensor]:
+def _cross(lines: list[Tensor]) -> list[Tensor]:
     """Numbers of slots `[cells, size]` per axis, of all cells and slots: `[cells in all, slots in all]`, row-major."""
     axes = len(lines)
     if axes == 1:  # nothing to cross; torch would ask of a view whether the number of cells is a multiple of itself

@@ -72,7 +72,7 @@ class Backbone(InFolders):
             )
         found = []
         for tokens, grid in (layers[layer] for layer in wanted):
-            tokens = self._normed(tokens) if norm else tokens
+            tokens = self._apply_norm(tokens) if norm else tokens
             patches = tokens[:, grid.prefix :]
             if reshape:
                 patches = patches.transpose(1, 2).unflatten(2, grid.shape)
@@ -89,7 +89,7 @@ class Backbone(InFolders):
         """
         return FeaturesOnly(self, out_indices)
 
-    def _normed(self, tokens: Tensor) -> Tensor:
+    def _apply_norm(self, tokens: Tensor) -> Tensor:
         norm = self._last_norm()
         if tokens.shape[-1] != self.num_features:
             raise ValueError(

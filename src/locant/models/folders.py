@@ -77,7 +77,7 @@ class InFolders:
         """
         from safetensors.torch import load_file
 
-        path = Path(folder) if Path(folder).is_dir() else _fetched(str(folder))
+        path = Path(folder) if Path(folder).is_dir() else _fetch(str(folder))
         settings = _read(path / CONFIG, cls.__name__)
         model = cls(**{**settings, **changed})
         assert isinstance(model, nn.Module)
@@ -119,7 +119,7 @@ def _hub(name: str) -> Any:
     return huggingface_hub
 
 
-def _fetched(name: str) -> Path:
+def _fetch(name: str) -> Path:
     """The folder of a name on the Hub."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(
