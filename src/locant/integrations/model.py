@@ -19,6 +19,7 @@ from locant.integrations import (
     layers,
     monai,
     mvit,
+    own,
     patches,
     sam,
     timm,
@@ -47,7 +48,7 @@ FAMILIES: tuple[Family, ...] = (
     *timm.FAMILIES, *timm_hybrid.FAMILIES, *torchvision.FAMILIES, *transformers.FAMILIES,
     *transformers_whole.FAMILIES, *transformers_text.FAMILIES, *transformers_alibi.FAMILIES,
     *transformers_encoders.FAMILIES, *monai.FAMILIES, *sam.FAMILIES, *mvit.FAMILIES, *conformer.FAMILIES,
-    *patches.FAMILIES, *layers.PERCEPTRONS,
+    *own.FAMILIES, *patches.FAMILIES, *layers.PERCEPTRONS,
 )  # fmt: skip
 # what everyone calls the parameters and modules that attention with position owns
 POSITIONAL = {

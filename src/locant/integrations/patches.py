@@ -1,4 +1,4 @@
-"""Patches of a picture, cut from it or merged by fours: one product, its norm with it. timm's and torchvision's.
+"""Patches of a picture, cut from it or merged by fours: one product, its norm with it. Of timm, torchvision, Locant.
 
 A convolution of small patches costs most where its output is brought from channels-first to the order that everything
 behind it reads, and through a norm: a product by rows writes that order at once.
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locant.grid import Grid
 from locant.integrations.family import Family, Offer
 from locant.integrations.halves import JOINED, norm_of
 from locant.integrations.layers import is_packed, is_unhooked
@@ -24,26 +25,41 @@ WIDEST = 8  # pixels of a patch's side up to which a product is faster in float3
 
 def _cut_forward(self: Any, x: Tensor) -> Any:
     """timm's PatchEmbed in evaluation, of pictures that patches divide."""
-    conv, norm = self.proj, None if isinstance(self.norm, nn.Identity) else norm_of(self.norm)
-    known = (norm is not None or isinstance(self.norm, nn.Identity)) and is_unhooked(conv) and is_unhooked(self.norm)
-    watched = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu")
-    if not known or watched or not _fits(self, x):
+    y = _cut_and_multiply(self, x) if _is_expected(self, x) else None
+    if y is None:
         return type(self).forward(self, x)
-    patches = cut(x, conv.kernel_size)
-    y = linear(patches, conv.weight.flatten(1), conv.bias, keep=False, behind=norm)
     return y.flatten(1, 2) if self.flatten else y
 
 
-def _fits(self: Any, x: Tensor) -> bool:
-    """Whether patches divide the pictures, and a product of this dtype is the faster way."""
+def _own_cut_forward(self: Any, x: Tensor) -> tuple[Tensor, Grid]:
+    """Locant's."""
+    y = _cut_and_multiply(self, x) if isinstance(x, Tensor) else None
+    return type(self).forward(self, x) if y is None else (y.flatten(1, 2), Grid(*y.shape[1:3]))
+
+
+def _is_expected(self: Any, x: Tensor) -> bool:
+    return self.img_size is None or not self.strict_img_size or tuple(x.shape[2:]) == tuple(self.img_size)
+
+
+def _cut_and_multiply(self: Any, x: Tensor) -> Float[Tensor, "batch h w dim"] | None:
+    """Patches through `proj` and `norm`; None where these have to be called, or a convolution is the faster way."""
     conv = self.proj
-    if x.ndim != 4 or x.shape[1] != conv.in_channels or x.dtype != conv.weight.dtype or "forward" in vars(conv):
+    has_norm = not (self.norm is None or isinstance(self.norm, nn.Identity))
+    norm = norm_of(self.norm) if has_norm else None
+    known = (norm is not None or not has_norm) and is_unhooked(conv) and (self.norm is None or is_unhooked(self.norm))
+    watched = torch.is_grad_enabled() or self.training or torch.is_autocast_enabled("cpu")
+    if not known or watched or "forward" in vars(conv) or not _fits(conv, x):
+        return None
+    return linear(cut(x, conv.kernel_size), conv.weight.flatten(1), conv.bias, keep=False, behind=norm)
+
+
+def _fits(conv: Any, x: Tensor) -> bool:
+    """Whether patches divide the pictures, and a product of this dtype is the faster way."""
+    if x.ndim != 4 or x.shape[1] != conv.in_channels or x.dtype != conv.weight.dtype or 0 in x.shape:
         return False
     if max(conv.kernel_size) > WIDEST and x.dtype != torch.bfloat16:
         return False
-    sides = tuple(x.shape[2:])
-    expected = self.img_size is None or not self.strict_img_size or sides == tuple(self.img_size)
-    return expected and all(side % patch == 0 for side, patch in zip(sides, conv.kernel_size, strict=True))
+    return all(side % patch == 0 for side, patch in zip(x.shape[2:], conv.kernel_size, strict=True))
 
 
 def cut(x: Float[Tensor, "batch channels height width"], patch: tuple[int, ...]) -> Float[Tensor, "batch h w numbers"]:
@@ -75,7 +91,18 @@ def _merging_with(norm_stands: str) -> Any:
     return forward
 
 
-_cut_forward.__name__ = "forward"
+def _own_merging_forward(self: Any, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    norm, layer = norm_of(self.norm), self.reduction
+    if norm is None or not is_packed(layer):
+        return type(self).forward(self, x, grid)
+    x, merged = self.quadrants(x, grid)
+    around: dict[str, Any] = {"norm" if self.norm_first else "behind": norm}
+    return linear(x, layer.weight, None, keep=not layer.training, **around), merged
+
+
+_CUT = "patches and their norm in one product"
+for _method in (_cut_forward, _own_cut_forward, _own_merging_forward):
+    _method.__name__ = "forward"
 
 
 def _cut(module: nn.Module) -> Offer | str:
@@ -89,7 +116,21 @@ def _cut(module: nn.Module) -> Offer | str:
         return "what it gives is ordered channels first"
     sides = embed.img_size or (4 * conv.kernel_size[0], 6 * conv.kernel_size[1])
     trial = (torch.randn(2, conv.in_channels, *sides, dtype=torch.float64),)
-    return Offer(Replacement({"forward": _cut_forward}), "patches and their norm in one product", lambda _: trial)
+    return Offer(Replacement({"forward": _cut_forward}), _CUT, lambda _: trial)
+
+
+def _own_cut(module: nn.Module) -> Offer | str:
+    embed: Any = module
+    if len(embed.patch) != 2:
+        return "its patches are no pictures'"
+    trial = (torch.randn(2, embed.channels, *(4 * side for side in embed.patch), dtype=torch.float64),)
+    return Offer(Replacement({"forward": _own_cut_forward}), _CUT, lambda _: trial)
+
+
+def _own_merging(module: nn.Module) -> Offer:
+    owner: Any = module
+    trial = (torch.randn(2, 70, owner.dim, dtype=torch.float64), Grid(7, 10))
+    return Offer(Replacement({"forward": _own_merging_forward}), JOINED, lambda _: trial)
 
 
 def _merging_family(name: str, norm_stands: str, known: str, *methods: str) -> Family:
@@ -103,10 +144,13 @@ def _merging_family(name: str, norm_stands: str, known: str, *methods: str) -> F
     return Family("block", (name,), ("forward", *methods), offer, frozenset({known}))
 
 
+_OWN = "locant.nn.patches"
 _TIMM, _VISION = "timm.models.swin_transformer", "torchvision.models.swin_transformer.PatchMerging"
 
 FAMILIES = (
     Family("block", ("timm.layers.patch_embed.PatchEmbed",), ("forward",), _cut, frozenset({"e25dd38e7dbebc1f"})),
+    Family("block", (f"{_OWN}.PatchEmbedding",), ("forward", "_bordered"), _own_cut, frozenset({"931e54345e0124f1"})),
+    Family("block", (f"{_OWN}.PatchMerging",), ("forward", "quadrants"), _own_merging, frozenset({"25aa6bd907583616"})),
     _merging_family(f"{_TIMM}.PatchMerging", "norm", "ee285b87195c6208"),
     _merging_family(f"{_TIMM}_v2.PatchMerging", "behind", "8f6a5989cf527a1a"),
     _merging_family(_VISION, "norm", "5c8bbff8c88367a4", "_patch_merging_pad"),

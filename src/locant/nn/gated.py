@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,17 +103,34 @@ class GatedAttention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `position` has no gate.
         """
+        out = self.merged_heads(x, grid=grid, position=position, mask=mask)
+        return F.dropout(self.proj(out), self.proj_dropout, self.training)
+
+    def merged_heads(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None,
+        position: Positions,
+        mask: Mask | None,
+        project: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """What `proj` reads; arguments as for a call.
+
+        Args:
+            project: from tokens to [q | k] and v, in place of the module's own two maps.
+        """
         check_mask("GatedAttention", "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qk))
         grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask
         embedding, rest = split_embedding(position, self.position)
         self._check_gate(rest)
-        q, k = split_parts(self.qk(add_embedding(x, embedding, grid, mask)), 2, self.heads)
-        v = split_heads(self.v(x), self.heads)
+        qk, v = (self.qk(add_embedding(x, embedding, grid, mask)), self.v(x)) if project is None else project(x)
+        q, k = split_parts(qk, 2, self.heads)
         dropout = self.dropout if self.training else 0.0
-        out = attention(q, k, v, grid=grid, position=rest, mask=mask, dropout=dropout)
-        return F.dropout(self.proj(merge_heads(out)), self.proj_dropout, self.training)
+        out = attention(q, k, split_heads(v, self.heads), grid=grid, position=rest, mask=mask, dropout=dropout)
+        return merge_heads(out)
 
     @staticmethod
     def _check_gate(position: Positions) -> None:

@@ -133,6 +133,13 @@ class PatchMerging(nn.Module):
         self, x: Float[Tensor, "batch tokens dim"], grid: Grid
     ) -> tuple[Float[Tensor, "batch merged out_dim"], Grid]:
         """The merged tokens and their grid."""
+        x, merged = self.quadrants(x, grid)
+        return (self.reduction(self.norm(x)) if self.norm_first else self.norm(self.reduction(x))), merged
+
+    def quadrants(
+        self, x: Float[Tensor, "batch tokens dim"], grid: Grid
+    ) -> tuple[Float[Tensor, "batch merged four_dim"], Grid]:
+        """Four tokens side by side, as `reduction` and its norm read them, and their grid."""
         check_grid("PatchMerging", "grid", grid)
         if grid.prefix or grid.axes < 2:
             raise ValueError(
@@ -142,11 +149,9 @@ class PatchMerging(nn.Module):
         check_tokens(x, self.dim, bare_weight(self.reduction))
         token_grid(x, grid)
         cells = _bordered(x.unflatten(1, grid.shape), grid.axes - 1, (2, 2), self.border, "PatchMerging")
-        quadrants = [cells[..., row::2, column::2, :] for column, row in itertools.product(range(2), repeat=2)]
-        x = torch.cat(quadrants, dim=-1)
-        merged = Grid(*x.shape[1:-1])
-        x = x.flatten(1, -2)
-        return (self.reduction(self.norm(x)) if self.norm_first else self.norm(self.reduction(x))), merged
+        parts = [cells[..., row::2, column::2, :] for column, row in itertools.product(range(2), repeat=2)]
+        x = torch.cat(parts, dim=-1)
+        return x.flatten(1, -2), Grid(*x.shape[1:-1])
 
     def extra_repr(self) -> str:
         return f"border={self.border!r}" + ("" if self.norm_first else ", norm_first=False")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -100,17 +102,34 @@ class Attention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `locant.attention` refuses the rest.
         """
+        out = self.merged_heads(x, grid=grid, position=position, mask=mask)
+        return F.dropout(self.proj(out), self.proj_dropout, self.training)
+
+    def merged_heads(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None,
+        position: Positions,
+        mask: Mask | None,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """What `proj` reads; arguments as for a call.
+
+        Args:
+            project: from tokens to [q | k | v], in place of the module's own map and what follows it.
+        """
         check_mask(type(self).__name__, "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
         mask = self.mask if mask is None else mask
         embedding, rest = split_embedding(position, self.position)
-        out = attention_packed(
-            self._project(x, embedding, grid, mask).unflatten(-1, (3, self.heads, self.dim // self.heads)),
+        qkv = self._project(x, embedding, grid, mask) if project is None else project(x)
+        return attention_packed(
+            qkv.unflatten(-1, (3, self.heads, self.dim // self.heads)),
             grid=grid, position=rest, mask=mask, scale=self.scale,
             dropout=self.dropout if self.training else 0.0, kernel=self.kernel,
         )  # fmt: skip
-        return F.dropout(self.proj(out), self.proj_dropout, self.training)
 
     def _project(
         self, x: Float[Tensor, "batch tokens dim"], embedding: Embedding | None, grid: Grid, mask: Mask | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -73,15 +74,16 @@ class WindowedAttention(Attention):
         )  # fmt: skip
         self.window, self.shift, self.border, self.small = windows.size, windows.shift, border, small
 
-    def forward(
+    def merged_heads(
         self,
         x: Float[Tensor, "batch tokens dim"],
         *,
-        grid: Grid | None = None,
-        position: Positions = None,
-        mask: Mask | None = None,
+        grid: Grid | None,
+        position: Positions,
+        mask: Mask | None,
+        project: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend inside windows. `grid` and `position` take the place of the module's own; `mask` joins the windows.
+        """The same inside windows. `mask` joins them.
 
         Raises:
             ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
@@ -92,15 +94,25 @@ class WindowedAttention(Attention):
         grid = token_grid(x, self.grid if grid is None else grid)
         Windows(self.window).bound(grid, grid)
         window, shift = fitted(self.window, self.shift, grid.shape, self.small)
-        if self.border == "cells":
+        within = partial(super().merged_heads, position=position, project=project)
+        if self.border != "cells":
+            self._check_regrouping(grid, position, mask)
+        if not self.fills(grid):
             cells = Windows(window, shift)
-            return super().forward(x, grid=grid, position=position, mask=cells if mask is None else cells & mask)
-        self._check_regrouping(grid, position, mask)
+            return within(x, grid=grid, mask=cells if mask is None else cells & mask)
 
         def attend(x: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
-            return super(WindowedAttention, self).forward(x, grid=grid, position=position, mask=mask)
+            return within(x, grid=grid, mask=mask)
 
         return attend_regrouped(x.unflatten(1, grid.shape), window, shift, self.border, attend).flatten(1, -2)
+
+    def fills(self, grid: Grid) -> bool:
+        """Whether zeros fill a map up. Where windows divide it the rules for borders agree, and no token is moved;
+        sizes that a graph leaves open are taken for ones that windows do not divide.
+        """
+        window, _ = fitted(self.window, self.shift, grid.shape, self.small)
+        sides = zip(grid.shape, window, strict=True)
+        return self.border != "cells" and any(isinstance(n, torch.SymInt) or n % size for n, size in sides)
 
     @abstractmethod
     def _scheme(self, window: Grid, heads: int) -> Position:
