@@ -66,6 +66,7 @@ def test_a_rival_that_fails_is_a_line(monkeypatch) -> None:
     [
         (["swin_tiny"], "NAME needs a library before it"),
         (["locant:swim"], "locant has no model 'swim'"),
+        (["locant:swin_tny"], "It has swin_tiny"),
         (["hf:nowhere"], "hf: needs a folder with a config.json"),
         (["locant:swin_tiny", "--against", "tvm"], "--against needs names out of"),
         (["locant:swin_tiny", "--dtype", "int8"], "--dtype needs one of float32, bfloat16"),

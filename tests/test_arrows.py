@@ -34,6 +34,7 @@ LAYERS = (
     {"attend"},
     {"flops", "multiply_adds", "nn"},
     {"tasks", "measuring"},  # what models are tried on, how things are measured
+    {"values"},
     {"flags"},
     {"models", "checkpoints", "integrations", "compare", "bench", "explain", "info"},
     {"cli", "options"},

@@ -203,7 +203,15 @@ class Refusal(ValueError):
         (Refusal("the folder holds\none class; two are needed."), 2, "the folder holds one class; two are needed."),
         (ValueError("lr must be above 0; got -1.0."), 2, "lr must be above 0; got -1.0."),
         (OSError(28, "No space left on device", "runs/x/a.safetensors"), 2,
-         "No space left on device: runs/x/a.safetensors"),
+         "No space left on device: runs/x/a.safetensors. Make room there, or name another place."),
+        (PermissionError(13, "Permission denied", "runs"), 2,
+         "Permission denied: runs. Name another place, or allow it there."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000 bytes."), 2,
+         "this needs more memory than there is: 64,000 bytes could not be had. Ask for less at once."),
+        (MemoryError(), 2,
+         "this needs more memory than there is: what was asked for could not be had. Ask for less at once."),
+        (UnicodeEncodeError("utf-8", "x\udcff", 1, 2, "surrogates not allowed"), 2,
+         "names and text files have to be in UTF-8; '\\udcff' is not. Rename it, or save it so."),
         (KeyboardInterrupt(), 130, "stopped; nothing was written"),
         (_noted(KeyboardInterrupt(), "go on with: locant compare --resume runs/x"), 130,
          "stopped; go on with: locant compare --resume runs/x"),
@@ -303,3 +311,19 @@ main()
         process.stdout.close()
         complaint = process.stderr.read()
     assert (process.returncode, complaint) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("locant ben", ["bench"]),
+        ("locant bench --gr", ["--grid"]),
+        ("locant bench --dtype b", ["bfloat16"]),
+        ("locant compare --positions none,rela", ["none,relative"]),
+        ("locant compare --task clips,", ["clips,images", "clips,sequences"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names(line: str, offered: list[str]) -> None:
+    asked = {"_LOCANT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = _python("from locant.cli import app; app(prog_name='locant')", **asked)
+    assert done.stdout.split() == offered

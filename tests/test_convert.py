@@ -246,7 +246,10 @@ def test_refused_in_one_sentence(case):
 
 def test_files_that_are_not_there_or_end_otherwise():
     done = run("none.pth", "out.safetensors", *SWIN)
-    assert (done.exit_code, done.stderr) == (2, "locant: No such file or directory: none.pth\n")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "locant: No such file or directory: none.pth. Name one that is there.\n",
+    )
     write("in.safetensors", published.swin())
     done = run("in.safetensors", "out.onnx", *SWIN, "--window", "4", "--image-size", "32")
     assert done.exit_code == 2
@@ -294,7 +297,10 @@ def test_no_error_names_a_temporary_file(monkeypatch):
     write("in.pth", published.swin_timm())
     monkeypatch.setattr(os, "fsync", full)
     done = run("in.pth", "out.pth", *SWIN, "--window", "4", "--image-size", "32")
-    assert (done.exit_code, done.stderr) == (2, "locant: No space left on device: out.pth\n")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "locant: No space left on device: out.pth. Make room there, or name another place.\n",
+    )
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError) as raised:
         write("no/folder/out.pth", {"a": torch.ones(1)})

@@ -198,3 +198,23 @@ def test_every_row_of_parity_is_shown() -> None:
     assert "none" not in told.values()
     for row, names in marked.items():
         assert names - set(re.findall(r"\w+", told[str(row)])) == set(), f"row {row}: run docs/parity.py again"
+
+
+def test_the_numbers_on_the_first_screen_are_those_of_the_pages() -> None:
+    page = (ROOT / "README.md").read_text()
+    shown = {row[0]: row[1:] for row in (re.findall(r"[^|]+", line) for line in page.splitlines() if line[:1] == "|")}
+    told = (ROOT / "docs" / "models-speed.md").read_text()
+    rows = {"timm's Swin-T, 8 pictures": "Swin-T, 224 px (timm) | 8 | float32",
+            "timm's Swin-B at 384 pixels, 8 pictures": "Swin-B, 384 px (timm) | 8 | float32"}  # fmt: skip
+    for name, row in rows.items():
+        medians = re.search(re.escape(f"| {row} | ") + r"([^\n]+)", told)
+        assert medians is not None
+        plain, _, compiled, onnx, openvino = [cell.split()[0] for cell in medians[1].split(" | ")[:5]]
+        assert [cell.strip() for cell in shown[f" {name} "]] == [plain, compiled, onnx, openvino, "1"]
+    layer = (ROOT / "docs" / "performance.md").read_text()
+    sam = re.escape("| forward, SAM ViT-B global layer, 64 × 64, 12 heads, d 64 | ")
+    eager, fused = (re.search(sam + rf"{rival} \| ([\d.]+)", layer) for rival in ("eager", "SDPA, bias materialised"))
+    assert eager is not None
+    assert fused is not None
+    assert shown[" a global layer of SAM ViT-B "][0].strip() == f"{float(eager[1]):.1f}"
+    assert f"{float(fused[1]):.1f} for SAM's layer with torch's fused attention" in page

@@ -59,6 +59,24 @@ def test_other_sizes_heads_and_rules_are_kept(make, tmp_path):
     assert getattr(again, "rules", None) == getattr(model, "rules", None)
 
 
+@pytest.mark.plain  # lists for tuples, as JSON has them: the shape hook refuses those
+def test_a_class_of_the_hub_reads_and_writes_the_same_folders(tmp_path):
+    """huggingface_hub's PyTorchModelHubMixin, put before one of our models."""
+    hub = pytest.importorskip("huggingface_hub")
+    ours = redraw(swin()).eval()
+
+    class HubSwin(hub.PyTorchModelHubMixin, type(ours)):
+        pass
+
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = HubSwin.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert torch.equal(theirs(INPUT), ours(INPUT))
+    told = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "theirs")]
+    assert told[0].pop("model") == type(ours).__name__
+    assert told[0] == {name: told[1][name] for name in told[0]}
+
+
 def test_what_json_cannot_say_is_refused(tmp_path):
     model = ViT(
         img_size=16, patch=8, dim=8, depth=1, heads=2, position=lambda grid, dim, heads: RelativeTable(grid, heads)

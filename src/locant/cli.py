@@ -1,6 +1,6 @@
 """The command line: collects what was asked for, hands it on, prints what comes back.
 
-The options of compare, bench, accelerate, explain and export are declared in `flags.py`. What they mean and their
+The options are declared in `flags.py`, read by `values.py`, refused by `options.py`. What they mean and their
 checks live in `locant.compare`, `.bench`, `.integrations`, `.explain` and `.checkpoints`, which are imported inside the
 commands: `--help` answers at once, without torch. Standard output carries the result and nothing else; progress and
 errors go to standard error. Exit codes: 0 done, 1 wrong results (bench, accelerate, export), 2 refused with one
@@ -19,72 +19,20 @@ import typer
 
 from locant import __version__, flags
 from locant.flags import OUTPUT
-from locant.options import ask, assigned, command_of, option, options_from, pair, sentences, sides
+from locant.options import Commands, ask, command_of, option, options_from, sentences, writable
 
 if TYPE_CHECKING:
     from locant import bench
     from locant.compare import Result
 
 app = typer.Typer(
+    cls=Commands,
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback, without the values of local variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-WANTED, GIVEN = "The model that is wanted", "The file that is there"
-Source = Annotated[
-    Path,
-    typer.Argument(
-        help="A .safetensors, .pt or .pth file; of several parts, their folder.", metavar="IN", show_default=False
-    ),
-]
-Target = Annotated[
-    Path, typer.Argument(help="Another file with one of these endings.", metavar="OUT", show_default=False)
-]
-Model = Annotated[
-    str, option(WANTED, "Its published name: swin_tiny, convit_base; --models prints all.", "--model", metavar="NAME")
-]
-Image = Annotated[str | None, option(WANTED, "Pixels: 384, or 384x512.", "--image-size", metavar="SIZE")]
-Cell = Annotated[str | None, option(WANTED, "Cells per side: 12, or 8x16.", "--window", metavar="SIZE")]
-Clip = Annotated[int | None, option(WANTED, "The longest clip.", "--frames", metavar="N")]
-Classes = Annotated[int | None, option(WANTED, "Of the head: for other ones it starts anew.", metavar="N")]
-Others = Annotated[
-    list[str] | None, option(WANTED, "Any other argument: position=learned.", "--set", metavar="NAME=VALUE")
-]
-To = Annotated[str | None, option(WANTED, "Whose names to write: locant (default), timm, ...", metavar="LAYOUT")]
-Layout = Annotated[str | None, option(GIVEN, "Whose names it has; found out by itself.", metavar="LAYOUT")]
-Method = Annotated[
-    str | None, option(GIVEN, "To resize: bicubic, geometric, ...; default: the layout's.", metavar="NAME")
-]
-OldWindow = Annotated[str | None, option(GIVEN, "Its window, if not square: 8x16.", "--from-window", metavar="SIZE")]
-OldGrid = Annotated[str | None, option(GIVEN, "Its grid of patches, if not square.", "--from-grid", metavar="SIZE")]
-Fresh = Annotated[list[str] | None, option(GIVEN, "Names to start anew instead: 'cls_head.*'", metavar="PATTERN")]
-Top = Annotated[str | None, option(GIVEN, "The key that holds the tensors: model_ema.", "--top", metavar="KEY")]
-Behind = Annotated[
-    str | None,
-    option(GIVEN, "What its names begin with: 'backbone.'; found out by itself.", "--prefix", metavar="TEXT"),
-]
-Models = Annotated[
-    bool,
-    typer.Option(
-        "--models", callback=lambda asked: _list_models(asked), is_eager=True, metavar="", rich_help_panel=WANTED,
-        help="Print every name that --model takes, and stop.",
-    ),
-]  # fmt: skip
-Loose = Annotated[bool, option(GIVEN, "Take what fits and list the rest, instead of refusing.", "--loose")]
-Silent = Annotated[bool, option(OUTPUT, "Print nothing but errors.", "--quiet", "-q")]
-
-
-def _list_models(asked: bool) -> bool:
-    if asked:
-        from locant.registry import BUILDERS
-
-        typer.echo("\n".join(sorted(BUILDERS, key=lambda name: (name[0].isupper(), name))))
-        raise typer.Exit
-    return asked
 
 
 def _version(asked: bool) -> bool:
@@ -160,7 +108,11 @@ def _show_beside(both: tuple[Path, Path], given: dict[str, Any], *, json: bool, 
     sys.stdout.flush()
 
 
-@app.command("bench", epilog="Example: `locant bench --grid 14x14 --heads 12 --head-dim 64 --position relative`")
+@app.command(
+    "bench",
+    cls=command_of(flags.BENCH),
+    epilog="Example: `locant bench --grid 14x14 --heads 12 --head-dim 64 --position relative`",
+)
 @options_from(flags.BENCH)
 def _bench(given: dict[str, Any]) -> None:
     """Which kernel is the fastest on my problem, here?
@@ -171,6 +123,7 @@ def _bench(given: dict[str, Any]) -> None:
     json, quiet, costs = given.pop("json"), given.pop("quiet"), given.pop("write_costs")
     with sentences("stopped"):
         _check_bench(given, costs=costs, json=json)
+        file = None if json in (None, "-") else writable(Path(str(json)))
         from locant import bench
 
         def tell(sentence: str) -> None:
@@ -181,8 +134,8 @@ def _bench(given: dict[str, Any]) -> None:
             sys.stdout.flush()
             return
         result = bench.run(**given, tell=None if quiet else tell)
-        if json not in (None, "-"):
-            Path(str(json)).write_text(result.json() + "\n", encoding="utf-8")
+        if file is not None:
+            file.write_text(result.json() + "\n", encoding="utf-8")
         _show_bench(result, alone=json == "-", quiet=quiet)
     if result.red:
         raise typer.Exit(1)
@@ -203,52 +156,39 @@ def _check_bench(given: dict[str, Any], *, costs: bool, json: str | None) -> Non
         )
 
 
-@app.command("convert", epilog="Example: `locant convert in.pth out.safetensors --model swin_tiny --window 12`")
-def _convert(
-    source: Source,
-    target: Target,
-    model: Model,
-    image_size: Image = None,
-    window: Cell = None,
-    frames: Clip = None,
-    classes: Classes = None,
-    settings: Others = None,
-    to: To = None,
-    layout: Layout = None,
-    method: Method = None,
-    from_window: OldWindow = None,
-    from_grid: OldGrid = None,
-    fresh: Fresh = None,
-    top: Top = None,
-    prefix: Behind = None,
-    loose: Loose = False,
-    quiet: Silent = False,
-    models: Models = False,
-) -> None:
+@app.command(
+    "convert",
+    cls=command_of(flags.CONVERT),
+    epilog="Example: `locant convert in.pth out.safetensors --model swin_tiny --window 12`",
+)
+@options_from(flags.CONVERT)
+def _convert(given: dict[str, Any]) -> None:
     """Published weights for a model at another size, or under another library's names.
 
     Renames, drops what is recomputed, resizes tables and embeddings, and prints what was done with which tensor. A
     file that does not fit the model in every tensor is refused; nothing is executed from it, and OUT is whole or not
     there.
     """
+    del given["models"]
+    quiet, given["strict"] = given.pop("quiet"), not given.pop("loose")
+    given |= {"to": given["to"] or "locant", "settings": given["settings"] or {}, "fresh": given["fresh"] or ()}
     with sentences("stopped; nothing was written"):
         from locant import checkpoints
         from locant.checkpoints.wording import COMMAND, asked_by
 
         with asked_by(COMMAND):
-            report = checkpoints.convert(
-                source, target, model=model, to=to or "locant", layout=layout, method=method,
-                image_size=sides("--image-size", image_size), window=sides("--window", window), frames=frames,
-                classes=classes, settings=assigned(settings), from_window=pair("--from-window", from_window),
-                from_grid=pair("--from-grid", from_grid), fresh=fresh or (), top=top, prefix=prefix, strict=not loose,
-            )  # fmt: skip
+            report = checkpoints.convert(**given)
             if not quiet:
                 print(report)
-                print(f"\nWritten: {target}\nNext, in Python: {report.next_step}")
+                print(f"\nWritten: {given['target']}\nNext, in Python: {report.next_step}")
                 sys.stdout.flush()
 
 
-@app.command("accelerate", epilog="Example: `locant accelerate timm:swin_tiny_patch4_window7_224 --batch 8`")
+@app.command(
+    "accelerate",
+    cls=command_of(flags.ACCELERATE),
+    epilog="Example: `locant accelerate timm:swin_tiny_patch4_window7_224 --batch 8`",
+)
 @options_from(flags.ACCELERATE)
 def _accelerate(given: dict[str, Any]) -> None:
     """How much faster is the model that I have, and is it still the same?
@@ -265,17 +205,22 @@ def _accelerate(given: dict[str, Any]) -> None:
         def tell(sentence: str) -> None:
             print(sentence, file=sys.stderr)
 
+        file = None if json in (None, "-") else writable(Path(str(json)))
         with redirect_stdout(sys.stderr):  # exporters print
             found = command.run(**given, tell=None if quiet else tell)
-        if json not in (None, "-"):
-            Path(str(json)).write_text(found.json() + "\n", encoding="utf-8")
+        if file is not None:
+            file.write_text(found.json() + "\n", encoding="utf-8")
         print(found.json() if json == "-" else found.contest if quiet else found)
         sys.stdout.flush()
     if found.wrong:
         raise typer.Exit(1)
 
 
-@app.command("explain", epilog="Example: `locant explain timm:swin_tiny_patch4_window7_224 photo.jpg -o page.html`")
+@app.command(
+    "explain",
+    cls=command_of(flags.EXPLAIN),
+    epilog="Example: `locant explain timm:swin_tiny_patch4_window7_224 photo.jpg -o page.html`",
+)
 @options_from(flags.EXPLAIN)
 def _explain(given: dict[str, Any]) -> None:
     """What does position do in my model?
@@ -288,11 +233,11 @@ def _explain(given: dict[str, Any]) -> None:
         from locant import explain
         from locant.atomic import write_bytes
 
+        path = writable(Path("explain.html") if out is None else out)
         with redirect_stdout(sys.stderr):
             second = shown if explain.names_a_model(shown) else None
             own, others = _of_each(given, models=1 if second is None else 2)
             found = explain.run(given["model"], None if second else shown, **own)
-            path = Path("explain.html") if out is None else out
             if second is None:
                 found.save(path)
             else:
@@ -318,7 +263,11 @@ def _of_each(given: dict[str, Any], *, models: int) -> tuple[dict[str, Any], dic
     return found[0], found[1]
 
 
-@app.command("export", epilog="Example: `locant export swin_tiny swin.onnx --image-size 384 --dynamic`")
+@app.command(
+    "export",
+    cls=command_of(flags.EXPORT),
+    epilog="Example: `locant export swin_tiny swin.onnx --image-size 384 --dynamic`",
+)
 @options_from(flags.EXPORT)
 def _export(given: dict[str, Any]) -> None:
     """A model for other runtimes: an ONNX file in standard operators, tried in onnxruntime before it is there.
@@ -366,7 +315,7 @@ def _show(result: Result, *, json: bool, quiet: bool) -> None:
     sys.stdout.flush()  # here, where a closed pipe is still caught
 
 
-@app.command("info", epilog="Example: `locant info --json`")
+@app.command("info", cls=command_of(), epilog="Example: `locant info --json`")
 def _info(json: Annotated[bool, option(OUTPUT, "Print it as JSON.", "--json")] = False) -> None:
     """What is installed here and what it runs on: put it at the head of a report of a fault."""
     from locant.info import info

@@ -1,4 +1,4 @@
-"""What `locant compare`, `bench`, `accelerate` and `explain` can be told, each flag declared once.
+"""What the commands can be told, each flag declared once.
 
 The command line's options, the keys of the config file and of settings.toml, the keywords of `compare.run` and
 `bench.run` and what is checked of them follow from `COMPARE`, `BENCH` and `ACCELERATE`. Nothing here imports torch
@@ -7,73 +7,39 @@ or numpy: `--help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from locant.tasks.kind import AUGMENTED
 from locant.tasks.kinds import KINDS
-
-Number = TypeVar("Number", int, float, str)
-
-
-# --- values ------------------------------------------------------------------------------------------------------
-
-
-def split_words(given: str | list[str], kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """'a,b' or ['a', 'b,c'] as a tuple. Raises ValueError."""
-    words = [word.strip() for word in (given if isinstance(given, str) else ",".join(given)).split(",")]
-    try:
-        values = tuple(kind(word) for word in words if word)
-    except ValueError:
-        raise ValueError(f"needs numbers with commas between them; got {given!r}.") from None
-    if not values:
-        raise ValueError("needs at least one; got none.")
-    return values
-
-
-def one_or_more(given: str) -> int | tuple[int, ...]:
-    """'3' is the number 3; '3,' and '3,7' are tuples. Raises ValueError."""
-    values = split_words(given, int)
-    return values if "," in given or len(values) > 1 else values[0]
-
-
-def sides(given: str) -> int | tuple[int, ...]:
-    """'4' is the number 4; '2x4' is rows and columns. Raises ValueError."""
-    return one_or_more(given.replace("x", ","))
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a flag holds: the type of one word of the command line, and how words are read further."""
-
-    name: str
-    word: Any  # a type
-    read: Callable[[Any], Any] | None = None
-    many: bool = False  # the flag may be given again
-
-
-TEXT = Value("text", str)
-PATH = Value("path", Path)
-SWITCH = Value("switch", bool)
-CHOICE = Value("choice", bool)  # a switch that may be left open
-COUNT = Value("count", int)  # at least 1
-WHOLE = Value("whole", int)  # at least 0
-PART = Value("part", float)
-SECONDS = Value("seconds", float)
-MINUTES = Value("minutes", float)
-NAMES = Value("names", str, lambda given: split_words(given, str))
-TASKS = Value("tasks", str, lambda given: split_words(given, str), many=True)
-RATES = Value("rates", str, lambda given: split_words(given, float))
-SEEDS = Value("seeds", str, one_or_more)
-SIDES = Value("sides", str, sides)
-PATHS = Value("paths", Path, many=True)  # a model's each
-EACH_SIDES = Value("each model's sides", str, lambda given: [sides(word) for word in given], many=True)
-FILE = Value("file", str)  # that must be there
-OWN = Value("own", str)  # a name that is known, or Python of the user's own
-FOLDERS = Value("folders", tuple[Path, Path])
-SIZES = Value("sizes", str)  # of as many axes as the grid has; `bench` reads them
+from locant.values import (
+    CHOICE,
+    COUNT,
+    EACH_SIDES,
+    FILE,
+    FOLDERS,
+    LIST,
+    MINUTES,
+    NAMES,
+    OWN,
+    PAIR,
+    PART,
+    PATH,
+    PATHS,
+    RATES,
+    SECONDS,
+    SEEDS,
+    SETTINGS,
+    SIDES,
+    SIZES,
+    SWITCH,
+    TASKS,
+    TEXT,
+    TEXTS,
+    THREADS,
+    WHOLE,
+    Value,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +77,7 @@ def _default(name: str) -> str:
     return f"{first[1]} ({different})" if different else first[1]
 
 
-def _spell(value: Any) -> str:
+def _spell(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else "1" if value is None else f"{value:g}"
 
 
@@ -272,7 +238,7 @@ BENCH = (
         "train", CHOICE, MEASURE, "Forward and backward alone, or forward alone; default both.",
         options=("--train/--forward",),
     ),
-    Flag("threads", COUNT, MEASURE, "Threads of torch; default its own choice.", "N"),
+    Flag("threads", THREADS, MEASURE, "Threads of torch; default its own choice.", "N"),
     Flag("seconds", SECONDS, MEASURE, "For each of the two; default 5.", "S"),
     Flag(
         "write_costs", SWITCH, OUTPUT,
@@ -280,6 +246,33 @@ BENCH = (
     ),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
     Flag("quiet", SWITCH, OUTPUT, "Print only whether the plan picked the fastest.", options=("--quiet", "-q")),
+)  # fmt: skip
+
+
+# --- locant convert ----------------------------------------------------------------------------------------------
+
+WANTED, GIVEN = "The model that is wanted", "The file that is there"
+
+CONVERT = (
+    Flag("source", PATH, "", "A .safetensors, .pt or .pth file; of several parts, their folder.", "IN", needed=True),
+    Flag("target", PATH, "", "Another file with one of these endings.", "OUT", needed=True),
+    Flag("model", TEXT, WANTED, "Its published name: swin_tiny; --models prints all.", "NAME", needed=True),
+    Flag("image_size", SIDES, WANTED, "Pixels: 384, or 384x512.", "SIZE"),
+    Flag("window", SIDES, WANTED, "Cells per side: 12, or 8x16.", "SIZE"),
+    Flag("frames", COUNT, WANTED, "The longest clip.", "N"),
+    Flag("classes", COUNT, WANTED, "Of the head: for other ones it starts anew.", "N"),
+    Flag("settings", SETTINGS, WANTED, "Any other argument: position=learned.", "NAME=VALUE", options=("--set",)),
+    Flag("models", LIST, WANTED, "Print every name that --model takes, and stop."),
+    Flag("to", TEXT, WANTED, "Whose names to write: locant (default), timm, ...", "LAYOUT"),
+    Flag("layout", TEXT, GIVEN, "Whose names it has; found out by itself.", "LAYOUT"),
+    Flag("method", TEXT, GIVEN, "To resize: bicubic, geometric, ...; default: the layout's.", "NAME"),
+    Flag("from_window", PAIR, GIVEN, "Its window, if not square: 8x16.", "SIZE"),
+    Flag("from_grid", PAIR, GIVEN, "Its grid of patches, if not square.", "SIZE"),
+    Flag("fresh", TEXTS, GIVEN, "Names to start anew instead: 'cls_head.*'", "PATTERN"),
+    Flag("top", TEXT, GIVEN, "The key that holds the tensors: model_ema.", "KEY"),
+    Flag("prefix", TEXT, GIVEN, "What its names begin with: 'backbone.'; found out by itself.", "TEXT"),
+    Flag("loose", SWITCH, GIVEN, "Take what fits and list the rest, instead of refusing."),
+    Flag("quiet", SWITCH, OUTPUT, "Print nothing but errors.", options=("--quiet", "-q")),
 )  # fmt: skip
 
 
@@ -295,7 +288,7 @@ ACCELERATE = (
     Flag("train", SWITCH, MEASURE, "Time a training step, and compare gradients as well."),
     Flag("against", NAMES, MEASURE, "compile, onnxruntime, openvino, or none; default all, and absent ones are named.",
          "NAMES"),
-    Flag("threads", COUNT, MEASURE, "Threads of torch and of every rival; default torch's own choice.", "N"),
+    Flag("threads", THREADS, MEASURE, "Threads of torch and of every rival; default torch's own choice.", "N"),
     Flag("seconds", SECONDS, MEASURE, "Of timing in all; default 10.", "S"),
     Flag("json", TEXT, OUTPUT, "File for all figures; - prints them alone.", "PATH"),
     Flag("quiet", SWITCH, OUTPUT, "Print the times and nothing else.", options=("--quiet", "-q")),
@@ -331,3 +324,13 @@ EXPORT = (
     Flag("dynamic", SWITCH, MODEL, "Leave the batch open; default batch 1."),
     Flag("quiet", SWITCH, OUTPUT, "Print nothing but errors.", options=("--quiet", "-q")),
 )  # fmt: skip
+
+
+# What the shell's completion offers behind an option.
+OFFERED = {
+    "task": tuple(KINDS), "positions": tuple(SCHEMES.split(",")), "augment": (*AUGMENTED, "none"),
+    "autocast": ("bfloat16", "off"), "prefer": ("reach", "accuracy", "speed", "memory"),
+    "position": ("none", "relative", "alibi", "rotary", "gated"), "mask": ("none", "causal"),
+    "dtype": ("float32", "bfloat16", "float64", "float16"), "device": ("cpu", "cuda", "mps"),
+    "against": ("compile", "onnxruntime", "openvino", "none"),
+}  # fmt: skip

@@ -184,7 +184,7 @@ def _unchecked(name: str, value: Any) -> Any:
 
 
 BY_VALUE: dict[flags.Value, Callable[[str, Any], Any]] = {
-    flags.SIZES: sides, flags.COUNT: _count, flags.WHOLE: _whole, flags.SECONDS: _seconds,
+    flags.SIZES: sides, flags.COUNT: _count, flags.THREADS: _count, flags.WHOLE: _whole, flags.SECONDS: _seconds,
 }  # fmt: skip
 CHECKS = {  # of every flag but those of the output
     flag.name: BY_VALUE.get(flag.value, _unchecked) for flag in flags.BENCH if flag.panel != flags.OUTPUT

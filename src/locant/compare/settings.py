@@ -325,14 +325,22 @@ CHECKS: dict[flags.Value, Callable[[str, Any], Any]] = {  # of what a recipe hol
 }  # fmt: skip
 
 
+MOST_SEEDS = 1000
+
+
 def read_seeds(value: Any, name: str = "seeds") -> tuple[int, ...]:
     """A count (3 = seeds 0, 1, 2) or the seeds themselves. Raises Refusal."""
-    seeds = tuple(range(_count(name, value))) if isinstance(value, int) else tuple(value)
-    if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds):
+    counted = isinstance(value, int)
+    seeds = tuple(range(min(_count(name, value), MOST_SEEDS + 1))) if counted else tuple(value)
+    if (
+        not 0 < len(seeds) <= MOST_SEEDS
+        or len(set(seeds)) < len(seeds)
+        or any(not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds)
+    ):
         option = "--" + name.replace("_", "-")
         raise Refusal(
             f"{name} needs a count, or different whole numbers from 0 to 2³¹ - 1; got {value!r}. "
-            f"Write {option} 3 or {option} 0,1,2."
+            f"Write {option} 3 or {option} 0,1,2; at most {MOST_SEEDS}."
         )
     return seeds
 

@@ -68,7 +68,7 @@ def run(
     if unknown:
         raise ValueError(f"--against needs names out of {', '.join(RIVALS)}, or none; got {unknown}. Name some.")
     for flag, value in (("--batch", batch), ("--threads", threads), ("--seconds", seconds)):
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < 2**31:  # a NaN is refused, and seconds without an end
             raise ValueError(f"{flag} needs more than 0; got {value}. Leave it out for its default.")
     if threads is not None:
         torch.set_num_threads(threads)

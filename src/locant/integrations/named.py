@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +149,8 @@ def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, t
 
     builder = getattr(models, name, None)
     if builder is None or name not in models.__all__:
-        raise ValueError(f"locant has no model {name!r}. It has {', '.join(models.__all__[:8])}, ...: docs/models.md.")
+        near = get_close_matches(name, models.__all__, 3) or models.__all__[:8]
+        raise ValueError(f"locant has no model {name!r}. It has {', '.join(near)}, ...: docs/models.md.")
     if "img_size" not in inspect.signature(builder).parameters:
         raise ValueError(
             f"locant:{name} takes no picture or clip by itself, and no input can be made up for it. Name one that "

@@ -19,8 +19,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class InFolders:
     """A module that remembers the arguments that it was built with, so that a folder can say them.
 
-    Methods and files are those of huggingface_hub's `PyTorchModelHubMixin`, which is asked for the network alone: a
-    folder is written and read without it.
+    Methods and files are those of huggingface_hub's `PyTorchModelHubMixin`; a class with that before ours reads
+    the same folders. It is no base here, as huggingface_hub is needed for the network alone.
     """
 
     settings: dict[str, Any]
@@ -50,7 +50,7 @@ class InFolders:
 
         check_type("save_pretrained", "folder", folder, str | Path)
         assert isinstance(self, nn.Module)
-        config = {"model": type(self).__name__, "settings": self.settings}
+        config = {"model": type(self).__name__, **self.settings}
         try:
             text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError):
@@ -135,14 +135,13 @@ def _read(path: Path, model: str) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, ValueError):
         config = None
-    settings = config.get("settings") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or config.get("model") != model or not isinstance(settings, dict):
-        of = config.get("model") if isinstance(config, dict) else None
+    of = config.pop("model", None) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or of != model:
         raise ValueError(
             f"{model}.from_pretrained needs a {CONFIG} that save_pretrained wrote for a {model}; got {str(path)!r} "
             f"for {of!r}. Call it on the class that the file names."
         )
-    return {name: _tuples(value) for name, value in settings.items()}
+    return {name: _tuples(value) for name, value in config.items()}
 
 
 def _tuples(value: Any) -> Any:
