@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,3 +175,47 @@ def test_tied_logits_are_read_by_the_embedding_itself() -> None:
     wanted = scaled @ model.word_emb.weight.T + model.head_bias
     assert apart(logits, wanted) <= EXACT * float(wanted.detach().abs().max())
     assert apart(features, scaled) > 1e-3
+
+
+RANKS = """
+import copy, sys, torch
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+sys.path[:0] = sys.argv[2:]
+from redrawing import redraw
+from small import swin
+distributed.init_process_group("gloo")
+torch.manual_seed(0)
+alone = redraw(swin()).double()
+x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+alone(x).square().sum().backward()
+model = copy.deepcopy(alone)
+model.zero_grad()
+if sys.argv[1] == "ddp":
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+else:
+    for module in [m for m in model.modules() if isinstance(m, torch.nn.Linear)]: fully_shard(module)
+    wrapped = fully_shard(model)
+wrapped(x[2 * distributed.get_rank():][:2]).square().sum().backward()
+for (name, p), whole in zip(model.named_parameters(), alone.parameters(), strict=True):
+    grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+    assert (2 * grad - whole.grad).abs().max() <= 1e-10 * max(1, whole.grad.abs().max()), name
+print("same")
+"""
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes(tmp_path: Path, kind: str) -> None:
+    """The gradients of the whole batch, averaged over two processes; under FSDP2 every linear is sharded by itself."""
+    script, here = tmp_path / "ranks.py", Path(__file__).parent
+    script.write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), kind]
+    for _ in range(2):  # the port that torchrun finds free may be taken before it is bound
+        done = subprocess.run(
+            [*command, str(here), str(here.parent / "src")], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+    assert done.stdout.count("same") == 2, done.stderr[-3000:]

@@ -181,6 +181,26 @@ def test_schemes_run_in_onnxruntime(scheme, mask):
     runs_in_onnxruntime(model, (torch.randn(1, scheme.grid.tokens, 3, HEADS, 8),))
 
 
+def for_aotinductor(what: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    if what == "model":
+        return model_and_inputs("models.swin.Swin", 2)
+    (scheme,) = (s for s in SCHEMES if str(s) == "table-2d-prefix")
+    layer = Heads(scheme.make(torch.float32), scheme.grid, None).eval()
+    return layer, (torch.randn(2, scheme.grid.tokens, 3, HEADS, 8),)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("what", ["scheme", "model"])
+def test_aotinductor(what, tmp_path):
+    """A package of machine code, written, loaded and run."""
+    model, inputs = for_aotinductor(what)
+    with torch.no_grad():
+        program = torch.export.export(model, inputs)
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        (found,), (wanted,) = numbers(torch._inductor.aoti_load_package(path)(*inputs)), numbers(model(*inputs))
+    assert apart(found, wanted) <= NOISE * max(1.0, float(wanted.abs().max()))
+
+
 @deployed
 def test_padding_runs_in_onnxruntime_on_other_paddings():
     """A mask is an input of the graph: what it was exported with is not kept."""

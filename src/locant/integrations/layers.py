@@ -139,6 +139,9 @@ def perceptron_family(names: tuple[str, ...], first: str, activation: str, secon
             return "its layers are no linear ones"
         if _activation(getattr(module, activation)) is None:
             return f"its activation, {type(getattr(module, activation)).__name__}, is not known to the products"
+        foreign = [w for w in (one.weight, two.weight) if type(w).__module__.split(".")[0] != "torch"]
+        if foreign:  # torch's own, a DTensor, may be a plain tensor by the time of the call (FSDP2)
+            return f"a weight of its layers is no plain tensor ({type(foreign[0]).__name__}): they go on being called"
         if one.weight.device.type not in ("cpu", "meta"):
             return f"packed products are for CPUs, and its weights are on {one.weight.device}"
         if not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
