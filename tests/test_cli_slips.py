@@ -91,6 +91,8 @@ def test_every_option_given_wrongly_is_a_sentence(command: str) -> None:
         (["compare", "--config", "--quick"], "--config needs its value; --quick came."),
         (["bench", "--grid", "4", "--heads", "abc"], "--heads needs a whole number; got 'abc'. Write --heads 8."),
         (["bench", "--grid", "4", "--threads", "99999"], "--threads needs at most 1024 threads; got 99999."),
+        (["bench"], "bench needs --grid, where tokens are; none came."),
+        (["convert"], "locant convert needs IN; it did not come"),
         (["convert", "in.pth"], "locant convert needs OUT; it did not come (another file with one of these endings)."),
         (["compare", "--lr", "fast"],
          "--lr needs numbers with commas between them; got 'fast'. Write --lr 0.003,0.006."),

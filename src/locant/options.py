@@ -146,7 +146,7 @@ def command_of(declared: tuple[Flag, ...] = ()) -> type[TyperCommand]:
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             options = {name: parameter for parameter in self.params for name in parameter.opts if name[0] == "-"}
-            for word, after in zip(args, [*args[1:], ""], strict=True):
+            for word, after in zip(args, [*args, ""][1:], strict=True):
                 if word in bare and (not after or after.startswith("-")):
                     _stop(bare[word], 2)
                 if after in options and word in options and not getattr(options[word], "is_flag", False):
