@@ -1,7 +1,9 @@
 // One build of the kernels: compiled once per instruction set and type to compute in (CMakeLists.txt), chosen when the
 // program runs (dispatch.cpp). No inline function of the standard library may stand here or in what is included here:
 // the linker would keep one copy of it for all machines.
+#ifndef LOCANT_FORWARD_ALONE
 #include "attention/backward_items.h"
+#endif
 #include "attention/forward_items.h"
 
 namespace {
@@ -22,6 +24,7 @@ void run_forward(const Problem& p, int64_t item, void* scratch) {
     forward_item(p, item, work);
 }
 
+#ifndef LOCANT_FORWARD_ALONE
 int64_t backward_items(const Problem& p) { return divide_backward(p).items(p); }
 
 size_t partial_bytes(const Problem& p) {
@@ -38,6 +41,7 @@ void run_backward(const Problem& p, int64_t item, void* scratch) {
 int64_t sum_items(const Problem& p) { return p.heads; }
 
 void run_sums(const Problem& p, int64_t head) { add_partial_sums(p, divide_backward(p), head); }
+#endif
 
 }  // namespace
 
@@ -47,7 +51,11 @@ void run_sums(const Problem& p, int64_t head) { add_partial_sums(p, divide_backw
 namespace locant {
 extern const Kernels NAME(LOCANT_ISA, LOCANT_REAL);
 const Kernels NAME(LOCANT_ISA, LOCANT_REAL) = {
-    forward_items, scratch_of<Forward>, run_forward, backward_items, scratch_of<Backward>, partial_bytes, run_backward,
-    sum_items, run_sums,
+    forward_items, scratch_of<Forward>, run_forward,
+#ifndef LOCANT_FORWARD_ALONE
+    backward_items, scratch_of<Backward>, partial_bytes, run_backward, sum_items, run_sums,
+#else
+    nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+#endif
 };
 }  // namespace locant

@@ -15,7 +15,7 @@
 namespace locant {
 
 #if defined(__x86_64__) || defined(_M_X64)
-extern const Kernels kernels_amx_float;
+extern const Kernels kernels_amx_float, kernels_avx512_bf16_float;
 extern const LinearKernels linear_kernels_amx, linear_kernels_avx512, linear_kernels_avx2, linear_kernels_portable;
 extern const LinearKernels linear_pairs_amx, linear_pairs_avx512_bf16, linear_pairs_avx512, linear_pairs_avx2,
     linear_pairs_portable;
@@ -42,6 +42,7 @@ struct Isa {
     const LinearKernels *linear, *linear_pairs;  // of float, of bfloat16
     bool (*runs_here)();
     const LinearKernels* faster_pairs = nullptr;  // by the instruction for pairs, where the processor has it
+    const Kernels* faster_forward = nullptr;      // attention of bfloat16, likewise
 };
 
 bool always() { return true; }
@@ -73,7 +74,7 @@ const Isa isas[] = {
     {"amx", &kernels_amx_float, &kernels_avx512_double, &linear_kernels_amx, &linear_pairs_amx, has_amx,
      &linear_pairs_amx},
     {"avx512", &kernels_avx512_float, &kernels_avx512_double, &linear_kernels_avx512, &linear_pairs_avx512, has_avx512,
-     &linear_pairs_avx512_bf16},
+     &linear_pairs_avx512_bf16, &kernels_avx512_bf16_float},
     {"avx2", &kernels_avx2_float, &kernels_avx2_double, &linear_kernels_avx2, &linear_pairs_avx2, has_avx2},
     {"portable", &kernels_portable_float, &kernels_portable_double, &linear_kernels_portable, &linear_pairs_portable,
      always},
@@ -106,6 +107,12 @@ std::atomic<const Isa*>& chosen() {
 const Kernels& kernels_for(const Problem& problem) {
     const Isa& one = *chosen().load();
     return problem.dtype == Dtype::f64 ? *one.with_double : *one.with_float;
+}
+
+const Kernels& forward_kernels_for(const Problem& problem) {
+    const Isa& one = *chosen().load();
+    const bool pairs = problem.dtype == Dtype::bf16 && one.faster_forward && has_pairs();
+    return pairs ? *one.faster_forward : kernels_for(problem);
 }
 
 const LinearKernels& linear_kernels_for(Dtype dtype) {
@@ -187,7 +194,7 @@ void run(const HiddenGradient& problem, int threads) { run_pass(problem, &Linear
 size_t backward_partial_bytes(const Problem& problem) { return kernels_for(problem).backward_partial_bytes(problem); }
 
 void forward(const Problem& problem, int threads) {
-    const Kernels& kernels = kernels_for(problem);
+    const Kernels& kernels = forward_kernels_for(problem);
     Work work{&problem, kernels.forward, nullptr};
     parallel_for(kernels.forward_items(problem), threads, kernels.forward_scratch(problem), run_item, &work);
 }

@@ -55,6 +55,17 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("example", [False, True])
+def test_the_next_random_numbers_are_the_same(example: bool) -> None:
+    """Replacements are tried on random input, and a caller's seed holds all the same."""
+    model, x = _model()
+    before = torch.get_rng_state()
+    report = locant.accelerate(model, example=x if example else None, training=example)
+    assert report.rows[0].kernel is not None, "the part that is tried"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("known")
 def test_it_replaces_says_so_and_undoes_all_of_it() -> None:
     model, x = _model()
     state, plain = {k: v.clone() for k, v in model.state_dict().items()}, [dict(vars(m)) for m in model.modules()]

@@ -301,13 +301,29 @@ UNITS = {
     "windows": (Grid(15, 15), 32, 32, Windows((7, 7), (3, 3))),
     "order": (Grid(150), 66, 64, Causal()),
     "padding": (Grid(90), 16, 16, Padding(torch.arange(90)[None] < torch.tensor([[90], [17]]))),
+    "odd counts": (Grid(7, 11), 25, 48, None),  # of channels and of keys: the last pair is half empty
 }
 
 
-@pytest.mark.skipif(not {"amx", "emulated"} & set(ISAS), reason="no matrix units, and this build emulates none")
+def _has_units(units: str) -> bool:
+    return bool({"amx", "emulated"} & set(ISAS)) if units == "tiles" else "avx512" in ISAS and _multiplies_pairs()
+
+
+def _multiplies_pairs() -> bool:
+    before = MODULE.isa()
+    MODULE.choose_isa("avx512")
+    try:
+        return MODULE.multiplies_pairs()
+    finally:
+        MODULE.choose_isa(before)
+
+
+@pytest.mark.parametrize("units", ["tiles", "pairs"])
 @pytest.mark.parametrize("name", UNITS)
-def test_matrix_units(name):
-    """bfloat16 in tiles, by the policy; where there are no such units, as they are emulated (LOCANT_EMULATE)."""
+def test_matrix_units_and_pairs(name, units):
+    """bfloat16 in tiles, which LOCANT_EMULATE emulates where there are none, or by pairs: by the policy."""
+    if not _has_units(units):
+        pytest.skip("no matrix units, and this build emulates none" if units == "tiles" else "no AVX512_BF16")
     grid, head_dim, value_dim, mask = UNITS[name]
     position = table(grid, 4)
     q, k, v = (torch.randn(2, n, grid.tokens, d) for n, d in ((4, head_dim), (2, head_dim), (2, value_dim)))
@@ -321,7 +337,7 @@ def test_matrix_units(name):
         return [out, *gradients(out, inputs)]
 
     plain, golden, before = run("plain", torch.bfloat16), run("reference", torch.float64), MODULE.isa()
-    MODULE.choose_isa("amx" if "amx" in ISAS else "emulated")
+    MODULE.choose_isa("avx512" if units == "pairs" else "amx" if "amx" in ISAS else "emulated")
     try:
         within_policy(run("native", torch.bfloat16), plain, golden)
     finally:

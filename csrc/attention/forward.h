@@ -94,7 +94,7 @@ inline void forward_panel(const Problem& p, const Chunk& chunk, int64_t i, int64
         seeds = &bias;
     }
     if (w.units.on)
-        w.units.scores(p, n, w.lane[i], panel.vectors, seeds, w.s);
+        w.units.scores(p, n, w.lane[i], panel.vectors, seeds, w.prefetches, w.s);
     else
         multiply<true>(n, panel.vectors, p.head_dim, {w.k, p.head_dim, 1}, {q, lanes}, {w.s, lanes},
                        seeds ? Into::seeded : Into::fresh, w.prefetches, seeds);
@@ -104,7 +104,7 @@ inline void forward_panel(const Problem& p, const Chunk& chunk, int64_t i, int64
     if (p.dropout > 0) drop_weights(p, chunk.sample, chunk.head, panel, w.keys, w.s, lanes);
     // 5 O += P V
     if (w.units.on)
-        w.units.values(p, n, lanes, w.s, o, w.begun[i]);
+        w.units.values(p, n, panel.vectors, w.s, w.begun[i], w.prefetches, o);
     else
         multiply<false>(p.value_dim, panel.vectors, n, {w.v, 1, p.value_dim}, {w.s, lanes}, {o, lanes},
                         w.begun[i] ? Into::added : Into::fresh, w.prefetches);

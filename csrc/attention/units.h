@@ -1,4 +1,5 @@
-// What matrix units read in the forward pass, in bfloat16: packed once for several panels and blocks.
+// What matrix units, or products of pairs, read in the forward pass, in bfloat16: packed once for several panels and
+// blocks.
 #pragma once
 
 #include "attention/bias.h"
@@ -16,7 +17,8 @@ inline void pack_rows(const RowList& list, int64_t channels, uint32_t* to) {
     auto* packed = reinterpret_cast<BFloat16*>(to);
     for (int64_t i = 0; i < list.count; ++i, packed += width) {
         const BFloat16* from = static_cast<const BFloat16*>(list.rows.data) + list.at(i);
-        for (int64_t c = 0; c < channels; ++c) packed[c] = from[c * list.rows.channel];
+        if (list.rows.channel == 1) __builtin_memcpy(packed, from, size_t(channels) * sizeof *from);
+        else for (int64_t c = 0; c < channels; ++c) packed[c] = from[c * list.rows.channel];
         for (int64_t c = channels; c < width; ++c) packed[c] = BFloat16{0};
     }
 }
@@ -38,6 +40,24 @@ inline void pack_transposed(int64_t n, int64_t channels, const real* from, uint3
         }
 }
 
+#ifdef LOCANT_TILES_OF_VECTORS
+
+// s = factor · k q + seeds, n rows.
+INLINE void multiply_keys(int64_t n, int64_t vectors, int64_t channels, const uint32_t* k, const uint32_t* q, real factor,
+                          const Seeds* seeds, Prefetches& prefetches, real* s) {
+    multiply<true, true>(n, vectors, (channels + 1) / 2, {k, round_up(channels, TERMS) / 2, 1}, {q, vectors * LANES},
+                         {s, vectors * LANES}, Into::scaled, prefetches, seeds, factor);
+}
+
+// o (+)= v weight, summed over n keys.
+INLINE void multiply_values(int64_t channels, int64_t vectors, int64_t n, const uint32_t* v, const uint32_t* weight,
+                            bool added, Prefetches& prefetches, real* o) {
+    multiply<true, true>(channels, vectors, (n + 1) / 2, {v, round_up(n, TERMS) / 2, 1}, {weight, vectors * LANES},
+                         {o, vectors * LANES}, added ? Into::added : Into::fresh, prefetches);
+}
+
+#else
+
 // s[j][lane] = factor · s[j][lane] + seed: tiles start from 0, so what a product would start from is added behind.
 inline void add_seeds(int64_t n, int64_t vectors, real factor, const Seeds* seeds, real* s) {
     for (int64_t j = 0; j < n; ++j)
@@ -49,6 +69,19 @@ inline void add_seeds(int64_t n, int64_t vectors, real factor, const Seeds* seed
             store(s, load(s) * factor + seed);
         }
 }
+
+INLINE void multiply_keys(int64_t n, int64_t vectors, int64_t channels, const uint32_t* k, const uint32_t* q, real factor,
+                          const Seeds* seeds, Prefetches&, real* s) {
+    multiply_bfloat16(round_up(n, ROWS), vectors * LANES, round_up(channels, TERMS), k, q, s, false);
+    add_seeds(n, vectors, factor, seeds, s);
+}
+
+INLINE void multiply_values(int64_t channels, int64_t vectors, int64_t n, const uint32_t* v, const uint32_t* weight,
+                            bool added, Prefetches&, real* o) {
+    multiply_bfloat16(channels, vectors * LANES, round_up(n, TERMS), v, weight, o, added);
+}
+
+#endif
 
 struct Units {
     bool on;
@@ -67,14 +100,15 @@ struct Units {
         pack_rows(rows_of(p.dtype, p.k, sample, kv, block.token, block.count), p.head_dim, k);
         pack_transposed(block.count, p.value_dim, values, v);
     }
-    void scores(const Problem& p, int64_t n, int64_t lane, int64_t vectors, const Seeds* seeds, real* s) const {
-        const int64_t depth = round_up(p.head_dim, TERMS);
-        multiply_bfloat16(round_up(n, ROWS), vectors * LANES, depth, k, q + lane * depth / 2, s, false);
-        add_seeds(n, vectors, real(p.scale) * LOG2E, seeds, s);
+    void scores(const Problem& p, int64_t n, int64_t lane, int64_t vectors, const Seeds* seeds, Prefetches& prefetches,
+                real* s) const {
+        const uint32_t* of_panel = q + lane * round_up(p.head_dim, TERMS) / 2;
+        multiply_keys(n, vectors, p.head_dim, k, of_panel, real(p.scale) * LOG2E, seeds, prefetches, s);
     }
-    void values(const Problem& p, int64_t n, int64_t lanes, const real* s, real* o, bool added) const {
-        pair_terms(n, lanes, s, weight);
-        multiply_bfloat16(p.value_dim, lanes, round_up(n, TERMS), v, weight, o, added);
+    void values(const Problem& p, int64_t n, int64_t vectors, const real* s, bool added, Prefetches& prefetches,
+                real* o) const {
+        pair_terms(n, vectors * LANES, s, weight);
+        multiply_values(p.value_dim, vectors, n, v, weight, added, prefetches, o);
     }
 };
 
@@ -87,8 +121,8 @@ struct Units {  // none
     Units(const Problem&, Arena&) {}
     template <class... T> void queries(T...) const {}
     template <class... T> void keys(T...) const {}
-    template <class... T> void scores(T...) const {}
-    template <class... T> void values(T...) const {}
+    template <class... T> void scores(T&&...) const {}
+    template <class... T> void values(T&&...) const {}
 };
 
 #endif

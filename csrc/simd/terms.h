@@ -1,29 +1,39 @@
-// What products are made of: numbers, or, with LOCANT_PAIRS, two bfloat16 side by side, whose products are summed in
-// float. A processor that has an instruction for pairs (AVX512_BF16) multiplies them in half the time of floats; others
-// multiply one number of all pairs after the other, as floats.
+// What products are made of: numbers, or pairs, two bfloat16 side by side, whose products are summed in float. A
+// processor that has an instruction for pairs (AVX512_BF16) multiplies them in half the time of floats; others multiply
+// one number of all pairs after the other, as floats.
+//
+// With LOCANT_PAIRS all products are of pairs (csrc/linear), with LOCANT_TILES attention's may be.
 #pragma once
 
 #include "simd/numbers.h"
 
 namespace {
 
-#ifdef LOCANT_PAIRS
+template <bool PAIRS> struct TermOf { using type = real; };
+template <bool PAIRS> constexpr unsigned TERM_PARTS = 1;  // products that a term takes
 
-typedef uint32_t term __attribute__((aligned(2), may_alias));  // the first number in the lower half
-using element = BFloat16;                                      // as rows are stored
+INLINE vec load_factor(const real* from, unsigned) { return load(from); }
+INLINE vec broadcast_factor(real x, unsigned) { return broadcast(x); }
+INLINE void add_product(vec& sum, vec a, vec b) { sum += a * b; }
+INLINE vec sum_of_term(const real* from) { return load(from); }
+
+#if defined(LOCANT_PAIRS) || defined(LOCANT_TILES)
+
+typedef uint32_t pair __attribute__((aligned(2), may_alias));  // the first number in the lower half
+template <> struct TermOf<true> { typedef pair type; };
 
 typedef integer loose_bits __attribute__((vector_size(BYTES), aligned(2), may_alias));
 typedef uint16_t halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
 
-INLINE ivec load_bits(const term* from) { return *reinterpret_cast<const loose_bits*>(from); }
-INLINE void store_bits(term* to, ivec x) { *reinterpret_cast<loose_bits*>(to) = x; }
-INLINE ivec load_bits(const element* from) {
+INLINE ivec load_bits(const pair* from) { return *reinterpret_cast<const loose_bits*>(from); }
+INLINE void store_bits(pair* to, ivec x) { *reinterpret_cast<loose_bits*>(to) = x; }
+INLINE ivec load_bits(const BFloat16* from) {
     return __builtin_convertvector(*reinterpret_cast<const halves*>(from), ivec);
 }
-INLINE vec load(const element* from) { return reinterpret_cast<vec>(load_bits(from) << 16); }
+INLINE vec load(const BFloat16* from) { return reinterpret_cast<vec>(load_bits(from) << 16); }
 
 // To the nearest, ties to even; a NaN stays one.
-INLINE void store(element* to, vec x) {
+INLINE void store(BFloat16* to, vec x) {
 #ifdef __AVX512BF16__
     const auto rounded = _mm512_cvtneps_pbh(__m512(x));
     __builtin_memcpy(to, &rounded, sizeof rounded);
@@ -40,34 +50,28 @@ INLINE vec number_of(ivec pairs, unsigned which) {
 }
 
 #ifdef __AVX512BF16__
-constexpr unsigned TERM_PARTS = 1;
-using factor = ivec;
-INLINE factor factor_of(ivec pairs, unsigned) { return pairs; }
-INLINE void add_product(vec& sum, factor a, factor b) {
+INLINE ivec factor_of(ivec pairs, unsigned) { return pairs; }
+INLINE void add_product(vec& sum, ivec a, ivec b) {
     sum = vec(_mm512_dpbf16_ps(__m512(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 #else
-constexpr unsigned TERM_PARTS = 2;
-using factor = vec;
-INLINE factor factor_of(ivec pairs, unsigned part) { return number_of(pairs, part); }
-INLINE void add_product(vec& sum, factor a, factor b) { sum += a * b; }
+template <> constexpr unsigned TERM_PARTS<true> = 2;
+INLINE vec factor_of(ivec pairs, unsigned part) { return number_of(pairs, part); }
 #endif
-INLINE factor load_factor(const term* from, unsigned part) { return factor_of(load_bits(from), part); }
-INLINE factor broadcast_factor(term x, unsigned part) { return factor_of(int32_t(x) - ivec{}, part); }
-INLINE vec sum_of_term(const term* from) { return number_of(load_bits(from), 0) + number_of(load_bits(from), 1); }
+INLINE auto load_factor(const pair* from, unsigned part) { return factor_of(load_bits(from), part); }
+INLINE auto broadcast_factor(pair x, unsigned part) { return factor_of(int32_t(x) - ivec{}, part); }
+INLINE vec sum_of_term(const pair* from) { return number_of(load_bits(from), 0) + number_of(load_bits(from), 1); }
 
+#endif
+
+#ifdef LOCANT_PAIRS
+constexpr bool OF_PAIRS = true;
+using element = BFloat16;  // as rows are stored
 #else
-
-using term = real;
+constexpr bool OF_PAIRS = false;
 using element = real;
-constexpr unsigned TERM_PARTS = 1;
-using factor = vec;
-INLINE factor load_factor(const term* from, unsigned) { return load(from); }
-INLINE factor broadcast_factor(term x, unsigned) { return broadcast(x); }
-INLINE vec sum_of_term(const term* from) { return load(from); }
-INLINE void add_product(vec& sum, factor a, factor b) { sum += a * b; }
-
 #endif
+using term = TermOf<OF_PAIRS>::type;
 
 constexpr int64_t PER_TERM = int64_t(sizeof(term) / sizeof(element));
 INLINE int64_t terms_of(int64_t numbers) { return (numbers + PER_TERM - 1) / PER_TERM; }

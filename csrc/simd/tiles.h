@@ -1,4 +1,5 @@
-// Products of bfloat16 on matrix units (AMX): C (+)= A B in float32, sixteen lanes and thirty-two terms at a time.
+// Products of bfloat16 on matrix units (AMX): C (+)= A B in float32, sixteen lanes and thirty-two terms at a time; or,
+// with LOCANT_TILES_OF_VECTORS, what vectors of pairs (AVX512_BF16) read in the same order.
 //
 // A tile of A is sixteen rows of thirty-two terms; one of B holds, for each pair of terms, both numbers of sixteen
 // lanes side by side; one of C is sixteen rows of sixteen lanes. So C stands as all of attention does here: rows are
@@ -6,16 +7,52 @@
 // built on them can be tested anywhere.
 #pragma once
 
-#include "simd/numbers.h"
+#include "simd/product.h"
 
 namespace {
 
 #ifdef LOCANT_TILES
 
 static_assert(LANES == 16, "a tile has sixteen lanes");
-constexpr int64_t ROWS = 16, TERMS = 32;
+constexpr int64_t ROWS = 16, TERMS = 32;  // of a tile of A
+#ifdef LOCANT_TILES_OF_VECTORS
+constexpr int64_t READ_TERMS = 2;
+#else
+constexpr int64_t READ_TERMS = TERMS;     // that a product reads, or more of them
+#endif
 
 INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// Two numbers of every lane, side by side as bfloat16: rounded to the nearest, ties to even.
+INLINE ivec pair_as_bfloat16(vec low, vec high) {
+#ifdef __AVX512BF16__
+    const auto both = _mm512_cvtne2ps_pbh(__m512(high), __m512(low));  // all of low, then all of high
+    ivec turns;
+    UNROLL(n, LANES) turns[n] = int32_t(n | (n + LANES) << 16);
+    return ivec(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(turns), reinterpret_cast<__m512i>(both)));
+#else
+    const ivec x = reinterpret_cast<ivec>(low), y = reinterpret_cast<ivec>(high);
+    const ivec a = x + 0x7fff + (x >> 16 & 1), b = y + 0x7fff + (y >> 16 & 1);
+    return (a >> 16 & 0xffff) | (b & ivec(ivec{} - 0x10000));
+#endif
+}
+
+INLINE void store(uint32_t* to, ivec x) { __builtin_memcpy(to, &x, sizeof x); }
+
+// B from numbers that stand [term][lane]: pairs of terms, zeros beyond them.
+inline void pair_terms(int64_t terms, int64_t lanes, const real* from, uint32_t* to) {
+    for (int64_t k = 0; k < round_up(terms, READ_TERMS); k += 2, to += lanes)
+        for (int64_t l = 0; l < lanes; l += LANES) {
+            const real* at = from + k * lanes + l;
+            store(to + l, pair_as_bfloat16(k < terms ? load(at) : vec{}, k + 1 < terms ? load(at + lanes) : vec{}));
+        }
+}
+
+#ifdef LOCANT_TILES_OF_VECTORS
+
+struct TileRegisters { explicit TileRegisters(bool) {} };
+
+#else
 
 #ifdef LOCANT_TILES_EMULATED
 struct Tile { uint32_t word[ROWS][LANES]; };
@@ -74,24 +111,6 @@ struct TileRegisters {  // the units are ours as long as this lives; then they a
 };
 #endif
 
-// Two numbers of every lane, side by side as bfloat16: rounded to the nearest, ties to even.
-INLINE ivec pair_as_bfloat16(vec low, vec high) {
-    const ivec x = reinterpret_cast<ivec>(low), y = reinterpret_cast<ivec>(high);
-    const ivec a = x + 0x7fff + (x >> 16 & 1), b = y + 0x7fff + (y >> 16 & 1);
-    return (a >> 16 & 0xffff) | (b & ivec(ivec{} - 0x10000));
-}
-
-INLINE void store(uint32_t* to, ivec x) { __builtin_memcpy(to, &x, sizeof x); }
-
-// B from numbers that stand [term][lane]: pairs of terms, zeros beyond them up to a whole tile.
-inline void pair_terms(int64_t terms, int64_t lanes, const real* from, uint32_t* to) {
-    for (int64_t k = 0; k < round_up(terms, TERMS); k += 2, to += lanes)
-        for (int64_t l = 0; l < lanes; l += LANES) {
-            const real* at = from + k * lanes + l;
-            store(to + l, pair_as_bfloat16(k < terms ? load(at) : vec{}, k + 1 < terms ? load(at + lanes) : vec{}));
-        }
-}
-
 // HEIGHT × WIDTH tiles of C, steps in bytes.
 template <int HEIGHT, int WIDTH>
 INLINE void multiply_bfloat16(int64_t terms, const uint32_t* a, const uint32_t* b, int64_t lanes, real* c, bool added) {
@@ -141,6 +160,8 @@ inline void multiply_bfloat16(int64_t rows, int64_t lanes, int64_t terms, const 
             if (!tall && !wide) multiply_bfloat16<1, 1>(terms, left, right, lanes, to, added);
         }
 }
+
+#endif
 
 #else
 

@@ -102,8 +102,16 @@ def accelerate(
             outputs differ. The model is as it was then.
     """
     _check(model, only, pack, recompute)
+    with torch.random.fork_rng(devices=[]):  # trials draw their inputs: what the caller draws next is as without them
+        return _replace_parts(model, example, only, strict, dry_run, pack is not False, training, recompute)
+
+
+def _replace_parts(
+    model: nn.Module, example: Any, only: str | Sequence[str] | None, strict: bool, dry_run: bool, pack: bool,
+    training: bool, recompute: bool,
+) -> Report:  # fmt: skip
     # 1 what there is, and what takes its place
-    found = list(_survey(model, only, pack is not False, layers.RECOMPUTED if recompute else layers.LINEAR))
+    found = list(_survey(model, only, pack, layers.RECOMPUTED if recompute else layers.LINEAR))
     packs = [module for row, module, _ in found if row.kind == "linear" and row.kernel is not None]
     report = Report(tuple(row for row, _, _ in found), model, dry_run, _packs=packs)
     if strict:
