@@ -44,6 +44,22 @@ def test_norms_and_sums_of_t5_are_joined(transformers, mask: torch.Tensor | None
     accelerated.check_halves(model, [IDS, mask], path, ["encoder.final_layer_norm"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_t5_in_halves_beside_last_layers_in_float32(transformers, dtype: torch.dtype) -> None:
+    """As `from_pretrained` loads it in float16: behind its first perceptron everything is float32."""
+    model = _encoder(transformers, "T5").to(dtype)
+    for name, module in model.named_modules():
+        if name.endswith("DenseReluDense.wo"):
+            module.float()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(IDS).last_hidden_state
+        plain = model(IDS).last_hidden_state
+        locant.accelerate(model, strict=True)
+        found = model(IDS).last_hidden_state
+    assert found.dtype == plain.dtype
+    assert (found - exact).norm() <= 1.1 * (plain - exact).norm()
+
+
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_umt5(transformers, mask: torch.Tensor | None) -> None:
     accelerated.check(_encoder(transformers, "UMT5"), {"input_ids": IDS, "attention_mask": mask}, count=3)
