@@ -128,8 +128,17 @@ _WATCHERS = tuple(
         "_C._autograd._profiler_enabled",
     )
 )  # fmt: skip
-# device="cpu" is explicit: the import may run under torch.set_default_device
-_PLAIN = None if None in (_keys, *_WATCHERS) else _keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+def _plain_keys() -> frozenset[int]:
+    """The keys of plain tensors, and of those that inference_mode makes, which autograd knows nothing of."""
+    assert _keys is not None
+    with torch.inference_mode():  # device="cpu" is explicit: the import may run under torch.set_default_device
+        inferred = torch.empty(0, device="cpu")
+    return frozenset(_keys(x).raw_repr() for x in (torch.empty(0, device="cpu"), inferred))
+
+
+_PLAIN = None if None in (_keys, *_WATCHERS) else _plain_keys()
 
 
 def is_unwatched(arguments: Sequence[Any]) -> bool:
@@ -137,7 +146,7 @@ def is_unwatched(arguments: Sequence[Any]) -> bool:
     if torch.compiler.is_compiling() or _PLAIN is None or any(active() for active in _WATCHERS):
         return False
     tensors = (x for x in arguments if isinstance(x, Tensor))
-    return all(type(x) in (Tensor, nn.Parameter) and _keys(x).raw_repr() == _PLAIN for x in tensors)
+    return all(type(x) in (Tensor, nn.Parameter) and _keys(x).raw_repr() in _PLAIN for x in tensors)
 
 
 _all_hooked = _private("nn.modules.module._has_any_global_hook")

@@ -73,7 +73,8 @@ def cut(x: Float[Tensor, "batch channels height width"], patch: tuple[int, ...])
 def merge(x: Float[Tensor, "*batch height width channels"]) -> Float[Tensor, "*batch h w four_channels"]:
     """Cells by fours side by side, (0, 0), (1, 0), (0, 1), (1, 1); an odd side is filled up with zeros."""
     height, width = x.shape[-3:-1]
-    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    if height % 2 or width % 2:  # torch copies the map where nothing is filled up, too
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     x = x.unflatten(-3, (-1, 2)).unflatten(-2, (-1, 2))  # [*batch, h, 2, w, 2, channels]
     return x.movedim(-4, -2).flatten(-3)
 
