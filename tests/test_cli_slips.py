@@ -91,6 +91,7 @@ def test_every_option_given_wrongly_is_a_sentence(command: str) -> None:
         (["compare", "--config", "--quick"], "--config needs its value; --quick came."),
         (["bench", "--grid", "4", "--heads", "abc"], "--heads needs a whole number; got 'abc'. Write --heads 8."),
         (["bench", "--grid", "4", "--threads", "99999"], "--threads needs at most 1024 threads; got 99999."),
+        (["explain", "relative:99999999x2"], "a scheme is drawn on at most 1,048,576 tokens; got '99999999x2'"),
         (["bench"], "bench needs --grid, where tokens are; none came."),
         (["convert"], "locant convert needs IN; it did not come"),
         (["convert", "in.pth"], "locant convert needs OUT; it did not come (another file with one of these endings)."),

@@ -152,6 +152,9 @@ def _open_saved(path: Path) -> Opened:
 # --- schemes ----------------------------------------------------------------------------------------------------------
 
 
+MOST_TOKENS = 2**20  # more would take all memory, and minutes
+
+
 def _open_scheme(name: str, sizes: str, weights: Path | None) -> Opened:
     """A scheme on a grid, '14x14', its numbers from a file or as they start."""
     try:
@@ -160,6 +163,11 @@ def _open_scheme(name: str, sizes: str, weights: Path | None) -> Opened:
         raise ValueError(
             f"a scheme needs sizes of a grid with x between them; got {sizes!r}. Write {name}:14x14, for example."
         ) from None
+    if grid.tokens > MOST_TOKENS:
+        raise ValueError(
+            f"a scheme is drawn on at most {MOST_TOKENS:,} tokens; got {sizes!r}, {grid.tokens:,}. Write {name}:14x14, "
+            "for example."
+        )
     found = next(scheme for scheme in SCHEMES if scheme.name == name)
     if grid.axes not in found.axes:
         axes = " or ".join(map(str, found.axes))
