@@ -262,7 +262,7 @@ def test_layers_where_position_says_nothing_are_one_sentence_and_not_positional(
     shares = [tuple(dataclasses.replace(h, position_share=0.9) for h in layer.heads) for layer in layers]
     found = rules.find([dataclasses.replace(one, heads=heads) for one, heads in zip(layers, shares, strict=True)])
     assert [f.kind for f in found] == ["dead"]
-    assert found[0].text.startswith("Position says nothing in layers 0 to 1 and 3: no head moves more than")
+    assert found[0].text.startswith("Position says nothing in layers 0 to 1 and 3: no head moves even 0.1 %")
 
 
 def test_a_rotary_map_is_the_mean_cosine_at_the_offset() -> None:

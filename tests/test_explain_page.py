@@ -54,6 +54,13 @@ def with_nan(data: Data) -> Data:
     return dataclasses.replace(data, layers=(dataclasses.replace(first, heads=heads), *data.layers[1:]))
 
 
+def with_shares(data: Data, *shares: float) -> Data:
+    """Position's share of the heads of the first layer."""
+    first = data.layers[0]
+    heads = tuple(dataclasses.replace(h, position_share=x) for h, x in zip(first.heads, shares, strict=True))
+    return dataclasses.replace(data, layers=(dataclasses.replace(first, heads=heads), *data.layers[1:]))
+
+
 def with_token(data: Data) -> Data:
     """The token of the prefix asks as well, and sees all of the grid."""
     both = np.full((2, 4, 4), 0.05, np.float32)
@@ -163,6 +170,13 @@ def test_an_explanation_saves_its_page_and_its_chart(tmp_path) -> None:
     assert "No rule has anything to say" in empty.page
 
 
+def test_a_share_just_below_zero_is_no_minus_zero() -> None:
+    chart = pages.figures([with_shares(example(), -0.003, -0.016)])["layers"]
+    assert "head 0: 0 %<" in chart
+    assert "head 1: −2 %<" in chart
+    assert not re.search("[-−]0 %", chart)
+
+
 # --- in a browser ------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +260,17 @@ def test_a_class_token_is_asked_by_its_button(browser, folder) -> None:
     assert browser.js("location.hash") == "#layer=0&head=0&query=2,1"
     browser.open(folder / "token.html", hash_="#layer=1&head=1&query=t2")  # and by its address
     assert browser.js(pressed) == "true"
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("share", "said"), [(-0.0004, "0 %"), (-0.003, "−0.3 %"), (-0.4, "−40 %"), (0.0126, "1.3 %"), (0.931, "93 %")]
+)
+def test_shares_are_said_with_their_sign(browser, folder, share: float, said: str) -> None:
+    path = folder / f"share{share}.html"
+    path.write_text(pages.render([with_shares(example(), share, 0.5)]), encoding="utf-8")
+    browser.open(path, hash_="#layer=0&head=0")
+    assert browser.js("document.querySelector('.pane dl dd').textContent") == said
 
 
 @needs_chromium

@@ -153,3 +153,24 @@ def test_the_same_heads_of_several_layers_are_one_sentence() -> None:
     assert (first.text, first.layer, first.head) == ("Head 1 of layer 2 is 90 % position.", 2, 1)
     assert second.text == "Heads 0 and 2 of layers 0 to 1 and 3 are 70 to 80 % position."
     assert (second.layer, second.head, second.value) == (3, 0, 0.8)
+
+
+def test_heads_alike_in_several_layers_are_so_within_each() -> None:
+    """Layer 0 and layer 1 have maps of their own: heads 0 and 1 are alike in each, and no further."""
+    draw = np.random.default_rng(0)
+    maps = [draw.normal(size=9) for _ in range(2)]
+    layers = [dataclasses.replace(layer(mapped(one), mapped(2 * one)), index=i) for i, one in enumerate(maps)]
+    said = [one.text for one in rules.find(layers) if one.kind == "duplicate"]
+    assert said == [
+        "Heads 0 and 1 of layers 0 to 1 have the same map of positions within each layer (correlation 1.000)."
+    ]
+    said = [one.text for one in rules.find(layers[:1]) if one.kind == "duplicate"]
+    assert said == ["Heads 0 and 1 of layer 0 have the same map of positions (correlation 1.000)."]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1e-4, "even 0.1 %"), (1e-2, "more than 0.4 %")])
+def test_layers_where_position_says_nothing_say_how_little(size: float, most: str) -> None:
+    """A map of ±size moves size / 2 of a flat attention, to first order: 0.005 % and 0.5 %, less the odd offset."""
+    maps = [mapped(size * np.array([1.0, -1.0, 1.0, -1.0, 0.0])) for _ in range(2)]
+    (found,) = rules.find([layer(*maps)])[-1:]
+    assert found.text == f"Position says nothing in layer 0: no head moves {most} of a flat attention."

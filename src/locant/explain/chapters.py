@@ -112,7 +112,7 @@ def _dots(data: Data, values: Sequence[tuple[Layer, Head, float]], name: str, pe
     parts = []
     marks = np.arange(bottom, top + 0.01, 0.25 if top - bottom <= 1.5 else 0.5) if percent else None
     for value in np.linspace(bottom, top, 5) if marks is None else marks:
-        shown = (f"{100 * value:.0f} %" if percent else f"{value:.2g}").replace("-", "−")
+        shown = _whole(value) if percent else f"{value:.2g}"
         parts.append(f'<line x1="{LEFT}" x2="{WIDE}" y1="{y(value):.1f}" y2="{y(value):.1f}" class="rule"/>'
                      f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{shown}</text>')  # fmt: skip
     every = -(-len(data.layers) // 24)
@@ -125,11 +125,16 @@ def _dots(data: Data, values: Sequence[tuple[Layer, Head, float]], name: str, pe
     line = " ".join(f"{x[i]:.1f},{y(float(means[i])):.1f}" for i in sorted(means))
     parts.append(f'<polyline points="{line}" class="mean"/>')
     for layer, head, value in known:
-        words = f"layer {layer.index}, head {head.index}: " + (f"{100 * value:.0f} %" if percent else f"{value:.2f}")
+        words = f"layer {layer.index}, head {head.index}: " + (_whole(value) if percent else f"{value:.2f}")
         parts.append(f'<a href="#layer={layer.index}&amp;head={head.index}"><circle cx="{x[layer.index]:.1f}" '
                      f'cy="{y(value):.1f}" r="4" class="head"><title>{words}</title></circle></a>')  # fmt: skip
     return (f'<svg class="chart" viewBox="0 0 {WIDE} {TALL + 6}" role="img" aria-label="{text(name)} over layers, '
             f'from {bounds[0]:.2g} to {bounds[1]:.2g}">{"".join(parts)}</svg>')  # fmt: skip
+
+
+def _whole(value: float) -> str:
+    """A share in whole percent, whose 0 has no sign."""
+    return f"{round(100 * value)} %".replace("-", "−")
 
 
 def _embedded(one: Embedded) -> str:

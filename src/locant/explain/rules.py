@@ -57,7 +57,7 @@ class _Group:
         kind, limit: of the finding.
         layer, heads: whose it is; `strongest` is the head that the finding leads to.
         values: the least and the largest.
-        sentence: of who they are, and of both values.
+        sentence: of who they are, of both values, and of whether that is so in several layers.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class _Group:
     heads: tuple[int, ...]
     strongest: int
     values: tuple[float, float]
-    sentence: Callable[[str, float, float], str]
+    sentence: Callable[[str, float, float, bool], str]
 
 
 def _join_groups(groups: Sequence[_Group]) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def _join_groups(groups: Sequence[_Group]) -> Iterator[Finding]:
     for (kind, own), same in alike.items():
         best = max(same, key=lambda group: group.values[1])
         least, most = min(group.values[0] for group in same), best.values[1]
-        text = best.sentence(_who([group.layer for group in same], own), least, most)
+        text = best.sentence(_who([group.layer for group in same], own), least, most, len(same) > 1)
         yield Finding(kind, text, best.layer, best.strongest, most, best.limit)
 
 
@@ -114,7 +114,7 @@ def _several(
     """The heads whose value reaches the limit."""
     who = {head: value for head, value in values.items() if value >= limit}
 
-    def sentence(names: str, least: float, most: float) -> str:
+    def sentence(names: str, least: float, most: float, _: bool) -> str:
         return f"{names} " + sentences[len(who) > 1].format(said(least, most))
 
     if who:
@@ -155,7 +155,8 @@ def _dead(layers: Sequence[Layer]) -> Iterator[Finding]:
     if whole:
         worst, first = max(whole.values()), min(whole)
         where = f"layer {first}" if len(whole) == 1 else f"layers {_numbers(sorted(whole))}"
-        text = f"Position says nothing in {where}: no head moves more than {_percent(worst)} of a flat attention."
+        most = "even 0.1 %" if worst < 0.001 else f"more than {_percent(worst)}"
+        text = f"Position says nothing in {where}: no head moves {most} of a flat attention."
         yield Finding("dead", text, first, None, worst, DEAD)
     for index, (_, dead) in found.items():
         for head, moved in dead.items() if index not in whole else ():
@@ -208,8 +209,8 @@ def _duplicate(layer: Layer) -> Iterator[_Group]:
             yield _Group("duplicate", ALIKE, layer.index, (i, *same), i, (least, least), _alike_sentence)
 
 
-def _alike_sentence(names: str, least: float, most: float) -> str:
-    return f"{names} have the same map of positions (correlation {least:.3f})."
+def _alike_sentence(names: str, least: float, most: float, several: bool) -> str:
+    return f"{names} have the same map of positions{' within each layer' * several} (correlation {least:.3f})."
 
 
 def _resized(resizings: Sequence[Resizing]) -> Iterator[Finding]:

@@ -60,7 +60,11 @@ const makeSheets = (given, block, start) => {
     return at;
   };
   const signed = (v, digits = 2) => (Number.isNaN(v) ? "not a number" : v.toPrecision(digits).replace("-", "−"));
-  const share = (v) => (v === null || Number.isNaN(v) ? "–" : `${(100 * v).toFixed(v < 0.1 && v > 0 ? 1 : 0)} %`);
+  const share = (v) => {
+    if (v === null || Number.isNaN(v)) return "–";
+    const tenths = Math.round(1000 * v) / 10 || 0; // what is shown as 0 has no sign
+    return `${tenths.toFixed(tenths && Math.abs(v) < 0.1 ? 1 : 0)} %`.replace("-", "−");
+  };
   const known = (v, digits = 2) => (v === null || v === undefined ? "–" : v.toFixed(digits).replace("-", "−"));
   const words = (at) => at.map((v, axis) => `${AXES[at.length][axis]} ${v}`).join(", ");
 
