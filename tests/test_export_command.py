@@ -6,11 +6,16 @@ import importlib.util
 
 import pytest
 import torch
+from near import apart
+from redrawing import redraw
+from small import swin, vit
 from torch import nn
 from typer.testing import CliRunner
 
 from locant.cli import app
 from locant.integrations import export as exporting
+from locant.models.swin import Swin
+from locant.models.vit import ViT
 
 pytestmark = pytest.mark.plain
 there = pytest.mark.skipif(
@@ -35,6 +40,41 @@ def test_a_file_with_an_open_batch(tmp_path) -> None:
     (slot,) = session.get_inputs()
     assert session.run(None, {slot.name: torch.zeros(7, 3, 32, 32).numpy()})[0].shape == (7, 1000)
     assert sorted(p.name for p in tmp_path.iterdir()) in (["swin.onnx"], ["swin.onnx", "swin.onnx.data"])
+
+
+OPEN = {  # the model, and the least side of a picture where others are taken
+    "windows": (  # above its own: a last window is one of several
+        lambda: Swin(dim=8, depths=(2, 2), heads=(2, 4), window=4, img_size=64, num_classes=5),
+        96,
+    ),
+    "windows that are not shifted last": (lambda: swin(img_size=64), 32),
+    "rotary": (lambda: ViT(img_size=64, patch=8, dim=16, depth=1, heads=2, num_classes=5, position="rotary"), 32),
+    "rows of one size": (lambda: vit(64), None),
+}
+
+
+@there
+@pytest.mark.parametrize("name", OPEN)
+def test_a_file_with_open_pixels(name, tmp_path, monkeypatch) -> None:
+    """Tried on two sizes, where the model takes others; else it says why it takes one."""
+    import onnxruntime
+
+    build, least = OPEN[name]
+    model, path = redraw(build()).eval(), tmp_path / "open.onnx"
+    monkeypatch.setattr(exporting, "_model", lambda name, size, weights: (model, (3, 64, 64)))
+    done = _run(name, path, "--dynamic")
+    assert done.exit_code == 0, done.output
+    if least is None:
+        assert "pixels: 64 × 64 alone (ViT has positions for 8 × 8 tokens" in done.stdout
+        return
+    assert f"pixels: {least} to 4096 × {least} to 4096, in steps of 32\n" in done.stdout
+    assert f"onnxruntime on 1 × 3 × {least} × {least}: largest error " in done.stdout
+    assert "onnxruntime on 3 × 3 × 128 × 160: largest error " in done.stdout
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = torch.randn(2, 3, 192, 96)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    wanted = model(x).detach()
+    assert apart(torch.from_numpy(found), wanted) <= 64 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
 
 
 @there

@@ -14,13 +14,27 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.export import Dim
 
-from locant import ALiBi, Causal, Grid, RelativeTable, Rotary, Shaw, Windows, attention
+from locant import (
+    ALiBi,
+    Causal,
+    Grid,
+    Learned,
+    LearnedAxial,
+    MaskedSine,
+    RelativeTable,
+    Rotary,
+    Shaw,
+    Sinusoid,
+    Windows,
+    attention,
+)
 from locant.attend import attention_packed
 from locant.masks import Structure
 from locant.models.sam_encoder import SAMEncoder
 from locant.models.swin import Swin
 from locant.models.swin_v2 import SwinV2
 from locant.models.vit import ViT
+from locant.nn import Attention
 
 pytestmark = [pytest.mark.compiled, pytest.mark.private]  # which sizes are symbols stands in a private module
 
@@ -43,8 +57,9 @@ class Placed(nn.Module):
         return attention_packed(rows, grid=grid, position=self.position, mask=self.mask)
 
 
-def exported(model, x, dims):
-    return torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64), **dims},)).module()
+def exported(model, x, dims, strict=False):
+    shapes = ({0: Dim("batch", min=1, max=64), **dims},)
+    return torch.export.export(model, (x,), dynamic_shapes=shapes, strict=strict).module()
 
 
 MASKS = {
@@ -75,8 +90,62 @@ def test_schemes_on_any_size(scheme, mask):
         assert apart(program(x), model(x)) <= EXACT, shape
 
 
+STRICT = {  # windows that divide no side among them
+    "table-1d": Windows(3, 1), "decomposed-2d-prefix": Windows((3, 4), (2, 1)), "table-2d": Windows((3, 4), (2, 1)),
+    "gate-2d": None, "rotary-2d-prefix": Causal(), "table-3d": Windows((1, 3, 2), (0, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_export_on_any_size(name):
+    """Read by torch's compiler instead of run: the same program."""
+    (scheme,) = (s for s in SCHEMES if str(s) == name)
+    mask, axes = STRICT[name], scheme.grid.axes
+    model = Placed(scheme.make(), mask, scheme.grid.prefix).eval()
+    least = [size + 1 for size in Structure.of(mask).windows[0].size] if Structure.of(mask).windows else [2] * axes
+    most = [max(low + 1, size) for low, size in zip(least, scheme.grid.shape, strict=True)]
+    dims = {1 + i: Dim(f"side{i}", min=least[i], max=most[i]) for i in range(axes)}
+    program = exported(model, heads_on(3, [n - 1 for n in most]), dims, strict=True)
+    for batch, shape in enumerate((least, most), start=1):
+        x = heads_on(batch, shape)
+        assert apart(program(x), model(x)) <= EXACT, shape
+
+
 def heads_on(batch, shape):
     return torch.randn(batch, *shape, 3, HEADS, HEAD_DIM, dtype=torch.float64)
+
+
+class Embedded(nn.Module):
+    """A layer with an embedding, on a grid that is read off its input [batch, *grid, dim]."""
+
+    def __init__(self, position):
+        super().__init__()
+        self.attention = Attention(12, 2, position=position)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.flatten(1, -2), grid=Grid(*x.shape[1:-1]))
+
+
+EMBEDDINGS = {
+    "learned": lambda grid: Learned(grid, 12, init_std=1.0),
+    "learned-shared": lambda grid: Learned(grid, 12, axes=(grid.axes - 1,), init_std=1.0),
+    "learned-axial": lambda grid: LearnedAxial(grid, 12),
+    "sinusoid": lambda grid: Sinusoid(12),
+    "masked-sine": lambda grid: MaskedSine(12),
+}
+EMBEDDED = {1: ("learned", "sinusoid"), 2: tuple(EMBEDDINGS), 3: ("learned", "learned-shared")}
+
+
+@pytest.mark.parametrize(("axes", "name"), [(axes, name) for axes, names in EMBEDDED.items() for name in names])
+def test_embeddings_on_any_size(axes, name):
+    """Rows are taken up to the whole table: none of its sides is the size that the program is for."""
+    largest = (6, 5, 4)[:axes]
+    model = redraw(Embedded(EMBEDDINGS[name](Grid(*largest)))).double().eval()
+    dims = {1 + axis: Dim(f"side{axis}", min=2, max=high) for axis, high in enumerate(largest)}
+    program = exported(model, torch.randn(3, *[n - 1 for n in largest], 12, dtype=torch.float64), dims)
+    for batch, shape in enumerate((largest, [2] * axes, [*largest[:-1], 2]), start=1):
+        x = torch.randn(batch, *shape, 12, dtype=torch.float64)
+        assert apart(program(x), model(x)) <= EXACT, shape
 
 
 MODELS = {
@@ -111,6 +180,13 @@ def test_rows_of_pictures_of_one_size_say_so(sentence):
     model = ONE_SIZE[sentence]().eval()
     with pytest.raises(ValueError, match=sentence):
         exported(model, torch.randn(3, 3, 64, 96), {2: 8 * Dim("rows", min=2, max=12)})
+
+
+def test_a_recurrence_says_that_it_has_one_length():
+    """torch would say that a size is constant, not why."""
+    model, ids = MODELS_OF_EACH_FAMILY["models.bahdanau.Bahdanau"]().eval(), torch.zeros(3, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match="Bahdanau is exported for one length of `source`"):
+        torch.export.export(model, (ids, ids), dynamic_shapes=({1: Dim("source", min=2, max=9)}, None))
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ EXPORT = (
     Flag("out", PATH, "", "The file to write, ending in .onnx.", "OUT", needed=True),
     Flag("image_size", SIDES, MODEL, "Pixels: 384, 384x512, 8x224x224 for a clip; default its own.", "SIZE"),
     Flag("weights", PATH, MODEL, "File of its state dict; default random weights.", "FILE"),
-    Flag("dynamic", SWITCH, MODEL, "Leave the batch open; default batch 1."),
+    Flag("dynamic", SWITCH, MODEL, "Leave batch and, where it takes other sizes, pixels open; default batch 1."),
     Flag("quiet", SWITCH, OUTPUT, "Print nothing but errors.", options=("--quiet", "-q")),
 )  # fmt: skip
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from locant import models
 from locant.dispatch import tree_leaves
 from locant.integrations import named
 from locant.integrations.named import library
-from locant.integrations.trying import allowed_error, difference
+from locant.integrations.trying import allowed_error, difference, first_line
 from locant.registry import CLASSES
 
 BATCHES = (1, 3)  # on which a file with an open batch is tried; another one is exported on
+STEP, LARGEST = 32, 4096  # pixels: what pyramids of four scales divide a side by, and the largest side of a range
 DRAWN = 1e-3  # of the largest number: a float32 model that is further off itself in float64 draws at each call
 
 
@@ -32,11 +33,13 @@ class Exported:
         inputs: name and shape of each, a symbol for a size that is open.
         errors: by the shape of the input that it was tried on: the largest error against float64, the model's own, and
             the largest number there.
+        sizes: which pixels an open file takes, or why it takes one size; else empty.
     """
 
     path: Path
     inputs: tuple[tuple[str, tuple[int | str, ...]], ...]
     errors: dict[tuple[int, ...], tuple[float, float, float]]
+    sizes: str = ""
 
     @property
     def wrong(self) -> bool:
@@ -48,6 +51,7 @@ class Exported:
 
     def __str__(self) -> str:
         lines = [f"input {name}: {' × '.join(map(str, shape))}" for name, shape in self.inputs]
+        lines += [self.sizes] if self.sizes else []
         for shape, (error, own, size) in self.errors.items():
             where = f"onnxruntime on {' × '.join(map(str, shape))}"
             lines.append(f"{where}: largest error {error:.1e}, the model's own {own:.1e}, of numbers up to {size:.2g}")
@@ -66,7 +70,7 @@ def export(
         out: the file, ending in .onnx. It is written only if its numbers are right.
         image_size: pixels of a side, (rows, columns) or (frames, rows, columns); None is the model's own.
         weights: a file of a state dict; None: random weights, or the converted file's.
-        dynamic: whether the batch is left open.
+        dynamic: whether the batch is left open, and the pixels too where the model takes other sizes.
 
     Raises:
         ValueError: for another ending, a missing runtime, and what `named.build` refuses.
@@ -81,19 +85,69 @@ def export(
     runtime: Any = library("onnxruntime")
     model, shape = _model(name, image_size, weights)
     # 2 exported, batch 1 where it is closed: the usual case
-    inputs = (torch.randn(2 if dynamic else 1, *shape),)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if dynamic else None
+    opened = _open(model, shape) if dynamic else Opened(None, (1, *shape), ((1, *shape),))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        there = write_onnx(model, inputs, Path(folder) / path.name, shapes)
+        there = write_onnx(model, (torch.randn(opened.traced),), Path(folder) / path.name, opened.shapes)
         # 3 tried, then put where it belongs
         session = runtime.InferenceSession(str(there), providers=["CPUExecutionProvider"])
-        errors = dict(_try(model, session, (batch, *shape)) for batch in (BATCHES if dynamic else (1,)))
+        errors = dict(_try(model, session, tried) for tried in opened.tried)
         slots = tuple((slot.name, tuple(slot.shape)) for slot in session.get_inputs())
-        found = Exported(path, slots, errors)
+        found = Exported(path, slots, errors, opened.sizes)
         if not found.wrong:
             for part in Path(folder).iterdir():  # weights of more than 2 GB lie beside it
                 part.replace(path.parent / part.name)
     return found
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is open (`dynamic_shapes` of torch), the shape that is traced, those that the file is tried on, and a
+    sentence on pixels."""
+
+    shapes: tuple[dict[int, Any], ...] | None
+    traced: tuple[int, ...]
+    tried: tuple[tuple[int, ...], ...]
+    sizes: str = ""
+
+
+def _open(model: nn.Module, shape: Sequence[int]) -> Opened:
+    """The batch, and pixels where the model takes other sizes and torch can leave them open; else the reason."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    closed = Opened(({0: batch},), (2, *shape), tuple((n, *shape) for n in BATCHES))
+    if len(shape) < 3:
+        return closed
+    *lead, rows, columns = shape
+    larger = (*lead, 2 * rows, 2 * columns + STEP)
+    reason = _reason(model, torch.randn(1, *larger))
+    for least in _ranges(rows, columns) if not reason else ():
+        row, column = (
+            STEP * torch.export.Dim(name, min=low, max=LARGEST // STEP)
+            for name, low in zip(("rows", "columns"), least, strict=True)
+        )
+        shapes = ({0: batch, len(shape) - 1: row, len(shape): column},)
+        reason = _reason(torch.export.export, model, (torch.randn(2, *larger),), dynamic_shapes=shapes)
+        if not reason:
+            first = (*lead, *(STEP * low for low in least))
+            sides = " × ".join(f"{STEP * low} to {LARGEST}" for low in least)
+            sizes = f"pixels: {sides}, in steps of {STEP}"
+            return Opened(shapes, (2, *larger), ((BATCHES[0], *first), (BATCHES[1], *larger)), sizes)
+    return replace(closed, sizes=f"pixels: {rows} × {columns} alone ({reason})")
+
+
+def _ranges(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """The least sides to try, in steps: any; or above the model's own, where a last window is one of several."""
+    yield 1, 1
+    yield rows // STEP + 1, columns // STEP + 1
+
+
+def _reason(call: Callable[..., object], *given: object, **named: object) -> str:
+    """The first line of what the call raised; empty where it worked."""
+    try:
+        with torch.no_grad():
+            call(*given, **named)
+    except Exception as error:  # any library's
+        return first_line(error)
+    return ""
 
 
 def _model(name: str, size: int | tuple[int, ...] | None, weights: Path | None) -> tuple[nn.Module, Sequence[int]]:

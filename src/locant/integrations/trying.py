@@ -35,7 +35,7 @@ def disagreement(module: nn.Module, family: Family) -> str | None:
             offer.replacement.put(own)
             after = [own(*arguments) for arguments in calls]
     except Exception as error:  # whatever a class of others does on input that we made up
-        return f"it could not be tried on random input ({type(error).__name__}: {_first_line(error)})"
+        return f"it could not be tried on random input ({type(error).__name__}: {first_line(error)})"
     apart, size = difference(before, after)
     if apart <= (ROUNDED if family.rounds else AGREE) * size:
         return None
@@ -73,5 +73,5 @@ def _draw_numbers(module: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no message"])[0][:200]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from locant.checks import check_types
+from locant.dispatch import is_exporting, is_open
 from locant.masks import Padding
 from locant.models.folders import InFolders
 from locant.models.tokens import check_ids
@@ -39,6 +40,7 @@ class RecurrentEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens hidden"], Float[Tensor, "layers batch hidden"]]:
         """Read. Each row ends where its padding begins: the state is that of its last token; padding's memory is 0."""
         check_ids("Bahdanau", "source", ids)
+        _check_length("source", ids)
         x = self.embedding(ids)
         if mask is None or ids.shape[0] == 0:
             memory, state = self.rnn(x)
@@ -75,6 +77,7 @@ class AttentionDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens hidden"], State, Float[Tensor, "batch tokens keys"]]:
         """Go on from `state`, step by step. Returns every s_t, the new state, and α before dropout."""
         check_ids("Bahdanau", "target", ids)
+        _check_length("target", ids)
         hidden, memory, projected, mask = state
         allowed = allowed_pairs(mask, memory.shape[0], 1, memory.shape[1], memory.device)
         outputs, weights = [], []
@@ -171,6 +174,15 @@ class Bahdanau(InFolders, nn.Module):
         """Go on from a state: logits of what follows each of these tokens, the state behind them, and α."""
         x, state, weights = self.decoder(target, state)
         return self.head(x), state, weights
+
+
+def _check_length(name: str, ids: Tensor) -> None:
+    """A graph holds one step after the other: as many as there were."""
+    if is_open(ids.shape[1]) and is_exporting():
+        raise ValueError(
+            f"Bahdanau is exported for one length of `{name}`, as a program holds its recurrence step by step; got an "
+            "open one. Leave the batch open alone."
+        )
 
 
 def _lengths(mask: Padding, ids: Tensor) -> Int[Tensor, " batch"]:

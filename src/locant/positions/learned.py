@@ -88,7 +88,13 @@ class Learned(Embedding):
                 f"this Learned needs a grid of {self.grid.axes} axes with prefix={self.grid.prefix} or none, as "
                 f"{self.grid} it was built on; got {grid}. Build it on a grid with that many axes and that prefix."
             )
-        cut = self.table.unflatten(0, self._sizes(self.grid))[tuple(self._cut(axis, grid) for axis in self.axes)]
+        cut = self.table.unflatten(0, self._sizes(self.grid))
+        for at, axis in enumerate(self.axes):
+            taken = self._cut(axis, grid)
+            if is_open(grid.shape[axis]):  # a copy: whether a view of it is whole would be a question about the symbol
+                cut = cut.index_select(at, torch.arange(taken.start, taken.stop, device=cut.device))
+            else:
+                cut = cut[(slice(None),) * at + (taken,)]
         shared = [axis for axis in range(grid.axes) if axis not in self.axes]
         for axis in shared:
             cut = cut.unsqueeze(axis)
