@@ -269,6 +269,13 @@ def test_one_graph_serves_twelve_lengths(name):
     assert graphs(model, calls) == 1
 
 
+def test_one_graph_serves_twelve_batches_of_a_model_of_one_size():
+    """Its size is asked for once, in the graph."""
+    model = MODELS_OF_EACH_FAMILY["models.convit.ConViT"]().eval()
+    with torch.no_grad():
+        assert graphs(model, [(torch.randn(2 + i, 3, 32, 32),) for i in range(12)]) == 1
+
+
 def test_a_few_graphs_serve_twelve_pictures():
     """One for each answer to how a side divides: by what is filled up, and how many windows there are."""
     model = MODELS["swin"][0]().eval()

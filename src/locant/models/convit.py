@@ -189,7 +189,7 @@ class ConViT(Backbone, nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens dim"], Grid]:
         x, grid = self.patch_embed(images)
         if self.pos_embed is not None:
-            if grid != self.grid:
+            if grid.shape != self.grid.shape:  # of whole grids, torch.compile cannot ask it where sizes are symbols
                 rows, columns = (n * self.patch for n in self.grid.shape)
                 raise ValueError(
                     f"ConViT has positions for images of {rows} × {columns}; got {images.shape[2]} × "
