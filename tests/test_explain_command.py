@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from locant import models
+from locant.checkpoints.files import write
 from locant.cli import app
+from locant.integrations import named
 
 RUN = CliRunner()
 
@@ -43,6 +48,26 @@ def test_each_model_has_its_own_weights(tmp_path: Path) -> None:
     done = RUN.invoke(app, ["explain", "relative:3x3", *given])
     assert done.exit_code == 2
     assert "needs --weights once for each model; it came 2 times for 1" in done.stderr
+
+
+def test_a_model_of_any_size_is_told_its_pictures(tmp_path: Path) -> None:
+    """A file of AIM-Swin says no size of frames; one of AIM-ViT does, also where it is the default."""
+    settings = {"frames": 4, "dim": 12, "depths": (2,), "heads": (2,), "window": 4, "num_classes": 3}
+    file, page = tmp_path / "aim.safetensors", tmp_path / "page.html"
+    about = {"model": "AIMSwin", "layout": "locant", "settings": json.dumps(settings)}
+    write(file, models.AIMSwin(**settings).state_dict(), about=about)
+    clip = tmp_path / "clip.npy"
+    np.save(clip, np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3)).astype(np.uint8))
+    done = RUN.invoke(app, ["explain", str(file), str(clip), "-o", str(page)])
+    assert done.exit_code == 2
+    assert "AIMSwin does not say for which pictures it is. Name their size with --size" in done.stderr
+    done = RUN.invoke(app, ["explain", str(file), str(clip), "--size", "16", "-o", str(page)])
+    assert done.exit_code == 0, done.stderr
+    assert named.example_of(models.AIMSwin(**settings), (16, 24)) == (3, 4, 16, 24)
+    vit = models.AIMViT(img_size=(8, 16), patch=8, frames=2, dim=8, depth=1, heads=2, in_chans=1)
+    assert named.example_of(vit) == (1, 2, 8, 16)
+    with pytest.raises(ValueError, match="made for pictures of 8 × 16; --size says 24. Leave it out"):
+        named.example_of(vit, 24)
 
 
 @pytest.mark.parametrize(

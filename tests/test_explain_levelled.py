@@ -114,7 +114,7 @@ def test_heads_that_read_places_alone_and_words_alone() -> None:
     assert second.position_share == pytest.approx(0, abs=1e-12)
     assert found.layers[0].entrance == "embed"
     assert found.layers[0].scheme == "embeddings added to the tokens"
-    assert ADDED in found.notes
+    assert ADDED["embed"] in found.notes
     assert any(f.kind == "positional" and (f.layer, f.head) == (0, 0) for f in found.findings)
 
 

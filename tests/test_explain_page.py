@@ -174,7 +174,9 @@ def test_a_share_just_below_zero_is_no_minus_zero() -> None:
     chart = pages.figures([with_shares(example(), -0.003, -0.016)])["layers"]
     assert "head 0: 0 %<" in chart
     assert "head 1: −2 %<" in chart
-    assert not re.search("[-−]0 %", chart)
+    shown = pages.render([with_shares(example(), -0.003, -0.016)])
+    assert not re.search(r"[-−]0(\.0+)?( %)?<", chart + shown)
+    assert "<td>−0.02</td>" in shown
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------

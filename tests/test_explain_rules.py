@@ -146,6 +146,12 @@ def test_a_finding_says_its_number_and_its_limit() -> None:
     assert found == Finding("positional", "Head 0 of layer 0 is 55 % position.", 0, 0, 0.55, 0.5)
 
 
+def test_no_sentence_says_more_than_all() -> None:
+    """Content that works against position: cov(position, logits) is more than var(logits)."""
+    (found,) = rules.find([layer(Head(0, position_share=1.012), Head(0, position_share=0.67))])
+    assert (found.text, found.value) == ("Heads 0 and 1 of layer 0 are 67 to 100 % position.", 1.012)
+
+
 def test_the_same_heads_of_several_layers_are_one_sentence() -> None:
     shares = ((0.73, 0.2, 0.7), (0.71, 0.1, 0.76), (0.2, 0.9, 0.1), (0.8, 0.1, 0.7))
     layers = [dataclasses.replace(layer(*(Head(0, gate=x) for x in row)), index=i) for i, row in enumerate(shares)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from near import apart
 
+from locant.explain.run import ADDED, UNTOLD, run
 from locant.integrations import transformers_interface
 from locant.integrations.transformers_interface import LineTable, attend, register
 
@@ -135,3 +137,45 @@ def test_what_no_scheme_has_is_refused(name):
     q = torch.randn(1, 1, 3, 4)
     with pytest.raises(ValueError, match=f"without `{name}`"):
         attend(Owner(), q, q, q, None, **{name: 30.0})
+
+
+def _gpt2(transformers):
+    return transformers.GPT2Model(transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4))
+
+
+@pytest.mark.parametrize(("build", "entrance"), [(_gpt2, "embed"), (_llama, "rotate")])
+def test_decoders_are_explained(transformers, build, entrance) -> None:
+    """As the library's eager attention weighs; content is what it weighs with all tokens at one place."""
+    torch.manual_seed(0)
+    model, ids = build(transformers).eval(), torch.arange(6)[None] + 3
+    with torch.no_grad():
+        before = model(ids).last_hidden_state
+        own = model.config._attn_implementation
+        found = run(model, ids, queries=[((i + 0.5) / 6,) for i in range(6)]).data
+        assert model.config._attn_implementation == own
+        assert torch.equal(model(ids).last_hidden_state, before)
+        model.set_attn_implementation("eager")
+        eager = model(ids, output_attentions=True).attentions
+        still = torch.zeros_like(ids)
+        if entrance == "embed":  # the mean of the vectors in use, in every place
+            model.wpe.weight[:] = model.wpe.weight[:6].mean(0)
+        alone = model(ids, position_ids=still, output_attentions=True).attentions
+    assert ADDED[entrance] in found.notes
+    assert [layer.entrance for layer in found.layers] == [entrance] * 2
+    for layer, whole, content in zip(found.layers, eager, alone, strict=True):
+        assert layer.reason == ""
+        for i, row in enumerate(layer.rows):
+            assert row.both.shape == (4, i + 1)
+            assert np.allclose(row.both, whole[0, :, i, : i + 1], atol=1e-5)
+            assert np.allclose(row.content, content[0, :, i, : i + 1], atol=1e-5)
+
+
+def test_places_that_act_unseen_are_said(transformers) -> None:
+    ids = torch.arange(6)[None]
+    layers = run(_llama(transformers).eval(), ids).data.layers
+    assert [UNTOLD in layer.reason for layer in layers] == [False] * 2
+    model = _llama(transformers).eval()
+    model.doubled = torch.nn.Parameter(torch.ones(2)) * 2  # computed from another: no copy, no second run
+    layers = run(model, ids).data.layers
+    assert [UNTOLD in layer.reason for layer in layers] == [True] * 2
+    assert all(row.position is None for layer in layers for row in layer.rows)

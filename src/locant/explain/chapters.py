@@ -244,7 +244,9 @@ def _table(data: Data, several: bool) -> str:
             gate = float("nan") if head.gate is None else head.gate
             numbers = (head.locality, head.anisotropy, gate, head.position_share, head.content_share, head.correlation,
                        head.variation)  # fmt: skip
-            cells = "".join(f"<td>{f'{n:.2f}'.replace('-', '−') if math.isfinite(n) else '–'}</td>" for n in numbers)
+            cells = "".join(
+                f"<td>{f'{round(n, 2) + 0.0:.2f}'.replace('-', '−') if math.isfinite(n) else '–'}</td>" for n in numbers
+            )
             link = f'<a href="#layer={layer.index}&amp;head={head.index}">{layer.index}</a>'
             rows.append(f"<tr><th scope=row>{link}</th><td>{head.index}</td>{cells}</tr>")
     if not rows:

@@ -6,12 +6,14 @@ with the mean of their vectors in every place, and
     content = the logits of that run          position = logits - content
 
 whose sum is what the softmax is taken of, in every layer. In the first layer that is what the vectors themselves do; in
-later ones it holds all that earlier layers made of them. Vectors of the prefix stay.
+later ones it holds all that earlier layers made of them. Vectors of the prefix stay. Where q and k of a library's model
+are turned by its own module before attention (rotary), all tokens are at place 0 in the second run: nothing is turned.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from types import MethodType
 from typing import Any
@@ -38,7 +40,7 @@ def without_places(model: nn.Module, grid: Grid) -> nn.Module | None:
         level = _level(tensor.flatten(0, -2), grid, _start(owner)).reshape(tensor.shape)
         parameter = isinstance(tensor, nn.Parameter)
         shared[id(tensor)] = nn.Parameter(level, requires_grad=False) if parameter else level
-    if not has_places(model):
+    if not has_places(model) and not turns(model):
         return None
     try:
         alike = copy.deepcopy(model, shared)
@@ -47,12 +49,24 @@ def without_places(model: nn.Module, grid: Grid) -> nn.Module | None:
     for module in alike.modules():
         if isinstance(module, Embedding):
             vars(module)["forward"] = MethodType(_forward, module)
+        elif _is_rotary(module):
+            vars(module)["forward"] = MethodType(_unturned, module)
     return alike
 
 
 def has_places(model: nn.Module) -> bool:
     """Whether it has embeddings of positions that are known."""
     return any(True for _ in _tables(model)) or any(isinstance(module, Embedding) for module in model.modules())
+
+
+def turns(model: nn.Module) -> bool:
+    """Whether modules of its own turn q and k before attention."""
+    return any(map(_is_rotary, model.modules()))
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    named = type(module).__name__.endswith("RotaryEmbedding")
+    return named and list(inspect.signature(type(module).forward).parameters)[1:3] == ["x", "position_ids"]
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
@@ -85,6 +99,10 @@ def _forward(self: Any, *inputs: Any, **named: Any) -> Tensor:
     first = grid.prefix if isinstance(grid, Grid) else 0
     places = rows[..., first:, :].mean(-2, keepdim=True).expand_as(rows[..., first:, :])
     return torch.cat([rows[..., :first, :], places], -2)
+
+
+def _unturned(self: Any, x: Tensor, position_ids: Tensor, **named: Any) -> Any:
+    return type(self).forward(self, x, torch.zeros_like(position_ids), **named)
 
 
 _forward.__name__ = "forward"

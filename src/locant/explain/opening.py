@@ -83,7 +83,7 @@ def open_(
     if path.is_dir() and (path / "results.json").is_file():
         return _open_compared(path)
     if path.is_file():
-        return _open_compared(path) if path.name.startswith("best-") else _open_saved(path)
+        return _open_compared(path) if path.name.startswith("best-") else _open_saved(path, size)
     raise ValueError(
         f"MODEL needs {', '.join(f'{x}:NAME' for x in named.LIBRARIES)}, a scheme such as relative:14x14, the folder "
         f"of a comparison, or a file that locant convert wrote; got {name!r}. Schemes are {', '.join(sorted(schemes))}."
@@ -141,11 +141,11 @@ def _open_compared(folder: Path) -> Opened:
     )  # fmt: skip
 
 
-def _open_saved(path: Path) -> Opened:
+def _open_saved(path: Path, size: int | tuple[int, ...] | None) -> Opened:
     from locant import models
 
     model: Any = models.from_file(path)
-    example = torch.randn(1, *named.example_of(model))
+    example = torch.randn(1, *named.example_of(model, size))
     return Opened(path.name, f"The weights are those of {path.name}.", model.eval(), (example,))
 
 

@@ -45,7 +45,7 @@ class Seen:
         rows, measures: of each query that was asked for; measures [5, heads] as `split` has them.
         blocks: (queries, keys, mean over heads [queries, keys]) of all queries, for a rollout.
         said: why something is missing.
-        added: whether position came with the tokens, and was told from them by a run without places.
+        added: how position came before attention, "embed" or "rotate", and was told by a run without places.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Seen:
     measures: list[Float[np.ndarray, "5 heads"]] = field(default_factory=list)
     blocks: list[tuple[Tensor, Tensor, Float[Tensor, "queries keys"]]] | None = None
     said: list[str] = field(default_factory=list)
-    added: bool = False
+    added: str = ""
 
 
 class Recorder:
@@ -76,6 +76,7 @@ class Recorder:
         rollout: whether blocks of all queries are kept, up to MOST_PAIRS numbers.
         idle: run no kernel: calls give zeros. For weights alone.
         alike: what a recorder has read of the same model without places (levelled.py): content, where no scheme acts.
+        without: how places come into the model that runs without them: "embed", added, or "rotate".
 
     `contents` holds the logits by content of every query, layer by layer; for another recorder's `alike`.
     """
@@ -83,10 +84,11 @@ class Recorder:
     def __init__(
         self, model: nn.Module, queries: Sequence[Where] = (), place: tuple[tuple[int, ...], int] | None = None,
         *, rollout: bool = False, idle: bool = False, alike: Recorder | None = None,
+        without: str = "embed",
     ) -> None:  # fmt: skip
         self.names = {id(module): name for name, module in model.named_modules() if name}
         self.queries, self.place, self.idle = tuple(queries), place, idle
-        self.rollout, self.pairs, self.alike = rollout, 0, alike
+        self.rollout, self.pairs, self.alike, self.without = rollout, 0, alike, without
         self.contents: list[list[Tensor]] = []
         self.seen: list[Seen] = []
         _refuse_compiled(model)
@@ -157,7 +159,8 @@ class Recorder:
         others = [] if self.alike is None else self.alike.contents
         if layer >= len(others) or query >= len(others[layer]) or others[layer][query].shape != block.content.shape:
             return block
-        seen.added = True
+        assert self.alike is not None
+        seen.added = self.alike.without
         content = others[layer][query]
         return replace(block, content=content, position=block.content - content)
 

@@ -252,7 +252,8 @@ def _unknown(layer: Layer) -> Iterator[Finding]:
 
 
 def _percents(least: float, most: float) -> str:
-    one, other = _percent(least), _percent(most)
+    """Up to 100 %: position explains more than all of a head whose content works against it, which reads as a slip."""
+    one, other = _percent(min(least, 1.0)), _percent(min(most, 1.0))
     return one if one == other else f"{one.removesuffix(' %')} to {other}"
 
 

@@ -24,6 +24,7 @@ from locant.explain.rollout import roll_out
 from locant.grid import Grid
 from locant.integrations.model import accelerate
 from locant.integrations.replacing import is_replaced
+from locant.integrations.transformers_interface import interface_attention
 
 # what schemes of other libraries' modules are called, by their classes in locant.integrations
 WORDS = {
@@ -32,10 +33,14 @@ WORDS = {
     "BorrowedVectors": "vectors of offsets",
 }  # fmt: skip
 
-ADDED = (
-    "Vectors of places are added to the tokens. By content is what a second run gives, with their mean in every place; "
-    "position is what the places change, through all layers before."
-)
+ADDED = {
+    "embed": "Vectors of places are added to the tokens. By content is what a second run gives, with their mean in "
+    "every place; position is what the places change, through all layers before.",
+    "rotate": "Places turn q and k before attention. By content is what a second run gives, with nothing turned; "
+    "position is what the places change, through all layers before.",
+}
+BEFORE = {"embed": "embeddings added to the tokens", "rotate": "rotary, before attention"}
+UNTOLD = "What places do to q and k before attention is in both, and not told from content."
 
 
 def run(
@@ -110,11 +115,16 @@ def _look(
         if not inputs:
             raise ValueError("a module needs an input to run on; none came. Pass input=, a tensor with a batch of 1.")
         first = _record(model, inputs, Recorder(model, (), _places(model), idle=True))
+        asked = not first and stack.enter_context(interface_attention(model))
+        if asked:
+            first = _record(model, inputs, Recorder(model, (), _places(model), idle=True))
         if taken is None or not first:
             notes += [] if first else ["No attention was reached that Locant knows."]
-            return _with_names(first), None, unread
-        # 3 again with the queries
-        seen, shown = _with_input(model, taken, first, queries, inputs, notes)
+            seen, shown = first, None
+        else:  # 3 again with the queries
+            seen, shown = _with_input(model, taken, first, queries, inputs, notes)
+        for one in seen if asked and not has_places(model) else ():
+            one.said += [] if one.added or tuple(one.schemes) else [UNTOLD]
         return _with_names(seen), shown, unread
 
 
@@ -137,12 +147,12 @@ def _with_input(
             "Vectors of places are added to the tokens; the model can't be copied, so they are not told from content."
         )
     if level is not None:
-        alike = Recorder(level, wheres, _places(model))
+        alike = Recorder(level, wheres, _places(model), without="embed" if has_places(model) else "rotate")
         _record(level, inputs, alike)
     # 2 as it is
     recorder = Recorder(model, wheres, _places(model), rollout=True, alike=alike)
     seen = _record(model, inputs, recorder)
-    notes += [ADDED] if any(one.added for one in seen) else []
+    notes += [ADDED[how] for how in ADDED if any(one.added == how for one in seen)]
     rollout = roll_out(seen, wheres, recorder.pairs)
     return seen, taken.shown(wheres, labels, rollout)
 
@@ -178,10 +188,10 @@ def _with_names(seen: list[Seen]) -> list[Seen]:
 
 def _layer(index: int, seen: Seen) -> Layer:
     schemes = tuple(seen.schemes)
-    names = ["embeddings added to the tokens"] if seen.added else []
+    names = [BEFORE[seen.added]] if seen.added else []
     names += [WORDS.get(type(p).__name__, type(p).__name__) for p in schemes]
     scheme = ", ".join(names) or "no position in attention"
-    entrance = "embed" if seen.added else " + ".join(dict.fromkeys(p.entrance for p in schemes))
+    entrance = seen.added or " + ".join(dict.fromkeys(p.entrance for p in schemes))
     said = list(seen.said)
     try:
         found = heads.heads_of(seen, seen.measures)

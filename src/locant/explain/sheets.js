@@ -65,7 +65,7 @@ const makeSheets = (given, block, start) => {
     const tenths = Math.round(1000 * v) / 10 || 0; // what is shown as 0 has no sign
     return `${tenths.toFixed(tenths && Math.abs(v) < 0.1 ? 1 : 0)} %`.replace("-", "−");
   };
-  const known = (v, digits = 2) => (v === null || v === undefined ? "–" : v.toFixed(digits).replace("-", "−"));
+  const known = (v, digits = 2) => (v === null || v === undefined ? "–" : (Number(v.toFixed(digits)) || 0).toFixed(digits).replace("-", "−"));
   const words = (at) => at.map((v, axis) => `${AXES[at.length][axis]} ${v}`).join(", ");
 
   // --- one map as SVG -----------------------------------------------------------------------------------------------

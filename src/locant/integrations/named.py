@@ -162,16 +162,31 @@ def _locant(name: str, size: int | tuple[int, ...] | None) -> tuple[nn.Module, t
     return model, example_of(model)
 
 
-def example_of(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one picture or clip that a model of locant is made for."""
+def example_of(model: nn.Module, size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The shape of one picture or clip that a model of locant is made for; `size` is for those that take any.
+
+    Raises:
+        ValueError: for a model of any size without one, and of another size than its own.
+    """
+    takes, settings = inspect.signature(type(model)).parameters, getattr(model, "settings", {})
     sides: Any = getattr(model, "img_size", None)
+    if sides is None and "img_size" in takes:
+        sides = settings.get("img_size", takes["img_size"].default)
+    any_size = sides is None and "in_chans" in takes
+    sides = size if any_size else sides
     if sides is None:
         raise ValueError(
-            f"{type(model).__name__} does not say for which pictures it is. Use it in Python, on an input of your own."
+            f"{type(model).__name__} does not say for which pictures it is. "
+            f"{'Name their size with --size, or use' if any_size else 'Use'} it in Python, on an input of your own."
+        )
+    rows = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    if size is not None and _sides(size, rows) != rows:
+        raise ValueError(
+            f"{type(model).__name__} is made for pictures of {rows[0]} × {rows[1]}; --size says {size}. Leave it out, "
+            "or bring the model to that size first: locant convert."
         )
     frames: int | None = getattr(model, "frames", None)
-    rows = (sides, sides) if isinstance(sides, int) else tuple(sides)
-    return 3, *([] if frames is None else [frames]), *rows
+    return settings.get("in_chans", 3), *([] if frames is None else [frames]), *rows
 
 
 def _load(model: nn.Module, path: Path) -> None:

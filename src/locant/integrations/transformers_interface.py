@@ -7,6 +7,8 @@ difference of places alone is read back into a table of that many numbers, and r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,24 @@ def register(name: str = "locant") -> None:
         ) from None
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, sdpa_mask)
+
+
+@contextmanager
+def interface_attention(model: Any) -> Iterator[bool]:
+    """While this lasts, a model of transformers asks Locant for attention; whether it is one that asks at all."""
+    asks = getattr(type(model), "_can_set_attn_implementation", None)
+    if asks is None or not asks():
+        yield False
+        return
+    register("locant")
+    parts = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    before = [(config, config._attn_implementation) for config in parts.values()]
+    try:
+        model.set_attn_implementation("locant")
+        yield True
+    finally:
+        for config, own in before:  # outer ones first: setting one sets those within it
+            config._attn_implementation = own
 
 
 class LineTable(Bias):
