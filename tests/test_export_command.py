@@ -35,6 +35,7 @@ def test_a_file_with_an_open_batch(tmp_path) -> None:
     done = _run("swin_tiny", path, "--image-size", "32", "--dynamic")
     assert done.exit_code == 0, done.output
     assert "onnxruntime on 3 × 3 × 32 × 32: largest error " in done.stdout
+    assert "pixels: 32 × 32 alone (open ones are multiples of 32 from 64 to 2016)" in done.stdout
     assert f"Written: {path}" in done.stdout
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (slot,) = session.get_inputs()
@@ -43,8 +44,8 @@ def test_a_file_with_an_open_batch(tmp_path) -> None:
 
 
 OPEN = {  # the model, and the least side of a picture where others are taken
-    "windows": (lambda: Swin(dim=8, depths=(1, 2), heads=(2, 4), window=4, img_size=64), 96),  # a last one of several
-    "rotary": (lambda: ViT(img_size=64, patch=8, dim=16, depth=1, heads=2, num_classes=5, position="rotary"), 32),
+    "windows": (lambda: Swin(dim=8, depths=(1, 2), heads=(2, 4), window=4, img_size=64), 64),
+    "rotary": (lambda: ViT(img_size=64, patch=8, dim=16, depth=1, heads=2, num_classes=5, position="rotary"), 64),
     "rows of one size": (lambda: vit(64), None),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,20 @@ class Opened:
 
 
 def _open(model: nn.Module, shape: Sequence[int]) -> Opened:
-    """The batch, and pixels where the model takes other sizes and torch can leave them open; else the reason."""
+    """The batch; and pixels, where the model takes other sizes and torch can leave them open, its own among them: all,
+    or from its own on, where windows ask for more than one per side. Else the reason."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     closed = Opened(({0: batch},), (2, *shape), tuple((n, *shape) for n in BATCHES))
     if len(shape) < 3:
         return closed
     *lead, rows, columns = shape
+    if any(side % STEP or not 2 * STEP <= side <= LARGEST // 2 - STEP for side in (rows, columns)):
+        fit = f"open ones are multiples of {STEP} from {2 * STEP} to {LARGEST // 2 - STEP}"
+        return replace(closed, sizes=f"pixels: {rows} × {columns} alone ({fit})")
     larger = (*lead, 2 * rows, 2 * columns + STEP)
-    reason = _reason(model, torch.randn(1, *larger))
-    for least in _ranges(rows, columns) if not reason else ():
+    reason = refused = _reason(model, torch.randn(1, *larger))
+    # torch takes a symbol for 2 or more, whatever it is told: a range from one step on would be wrong at that step
+    for least in ((2, 2), (rows // STEP, columns // STEP)) if not refused else ():
         row, column = (
             STEP * torch.export.Dim(name, min=low, max=LARGEST // STEP)
             for name, low in zip(("rows", "columns"), least, strict=True)
@@ -131,13 +136,8 @@ def _open(model: nn.Module, shape: Sequence[int]) -> Opened:
             sides = " × ".join(f"{STEP * low} to {LARGEST}" for low in least)
             sizes = f"pixels: {sides}, in steps of {STEP}"
             return Opened(shapes, (2, *larger), ((BATCHES[0], *first), (BATCHES[1], *larger)), sizes)
-    return replace(closed, sizes=f"pixels: {rows} × {columns} alone ({reason})")
-
-
-def _ranges(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """The least sides to try, in steps: any; or above the model's own, where a last window is one of several."""
-    yield 1, 1
-    yield rows // STEP + 1, columns // STEP + 1
+    advice = "" if refused else "; a larger --image-size has more windows than one per side, and may leave them open"
+    return replace(closed, sizes=f"pixels: {rows} × {columns} alone ({reason}{advice})")
 
 
 def _reason(call: Callable[..., object], *given: object, **named: object) -> str:
