@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locant import attend, hooks
 from locant.attend import attention
-from locant.call import Call
+from locant.call import Call, Schemes
 from locant.explain import rules
 from locant.explain.data import Head, Layer
 from locant.explain.heads import heads_of
@@ -164,6 +164,23 @@ def test_outputs_keep_their_bits_and_rollout_is_the_dense_product(border: str, s
     rolled = roll_out(recorder.seen, [(0.1, 0.1), (0.9, 0.6)], recorder.pairs)
     places = [np.ravel_multi_index((int(a * shape[0]), int(b * shape[1])), shape) for a, b in ((0.1, 0.1), (0.9, 0.6))]
     assert np.allclose(rolled.maps.reshape(2, -1), dense[places].numpy(), atol=1e-6)
+
+
+def _merged(name: str, grid: Grid) -> Seen:
+    """A layer whose tokens attend to themselves."""
+    tokens = torch.arange(grid.tokens)
+    blocks = [(tokens, tokens, torch.eye(grid.tokens))]
+    return Seen(name, Schemes(), None, grid, grid, 1, 8, 1.0, 1, blocks=blocks)
+
+
+def test_rollout_goes_through_merged_maps_of_odd_sides() -> None:
+    """7 x 6 cells merged by fours are 4 x 3: the last row is made of one row alone, for zeros are no tokens."""
+    layers = [_merged("fine", Grid(7, 6)), _merged("coarse", Grid(4, 3))]
+    maps = roll_out(layers, [(0.99, 0.0), (0.0, 0.5)], 0).maps
+    wanted = np.zeros((2, 7, 6))
+    wanted[0, 6, :2], wanted[1, :2, 2:4] = 1 / 2, 1 / 4
+    assert np.array_equal(maps, wanted)
+    assert "can't follow" in roll_out([_merged("fine", Grid(7, 6)), _merged("coarse", Grid(5, 3))], [()], 0).reason
 
 
 def test_shares_of_heads_that_are_made_by_hand() -> None:

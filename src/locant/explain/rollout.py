@@ -4,13 +4,12 @@
 
 (attention rollout: Abnar and Zuidema, arXiv 2005.00928). Windows make A sparse: a block per cell, shifted or not, is
 all of it, so that the product is exact. Where a layer works on a grid that was merged from the one before, a token is
-the mean of those that it was merged from.
+the mean of those that it was merged from; zeros that filled up an odd side are no tokens.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,9 +61,14 @@ def _reason(layers: Sequence[Seen], pairs: int) -> str:
         return f"Rollout needs one group of tokens that attends to itself in every layer; {missing.name} has others."
     for before, after in itertools.pairwise(layers):
         same_axes = before.grid.axes == after.grid.axes
-        if not same_axes or any(a % b for a, b in zip(before.grid.shape, after.grid.shape, strict=True)):
+        if not same_axes or not all(map(_is_merged, before.grid.shape, after.grid.shape)):
             return f"Rollout can't follow tokens from {before.name}, {before.grid}, to {after.name}, {after.grid}."
     return ""
+
+
+def _is_merged(finer: int, coarser: int) -> bool:
+    """Whether so many cells are so many by an equal number each, the last of them perhaps by fewer."""
+    return -(-finer // -(-finer // coarser)) == coarser
 
 
 def _unmerged(row: Tensor, grid: Grid, finer: Grid) -> Tensor:
@@ -72,10 +76,11 @@ def _unmerged(row: Tensor, grid: Grid, finer: Grid) -> Tensor:
     if grid == finer:
         return row
     cells = row[:, grid.prefix :].unflatten(1, grid.shape)
-    ratios = [b // a for a, b in zip(grid.shape, finer.shape, strict=True)]
-    for axis, ratio in enumerate(ratios, start=1):
-        cells = cells.repeat_interleave(ratio, axis)
+    for axis, (many, few) in enumerate(zip(finer.shape, grid.shape, strict=True), start=1):
+        into = torch.arange(many) // -(-many // few)
+        parts = torch.bincount(into)[into].reshape([-1 if a == axis else 1 for a in range(cells.ndim)])
+        cells = cells.index_select(axis, into) / parts
     prefix = torch.zeros(len(row), finer.prefix, dtype=row.dtype)
     kept = min(grid.prefix, finer.prefix)  # what lies in a class token that joins later is followed no further
     prefix[:, :kept] = row[:, :kept]
-    return torch.cat([prefix, cells.flatten(1) / math.prod(ratios)], 1)
+    return torch.cat([prefix, cells.flatten(1)], 1)
