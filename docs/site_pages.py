@@ -27,8 +27,8 @@ LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 SHELVES = {
     "Begin": ("docs/tutorials/README.md", "docs/accelerate.md", "docs/explain.md", "docs/compare.md", "docs/bench.md"),
     "Use": ("docs/schemes/README.md", "docs/checkpoints.md", "docs/export.md", "docs/coming-from.md", "api/index.md"),
-    "Know": ("docs/support.md", "docs/limits.md", "docs/performance.md", "docs/models.md", "docs/models-speed.md",
-             "docs/parity.md", "docs/small-data.md", "docs/sources.md"),
+    "Know": ("docs/support.md", "docs/exported.md", "docs/limits.md", "docs/performance.md", "docs/models.md",
+             "docs/models-speed.md", "docs/parity.md", "docs/small-data.md", "docs/sources.md"),
     "Project": ("docs/README.md", "docs/architecture.md", "docs/versions.md", "docs/releasing.md", "CHANGELOG.md",
                 "CONTRIBUTING.md", "SECURITY.md", "LOG.md"),
 }  # fmt: skip
