@@ -62,7 +62,8 @@ def test_private_names_of_others_stand_in_one_file() -> None:
     # integrations read those of the libraries that they know, whose source they compare; torch's they read in dispatch
     libraries = {
         "_attn_implementation", "_relative_position_bucket", "_apply_chunk_attention", "_apply_rotary_embedding",
-        "_get_alibi_slopes", "_active_collector", "_gradient_checkpointing_func",  # of transformers
+        "_get_alibi_slopes", "_active_collector", "_gradient_checkpointing_func",
+        "_can_set_attn_implementation",  # of transformers
         "_fast_norm",  # of timm
     }  # fmt: skip
     theirs = [

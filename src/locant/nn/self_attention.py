@@ -102,7 +102,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: if x is not `[batch, tokens, dim]` on that grid, or `locant.attention` refuses the rest.
         """
-        out = self.merged_heads(x, grid=grid, position=position, mask=mask)
+        out = Attention.merged_heads(self, x, grid=grid, position=position, mask=mask)
         return F.dropout(self.proj(out), self.proj_dropout, self.training)
 
     def merged_heads(

@@ -74,6 +74,23 @@ class WindowedAttention(Attention):
         )  # fmt: skip
         self.window, self.shift, self.border, self.small = windows.size, windows.shift, border, small
 
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        *,
+        grid: Grid | None = None,
+        position: Positions = None,
+        mask: Mask | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Attend inside windows. `grid` and `position` take the place of the module's own; `mask` joins the windows.
+
+        Raises:
+            ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
+                slice of a grid.
+        """
+        attend = partial(super().forward, position=position)
+        return self._inside(x, grid, position, mask, attend, regroups=self.border != "cells")
+
     def merged_heads(
         self,
         x: Float[Tensor, "batch tokens dim"],
@@ -83,28 +100,35 @@ class WindowedAttention(Attention):
         mask: Mask | None,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """The same inside windows. `mask` joins them.
+        """The same before `proj`, as `Attention` has it; maps that windows divide are left as they are."""
+        heads = partial(super().merged_heads, position=position, project=project)
+        return self._inside(x, grid, position, mask, heads, regroups=None)
 
-        Raises:
-            ValueError: if x does not fit the grid; under borders that fill, for a mask, an embedding, a prefix or a
-                slice of a grid.
-        """
+    def _inside(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        grid: Grid | None,
+        position: Positions,
+        mask: Mask | None,
+        attend: Callable[..., Tensor],
+        regroups: bool | None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """`attend`, which takes tokens, a grid and a mask, in windows; None regroups these where zeros fill a map."""
         check_mask(type(self).__name__, "mask", mask)
         check_tokens(x, self.dim, bare_weight(self.qkv))
         grid = token_grid(x, self.grid if grid is None else grid)
         Windows(self.window).bound(grid, grid)
         window, shift = fitted(self.window, self.shift, grid.shape, self.small)
-        within = partial(super().merged_heads, position=position, project=project)
         if self.border != "cells":
             self._check_regrouping(grid, position, mask)
-        if not self.fills(grid):
+        if not (self.fills(grid) if regroups is None else regroups):
             cells = Windows(window, shift)
-            return within(x, grid=grid, mask=cells if mask is None else cells & mask)
+            return attend(x, grid=grid, mask=cells if mask is None else cells & mask)
 
-        def attend(x: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
-            return within(x, grid=grid, mask=mask)
+        def regrouped(x: Tensor, grid: Grid, mask: Mask | None) -> Tensor:
+            return attend(x, grid=grid, mask=mask)
 
-        return attend_regrouped(x.unflatten(1, grid.shape), window, shift, self.border, attend).flatten(1, -2)
+        return attend_regrouped(x.unflatten(1, grid.shape), window, shift, self.border, regrouped).flatten(1, -2)
 
     def fills(self, grid: Grid) -> bool:
         """Whether zeros fill a map up. Where windows divide it the rules for borders agree, and no token is moved;
