@@ -108,7 +108,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
 Outcomes = dict[str, dict[str, int]]  # by function of a test, or test: how many passed, failed, were left out
 
 
-def claimed() -> set[str]:
+def claimed_tests() -> set[str]:
     """Every test that a claim names."""
     several = [tests for row in CLAIMS.values() for tests in row] + [tests for _, tests in ELSEWHERE.values()]
     return {test for tests in several for test in tests} | set(TRIED_BY)
@@ -138,7 +138,7 @@ def run(tests: set[str]) -> dict[str, str]:
     return found
 
 
-def counted(found: dict[str, str], tests: set[str]) -> Outcomes:
+def count_outcomes(found: dict[str, str], tests: set[str]) -> Outcomes:
     """By claimed test (a file, a function or the beginning of a name): how many passed, failed, were skipped."""
     counts = {test: Counter(kind for name, kind in found.items() if name.startswith(test)) for test in sorted(tests)}
     return {test: dict(sorted(kinds.items())) for test, kinds in counts.items()}
@@ -150,7 +150,7 @@ def environment() -> str:
     return f"torch {torch.__version__}, Python {python}, {platform.system()} {platform.machine()}"
 
 
-def shown(tests: tuple[str, ...], outcomes: Outcomes) -> str:
+def cell(tests: tuple[str, ...], outcomes: Outcomes) -> str:
     """A cell: how many tests passed. Raises where the claim does not hold."""
     for test in tests:
         kinds = outcomes.get(test)
@@ -174,7 +174,7 @@ def page(found: dict[str, Any]) -> str:
         "[exported](exported.md); what does not work: [limits](limits.md).", "",
         f"In {found['environment']}:", "",
         "| | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS),
-        *(f"| {what} | " + " | ".join(shown(tests, outcomes) for tests in row) + " |" for what, row in CLAIMS.items()),
+        *(f"| {what} | " + " | ".join(cell(tests, outcomes) for tests in row) + " |" for what, row in CLAIMS.items()),
         "", "Attention compiled, exported, under autocast and copied, and the compiled core in graphs, on CPUs:", "",
         "| environment | passed | failed | left out |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(map(str, sums)) + " |")
     lines += ["", "| device or system | |", "| --- | --- |"]
     for name, (said, tests) in ELSEWHERE.items():
-        lines.append(f"| {name} | {said if shown(tests, outcomes) != 'not run' else 'not run'} |")
+        lines.append(f"| {name} | {said if cell(tests, outcomes) != 'not run' else 'not run'} |")
     lines += ["", "The tests:", ""]
     for what, row in CLAIMS.items():
         names = sorted({test for tests in row for test in tests})
@@ -201,13 +201,17 @@ def main() -> None:
     if "--page" not in sys.argv:
         elsewhere, words = "--elsewhere" in sys.argv, [word for word in sys.argv[1:] if not word.startswith("-")]
         tests = {
-            test for test in (set(TRIED_BY) if elsewhere else claimed()) if not words or any(map(test.count, words))
+            test
+            for test in (set(TRIED_BY) if elsewhere else claimed_tests())
+            if not words or any(map(test.count, words))
         }
-        outcomes, found = counted(run(tests), tests), read()
+        outcomes, found = count_outcomes(run(tests), tests), read()
         found["tried"].setdefault(environment(), {}).update({t: outcomes[t] for t in TRIED_BY if t in tests})
         if not elsewhere:
             found["environment"] = environment()
-            found["claims"] = {test: kinds for test, kinds in (found["claims"] | outcomes).items() if test in claimed()}
+            found["claims"] = {
+                test: kinds for test, kinds in (found["claims"] | outcomes).items() if test in claimed_tests()
+            }
         FOUND.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
 

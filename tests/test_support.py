@@ -46,16 +46,16 @@ def test_the_page_of_support_is_what_its_data_says(support) -> None:
 def test_a_claim_without_a_test_that_passed_is_refused(support) -> None:
     found = support.read()
     test = next(iter(found["claims"]))
-    assert (support.shown((), {}), support.shown((test,), {})) == ("not tried", "not run")
+    assert (support.cell((), {}), support.cell((test,), {})) == ("not tried", "not run")
     for kinds in ({}, {"skipped": 3}, {"passed": 2, "failed": 1}):
         with pytest.raises(SystemExit, match=re.escape(f"a claim needs {test} to pass")):
-            support.shown((test,), {**found["claims"], test: kinds})
+            support.cell((test,), {**found["claims"], test: kinds})
     with pytest.raises(SystemExit, match="no such test"):
-        support.shown(("tests/test_support.py::test_of_nothing",), {})
+        support.cell(("tests/test_support.py::test_of_nothing",), {})
 
 
 def test_every_claimed_test_is_there(support) -> None:
-    assert all(map(support.functions, support.claimed()))
+    assert all(map(support.functions, support.claimed_tests()))
 
 
 def test_the_page_of_what_was_exported_is_what_its_data_says(exported) -> None:

@@ -12,6 +12,7 @@ import torch
 from near import apart_by_size
 from redrawing import redraw
 from small import swin
+from test_wrapped import Called
 from torch import Tensor, nn
 
 import locant
@@ -31,17 +32,6 @@ CONFIGS = {
 TOLERANCE = 64 * torch.finfo(torch.float32).eps  # of a few layers in another order
 
 
-class Called(nn.Module):
-    """A layer behind a call."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
 def cases() -> dict[str, tuple[nn.Module, Tensor]]:
     table, learned = RelativeTable(GRID, 2), Learned(GRID, 32)
     return {
@@ -51,7 +41,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
     }
 
 
-def quantised(module: nn.Module, config: str) -> nn.Module:
+def quantise(module: nn.Module, config: str) -> nn.Module:
     quantization.quantize_(module, CONFIGS[config]())
     return module
 
@@ -62,7 +52,7 @@ def test_int8(name: str, config: str) -> None:
     """Every linear is called, in int8: the same as behind a call, and not the plain one's numbers."""
     module, x = cases()[name]
     plain = redraw(module).eval()
-    found = quantised(copy.deepcopy(plain), config)
+    found = quantise(copy.deepcopy(plain), config)
     behind = copy.deepcopy(found)
     linears = [path for path, part in found.named_modules() if isinstance(part, nn.Linear)]
     assert all(hasattr(type(found.get_submodule(path).weight), "__tensor_flatten__") for path in linears)
@@ -78,10 +68,10 @@ def test_int8(name: str, config: str) -> None:
 def test_accelerated(when: str, config: str) -> None:
     """Attention is replaced; quantised linears go on being called, those that were replaced before included."""
     plain, x = redraw(swin(img_size=64)).eval(), torch.randn(2, 3, 64, 64)
-    wanted, model = quantised(copy.deepcopy(plain), config), copy.deepcopy(plain)
+    wanted, model = quantise(copy.deepcopy(plain), config), copy.deepcopy(plain)
     if when == "before":
         locant.accelerate(model)
-    quantised(model, config)
+    quantise(model, config)
     if when == "after":
         report = str(locant.accelerate(model))
         assert "3 of 3 attention, 0 of 3 perceptrons, 0 of 14 linears replaced" in report

@@ -167,7 +167,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
-            known, near = ", ".join(self.commands), meant(args[0], self.commands)
+            known, near = ", ".join(self.commands), suggestion(args[0], self.commands)
             _stop(f"locant has the commands {known}; {args[0]!r} came.{near} `locant --help` says what each does.", 2)
         return super().resolve_command(ctx, args)
 
@@ -183,7 +183,7 @@ def _slips(command: Any) -> Iterator[None]:
         slip: Any = error
         match type(error).__name__:
             case "NoSuchOption":
-                near = meant(slip.option_name, [option for p in command.params for option in p.opts])
+                near = suggestion(slip.option_name, [option for p in command.params for option in p.opts])
                 _stop(f"{name} has no option {slip.option_name}.{near} `{name} --help` lists all.", 2)
             case "BadOptionUsage":
                 said = "takes no value; one came" if "not take" in slip.message else "needs its value; it did not come"
@@ -200,7 +200,7 @@ def _slips(command: Any) -> Iterator[None]:
         raise
 
 
-def meant(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str]) -> str:
     """' Did you mean ...?', where a name is near to one that is known."""
     near = get_close_matches(name, list(names), 1, 0.7)
     return f" Did you mean {near[0]}?" if near else ""
@@ -219,7 +219,7 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     else:
         about = typer.Argument(help=flag.help, metavar=flag.metavar, show_default=False)
     if flag.name in OFFERED:
-        about.autocompletion = lambda incomplete: offered(OFFERED[flag.name], incomplete)
+        about.autocompletion = lambda incomplete: completions(OFFERED[flag.name], incomplete)
     if flag.value is LIST:
         about.callback, about.is_eager = _list_models, True
     default: Any = inspect.Parameter.empty if flag.needed else False if flag.value in (SWITCH, LIST) else None
@@ -228,7 +228,7 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def offered(words: Iterable[str], begun: str) -> list[str]:
+def completions(words: Iterable[str], begun: str) -> list[str]:
     """What completion offers for a word that was begun; of several with commas between them, for the last."""
     kept, comma, last = begun.rpartition(",")
     return [kept + comma + word for word in words if word.startswith(last) and word not in kept.split(",")]

@@ -79,6 +79,19 @@ def check_halves(model: nn.Module, arguments: Sequence[Any], part: str | None, a
         assert (_tensor(model(*arguments)) - right).abs().max() <= low
 
 
+def check_a_later_forward(model: nn.Module, x: torch.Tensor, path: str) -> None:
+    """Whoever puts another forward on a part of an accelerated model has it called, and gets ours back without it."""
+    locant.accelerate(model)
+    module = model.get_submodule(path)
+    with torch.no_grad():
+        before = model(x)
+        module.forward = lambda rows, **_: torch.zeros_like(rows)
+        assert not torch.equal(model(x), before)
+        del module.forward
+        locant.accelerate(module)
+        assert torch.equal(model(x), before)
+
+
 class Counts(TorchDispatchMode):
     """LayerNorms that torch does by themselves, and T5's RMSNorms, which are made of several operators."""
 

@@ -53,15 +53,7 @@ def test_they_are_exact_in_float64(name: str) -> None:
 @pytest.mark.parametrize("part", ["attention", "mlp", "norm1"])
 def test_a_forward_that_came_later_is_called(part: str) -> None:
     model, x, block = _built("swin")
-    locant.accelerate(model)
-    module = model.get_submodule(f"{block}.{part}")
-    with torch.no_grad():
-        before = model(x)
-        module.forward = lambda rows, **_: torch.zeros_like(rows)
-        assert not torch.equal(model(x), before)
-        del module.forward
-        locant.accelerate(module)
-        assert torch.equal(model(x), before)
+    accelerated.check_a_later_forward(model, x, f"{block}.{part}")
 
 
 def test_what_is_added_to_queries_and_keys_alone_is_not_joined() -> None:
@@ -70,6 +62,14 @@ def test_what_is_added_to_queries_and_keys_alone_is_not_joined() -> None:
     attention = locant.nn.Attention(64, 2, grid=grid, position=Sinusoid(64))
     model, x = locant.nn.Block(64, 2, attention=attention).eval(), torch.randn(16, 48, 64)
     accelerated.check_halves(model, [x], None, ["norm1", "norm2"])
+
+
+@pytest.mark.parametrize("grid", [None, locant.Grid(50)])
+def test_zeros_that_fill_a_line_come_behind_the_norm(grid: locant.Grid | None) -> None:
+    """Windows of 8 do not divide 50 tokens, whether anyone says where they are or not."""
+    attention = locant.nn.WindowAttention(64, 2, (8,), shift=4, border="pad-roll", grid=grid)
+    model, x = locant.nn.Block(64, 2, attention=attention).eval(), torch.randn(16, 50, 64)
+    accelerated.check_halves(model, [x], None, ["norm1"])
 
 
 def test_own_classes_are_known_by_source() -> None:

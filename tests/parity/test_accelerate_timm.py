@@ -201,17 +201,7 @@ def test_halves_of_blocks_are_joined_unless_a_hook_wants_a_part(timm, name: str,
 
 @pytest.mark.parametrize("part", ["attn", "mlp"])
 def test_a_forward_that_came_later_is_called(timm, part: str) -> None:
-    """Whoever puts another forward on a part of an accelerated model has it called, and taken along by a copy."""
-    model = _vit(timm, "vit").eval()
-    locant.accelerate(model)
-    x, module = torch.randn(4, 3, 64, 64), model.blocks[1].get_submodule(part)
-    with torch.no_grad():
-        before = model(x)
-        module.forward = lambda rows, **_: torch.zeros_like(rows)
-        assert not torch.equal(model(x), before)
-        del module.forward
-        locant.accelerate(module)
-        assert torch.equal(model(x), before)
+    accelerated.check_a_later_forward(_vit(timm, "vit").eval(), torch.randn(4, 3, 64, 64), f"blocks.1.{part}")
 
 
 def test_drop_path_and_copies_of_joined_blocks(timm) -> None:

@@ -17,7 +17,7 @@ from locant.integrations.layers import is_packed, parts_of
 from locant.integrations.replacing import Replacement
 from locant.integrations.windowed import project_angles
 from locant.masks import Mask
-from locant.nn.arguments import split_embedding
+from locant.nn.arguments import split_embedding, token_grid
 
 _NN = "locant.nn"
 ATTENTIONS = {f"{_NN}.self_attention.Attention", f"{_NN}.gated.GatedAttention"} | {
@@ -63,8 +63,7 @@ def _joins(attention: Any, position: Positions) -> bool:
 
 
 def _fills(attention: Any, x: Tensor, grid: Grid | None) -> bool:
-    grid = attention.grid if grid is None else grid
-    return hasattr(attention, "fills") and grid is not None and attention.fills(grid)
+    return hasattr(attention, "fills") and attention.fills(token_grid(x, attention.grid if grid is None else grid))
 
 
 def _projection(attention: Any, half: Half) -> Callable[[Tensor], Any]:
