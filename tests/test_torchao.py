@@ -78,5 +78,8 @@ def test_accelerated(when: str, config: str) -> None:
         assert "a weight of its layers is no plain tensor (Int8Tensor): they go on being called" in report
         assert "its weight is no plain tensor" in report
     with torch.no_grad():
-        assert apart_by_size(model(x), wanted(x)) <= TOLERANCE
-        assert apart_by_size(model(x), plain(x)) > 1e-4
+        found, own = model(x), apart_by_size(wanted(x), plain(x))
+        assert 1e-4 < apart_by_size(found, plain(x)) <= 2 * own
+        # activations are rounded to eight bits at each layer, so that an input moved by 2e-7 gives as much as 2 * own
+        allowed = TOLERANCE if config == "weights" else 2 * own
+        assert apart_by_size(found, wanted(x)) <= allowed
